@@ -1,0 +1,215 @@
+"""Losses of pairs: given ones (a row of x1 with the same row of x2), and all pairs of a batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import checks, ops
+from .reduce import REDUCTIONS, reduce
+
+
+def contrastive_loss(
+    x1: Tensor, x2: Tensor, target: Tensor, *,
+    margin: float | Tensor = 1.0, metric: str = "euclidean", similar: int = 1, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Contrastive loss of given pairs: similar pairs are pulled together, others pushed at least `margin` apart.
+
+    $$ \ell_i = \tfrac12 d_i^2 \text{ if similar, else } \tfrac12 \max(0, m - d_i)^2, \quad d_i = d(x1_i, x2_i) $$
+
+    Args:
+        x1, x2: embeddings [N, D], float16, bfloat16, float32 or float64.
+        target: [N]. `similar=1` (default): similar where target > 0, so bool, {0, 1} and {-1, +1} all work;
+            `similar=0`: similar where target == 0, the convention of the paper.
+        margin: distance beyond which a dissimilar pair costs nothing; a 0-d tensor receives its gradient.
+        metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
+        reduction: "mean" over the pairs, "sum", or "none" (one value per pair).
+
+    Returns:
+        A scalar, or [N] for reduction "none"; float32 (float64 for float64 inputs). N = 0 gives 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen.
+
+    Equivalent to (euclidean)::
+
+        d = (x1 - x2).norm(dim=1)
+        torch.where(target > 0, d**2, F.relu(margin - d) ** 2).mean() / 2
+
+    Source: Hadsell, Chopra, LeCun, "Dimensionality Reduction by Learning an Invariant Mapping", CVPR 2006.
+
+    >>> x1, x2 = torch.zeros(2, 1), torch.tensor([[2.0], [1.0]])
+    >>> contrastive_loss(x1, x2, torch.tensor([1, 0]), margin=2.0, reduction="none")
+    tensor([2.0000, 0.5000])
+    """
+    checks.number("margin", margin)
+    return _given_pairs_hinge(x1, x2, target, margin, metric, similar, reduction, scale=0.5)
+
+
+def euclidean_distance_loss(
+    x1: Tensor, x2: Tensor, target: Tensor, *, margin: float | Tensor = 1.0, similar: int = 1, reduction: str = "mean"
+) -> Tensor:
+    r"""Contrastive loss of given pairs without the factor 1/2, on the euclidean distance.
+
+    $$ \ell_i = d_i^2 \text{ if similar, else } \max(0, m - d_i)^2, \quad d_i = \|x1_i - x2_i\| $$
+
+    Arguments, result and errors are those of `contrastive_loss`.
+
+    Equivalent to::
+
+        d = (x1 - x2).norm(dim=1)
+        torch.where(target > 0, d**2, F.relu(margin - d) ** 2).mean()
+
+    >>> x1, x2 = torch.zeros(2, 1), torch.tensor([[2.0], [1.0]])
+    >>> euclidean_distance_loss(x1, x2, torch.tensor([1, 0]), margin=2.0, reduction="none")
+    tensor([4., 1.])
+    """
+    checks.number("margin", margin)
+    return _given_pairs_hinge(x1, x2, target, margin, "euclidean", similar, reduction, scale=1.0)
+
+
+def _given_pairs_hinge(
+    x1: Tensor,
+    x2: Tensor,
+    target: Tensor,
+    margin: float | Tensor,
+    metric: str,
+    similar: int,
+    reduction: str,
+    scale: float,
+) -> Tensor:
+    checks.one_of("metric", metric, checks.METRICS)
+    is_similar, d = _given_distances(x1, x2, target, metric, similar, reduction)
+    return reduce(scale * torch.where(is_similar, d, F.relu(margin - d)).square(), reduction, len(d))
+
+
+def _given_distances(
+    x1: Tensor, x2: Tensor, target: Tensor, metric: str, similar: int, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """Which pairs are similar, and their distances. [N] each"""
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    x1, x2 = checks.same_rows(("x1", "x2"), (x1, x2))
+    is_similar = checks.similar_pairs(target, similar, x1)
+    return is_similar, ops.row_distances((x1, x2), metric)[0]
+
+
+def cosine_similarity_loss(
+    x1: Tensor, x2: Tensor, target: Tensor | None = None, *, similar: int = 1, reduction: str = "mean"
+) -> Tensor:
+    r"""Cosine similarity of given pairs as a loss between 0 and 1.
+
+    $$ \ell_i = 1 - s_i \text{ if similar, else } s_i, \quad s_i = \tfrac12 (1 + \cos(x1_i, x2_i)) $$
+
+    Without `target` every pair is similar and the value is the cosine distance 1 - cos, between 0 and 2. Norms are
+    clamped to at least 1e-8. Arguments, result and errors are otherwise those of `contrastive_loss`.
+
+    Equivalent to::
+
+        s = (1 + F.cosine_similarity(x1, x2)) / 2
+        torch.where(target > 0, 1 - s, s).mean()  # without target: (1 - F.cosine_similarity(x1, x2)).mean()
+
+    >>> x = torch.eye(2)
+    >>> cosine_similarity_loss(x, x.flip(0), torch.tensor([1, 0]), reduction="none")
+    tensor([0.5000, 0.5000])
+    """
+    if target is None:
+        checks.one_of("reduction", reduction, REDUCTIONS)
+        checks.one_of("similar", similar, (0, 1))
+        d = ops.row_distances(tuple(checks.same_rows(("x1", "x2"), (x1, x2))), "cosine")[0]
+        return reduce(d, reduction, len(d))
+    is_similar, d = _given_distances(x1, x2, target, "cosine", similar, reduction)
+    return reduce(torch.where(is_similar, 0.5 * d, 1 - 0.5 * d), reduction, len(d))
+
+
+def cosine_embedding_loss(
+    x1: Tensor, x2: Tensor, target: Tensor, *, margin: float | Tensor = 0.0, similar: int = 1, reduction: str = "mean"
+) -> Tensor:
+    r"""Cosine embedding loss of given pairs; equals `torch.nn.functional.cosine_embedding_loss`.
+
+    $$ \ell_i = 1 - \cos_i \text{ if similar, else } \max(0, \cos_i - m) $$
+
+    `target` may mix both kinds. `margin` is a cosine, between -1 and 1. Other arguments, result and errors are those
+    of `contrastive_loss`.
+
+    Equivalent to::
+
+        F.cosine_embedding_loss(x1, x2, target, margin=margin)  # target in {-1, +1}
+
+    >>> x1, x2 = torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 2.0]])
+    >>> cosine_embedding_loss(x1, x2, torch.tensor([-1]), margin=0.5)
+    tensor(0.5000)
+    """
+    checks.number("margin", margin, low=-1.0)
+    is_similar, d = _given_distances(x1, x2, target, "cosine", similar, reduction)
+    return reduce(torch.where(is_similar, d, F.relu(1 - d - margin)), reduction, len(d))
+
+
+def pairwise_contrastive_loss(
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
+    pos_margin: float | Tensor = 0.0, neg_margin: float | Tensor = 1.0, metric: str = "euclidean", power: int = 2,
+    reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Contrastive loss over all pairs of a batch, or of a batch with a reference set, without the distance matrix.
+
+    $$ \ell_{ij} = c \max(0, d_{ij} - m_+)^p \text{ if } y_i = y_j, \text{ else } c \max(0, m_- - d_{ij})^p $$
+
+    with c = 1/2 for p = 2 and c = 1 for p = 1. Memory is O((N + M) D).
+
+    Args:
+        embeddings: [N, D], float16, bfloat16, float32 or float64.
+        labels: [N], any integer dtype; pairs with equal labels are positive, all others negative.
+        ref_embeddings, ref_labels: [M, D] and [M], another set to compare with (a memory bank, a gathered batch).
+            Without them the batch is compared with itself and the pairs (i, i) are left out.
+        pos_margin, neg_margin: distance above which a positive costs, and below which a negative costs; each may be a
+            0-d tensor, which receives its gradient.
+        metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
+        power: 2 or 1.
+        reduction: "mean" over all valid ordered pairs; "active": the mean over the non-zero positive terms plus the mean
+            over the non-zero negative terms; "sum"; "none": the sum of each anchor's terms, [N].
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any pair it is 0, with zero gradient.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen.
+
+    Equivalent to (euclidean, a self batch)::
+
+        d = torch.cdist(embeddings, embeddings)
+        same = labels[:, None] == labels
+        terms = torch.where(same, F.relu(d - pos_margin), F.relu(neg_margin - d)) ** 2 / 2
+        terms.fill_diagonal_(0).sum() / (N * (N - 1))
+
+    pytorch-metric-learning's `ContrastiveLoss` is power=1 with reduction="active" on normalised embeddings.
+
+    Source: Hadsell, Chopra, LeCun, CVPR 2006; margins on both sides as in Wu et al., "Sampling Matters in Deep
+    Embedding Learning", ICCV 2017.
+
+    >>> x = torch.tensor([[0.0], [0.5], [3.0]])
+    >>> pairwise_contrastive_loss(x, torch.tensor([0, 1, 1]), reduction="none")
+    tensor([0.1250, 3.2500, 3.1250])
+    """
+    checks.number("pos_margin", pos_margin)
+    checks.number("neg_margin", neg_margin)
+    checks.one_of("metric", metric, checks.METRICS)
+    checks.one_of("power", power, (1, 2))
+    checks.one_of("reduction", reduction, (*REDUCTIONS, "active"))
+    x, labels, refs, ref_labels = checks.batch(embeddings, labels, ref_embeddings, ref_labels)
+
+    margins = (pos_margin, neg_margin)
+    learn = [isinstance(m, Tensor) and m.requires_grad for m in margins]
+    loss = "contrastive" if power == 2 else "linear_contrastive"
+    apart = reduction == "active" or any(learn)  # positives and negatives counted separately, with counts and slopes
+    states = ops.fold(x, refs, labels, ref_labels, list(margins), loss, metric, 6 if apart else 1)
+    if not apart:
+        pairs = len(x) * (len(x) - 1 if refs is None else len(refs))
+        return reduce(states[0], reduction, pairs)
+
+    sums, counts, slopes = list(states[:2]), states[2:4].detach(), states[4:].detach()
+    for kind, (margin, sign) in enumerate(zip(margins, (-1, 1), strict=True)):
+        if isinstance(margin, Tensor):  # the value stays; the derivative by the margin is the sum of the hinges' slopes
+            sums[kind] = sums[kind] + sign * slopes[kind] * (margin - margin.detach())
+    if reduction == "active":
+        return reduce(sums[0], "mean", counts[0].sum()) + reduce(sums[1], "mean", counts[1].sum())
+    return reduce(sums[0] + sums[1], reduction, len(x) * (len(x) - 1 if refs is None else len(refs)))

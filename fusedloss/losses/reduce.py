@@ -1,0 +1,17 @@
+"""Reductions shared by the losses."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def reduce(terms: Tensor, reduction: str, count: Tensor | int) -> Tensor:
+    """ "none": the terms [N]; "sum"; "mean" over `count` of them, 0 (still attached to the graph) when count is 0."""
+    if reduction == "none":
+        return terms
+    total = terms.sum()
+    if reduction == "sum":
+        return total
+    return total / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))

@@ -1,0 +1,165 @@
+"""Losses of triplets: given ones, and mined from the batch without the distance matrix."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import checks, ops
+from .reduce import REDUCTIONS, reduce
+
+POSITIVES = {"hardest": "farthest", "easiest": "nearest"}
+NEGATIVES = {"hardest": "nearest", "easiest": "farthest", "semihard": "beyond"}
+
+
+class HardestPairs(NamedTuple):
+    """What `hardest_pairs` found for every anchor, [N] each."""
+
+    positive_distance: Tensor
+    positive_index: Tensor
+    negative_distance: Tensor
+    negative_index: Tensor
+
+
+def triplet_margin_loss(
+    anchor: Tensor, positive: Tensor, negative: Tensor, *,
+    margin: float | Tensor = 1.0, metric: str = "euclidean", swap: bool = False, soft_margin: bool = False,
+    eps: float = 1e-6, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Triplet loss of given triplets; euclidean and manhattan equal `torch.nn.functional.triplet_margin_loss` (p = 2, 1).
+
+    $$ \ell_i = \max(0, d(a_i, p_i) - d(a_i, n_i) + m), \quad \text{soft: } \log(1 + \exp(d(a_i, p_i) - d(a_i, n_i))) $$
+
+    Args:
+        anchor, positive, negative: [N, D], float16, bfloat16, float32 or float64.
+        margin: how much farther the negative has to be; a 0-d tensor receives its gradient. The soft margin has none.
+        metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
+        swap: use the smaller of d(a, n) and d(p, n) (Balntas et al., BMVC 2016).
+        soft_margin: the softplus form.
+        eps: added to every difference, as torch.nn.functional.pairwise_distance does; the cosine metric has none.
+        reduction: "mean", "sum" or "none" (one value per triplet).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen.
+
+    Equivalent to::
+
+        d_ap, d_an = F.pairwise_distance(anchor, positive), F.pairwise_distance(anchor, negative)
+        F.relu(d_ap - d_an + margin).mean()
+
+    Source: Schroff, Kalenichenko, Philbin, "FaceNet", CVPR 2015.
+
+    >>> a = torch.zeros(1, 1)
+    >>> triplet_margin_loss(a, a + 2, a + 1, margin=0.5, eps=0.0)
+    tensor(1.5000)
+    """
+    checks.number("margin", margin)
+    checks.number("eps", eps, tensor=False)
+    checks.one_of("metric", metric, checks.METRICS)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    ends = checks.same_rows(("anchor", "positive", "negative"), (anchor, positive, negative))
+    d = ops.row_distances(tuple(ends), metric, eps, pairs=3 if swap else 2)
+    d_an = torch.minimum(d[1], d[2]) if swap else d[1]
+    return reduce(_hinge(d[0] - d_an, margin, soft_margin), reduction, len(d_an))
+
+
+def _hinge(gap: Tensor, margin: float | Tensor, soft_margin: bool) -> Tensor:
+    return F.softplus(gap) if soft_margin else F.relu(gap + margin)
+
+
+def hardest_pairs(
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
+    metric: str = "euclidean", positives: str = "hardest", negatives: str = "hardest",
+) -> HardestPairs:  # fmt: skip
+    r"""The selected positive and negative of every anchor, in O((N + M) D) memory; for losses of your own and for logging.
+
+    Args:
+        embeddings: [N, D], float16, bfloat16, float32 or float64.
+        labels: [N], any integer dtype; equal labels are positive pairs.
+        ref_embeddings, ref_labels: [M, D] and [M], the set to mine from; without them the batch itself, without (i, i).
+        metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
+        positives: "hardest" (farthest) or "easiest" (nearest).
+        negatives: "hardest" (nearest), "easiest" (farthest) or "semihard" (nearest of those farther than the selected
+            positive).
+
+    Returns:
+        `HardestPairs(positive_distance, positive_index, negative_distance, negative_index)`, each [N]. Indices are int64
+        rows of the reference set (the lowest on ties), -1 where an anchor has no such pair; its distance is NaN then.
+        Distances are recomputed exactly, sum((x - y)^2) in float32 from the rows as given, and are differentiable.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen.
+
+    Equivalent to (euclidean, hardest)::
+
+        d = torch.cdist(embeddings, embeddings)
+        same = labels[:, None] == labels
+        d.masked_fill(~same | eye, -inf).max(1), d.masked_fill(same, inf).min(1)
+
+    >>> found = hardest_pairs(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([0, 0, 1]))
+    >>> found.positive_index, found.negative_index
+    (tensor([ 1,  0, -1]), tensor([2, 2, 1]))
+    """
+    checks.one_of("metric", metric, checks.METRICS)
+    checks.one_of("positives", positives, tuple(POSITIVES))
+    checks.one_of("negatives", negatives, tuple(NEGATIVES))
+    x, labels, refs, ref_labels = checks.batch(embeddings, labels, ref_embeddings, ref_labels)
+    index = ops.mine(x, refs, labels, ref_labels, metric, POSITIVES[positives], NEGATIVES[negatives])
+    distance = ops.mined_distances(x, refs, index, metric)
+    return HardestPairs(distance[0], index[0], distance[1], index[1])
+
+
+def batch_hard_triplet_loss(
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
+    margin: float | Tensor = 0.2, metric: str = "euclidean", soft_margin: bool = False,
+    positives: str = "hardest", negatives: str = "hardest", reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Triplet loss with one mined positive and one mined negative per anchor, without the distance matrix.
+
+    $$ \ell_i = \max(0, d(x_i, x_{p(i)}) - d(x_i, x_{n(i)}) + m), \quad \text{soft: } \log(1 + \exp(d_{ap} - d_{an})) $$
+
+    Anchors without a positive or without a negative do not count (sentence-transformers counts those without a positive).
+    Memory is O((N + M) D).
+
+    Args:
+        embeddings, labels, ref_embeddings, ref_labels, metric, positives, negatives: as for `hardest_pairs`.
+        margin: how much farther the negative has to be; a 0-d tensor receives its gradient. The soft margin has none.
+        soft_margin: the softplus form.
+        reduction: "mean" over the anchors that count, "sum", or "none" ([N], 0 for an anchor that does not count).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any triplet it is 0, with zero gradient.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen.
+
+    Equivalent to::
+
+        d = torch.cdist(embeddings, embeddings)
+        same = labels[:, None] == labels
+        d_ap = d.masked_fill(~same | eye, -inf).amax(1)
+        d_an = d.masked_fill(same, inf).amin(1)
+        F.relu(d_ap - d_an + margin).mean()
+
+    Source: Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017; semi-hard
+    negatives from Schroff et al., "FaceNet", CVPR 2015.
+
+    >>> x, labels = torch.tensor([[0.0], [1.0], [1.5]]), torch.tensor([0, 0, 1])
+    >>> batch_hard_triplet_loss(x, labels, margin=0.5, reduction="none")
+    tensor([0., 1., 0.])
+    """
+    checks.number("margin", margin)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    mined = hardest_pairs(
+        embeddings, labels, ref_embeddings, ref_labels, metric=metric, positives=positives, negatives=negatives
+    )
+    counts = (mined.positive_index >= 0) & (mined.negative_index >= 0)
+    gap = torch.where(counts, mined.positive_distance - mined.negative_distance, 0.0)
+    terms = torch.where(counts, _hinge(gap, margin, soft_margin), 0.0)
+    return reduce(terms, reduction, counts.sum())

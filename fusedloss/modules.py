@@ -1,0 +1,59 @@
+"""Every loss as an `nn.Module`: the constructor takes the function's keyword arguments, `forward` its tensors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .losses import pairs, triplets
+
+
+class LossModule(nn.Module):
+    """A loss function with its options. An `nn.Parameter` given as an option (a margin, say) is trained and saved with the module."""
+
+    function: Callable[..., Any]
+
+    def __init_subclass__(cls, function: Callable[..., Any], **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        parameters = inspect.signature(function).parameters.values()
+        cls.function = staticmethod(function)
+        cls.options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        cls.__signature__ = inspect.Signature([p for p in parameters if p.kind is p.KEYWORD_ONLY])
+        cls.__doc__ = f"`{function.__name__}` as a module.\n\n{inspect.getdoc(function)}"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        for name in options.keys() - self.options.keys():
+            raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(self.options)}")
+        for name, value in (self.options | options).items():
+            setattr(self, name, value)
+
+    def forward(self, *tensors: Tensor | None, **named: Tensor | None) -> Any:
+        return self.function(*tensors, **named, **{name: getattr(self, name) for name in self.options})
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.options if name not in self._parameters)
+
+
+class ContrastiveLoss(LossModule, function=pairs.contrastive_loss): ...
+
+
+class EuclideanDistanceLoss(LossModule, function=pairs.euclidean_distance_loss): ...
+
+
+class CosineSimilarityLoss(LossModule, function=pairs.cosine_similarity_loss): ...
+
+
+class CosineEmbeddingLoss(LossModule, function=pairs.cosine_embedding_loss): ...
+
+
+class PairwiseContrastiveLoss(LossModule, function=pairs.pairwise_contrastive_loss): ...
+
+
+class TripletMarginLoss(LossModule, function=triplets.triplet_margin_loss): ...
+
+
+class BatchHardTripletLoss(LossModule, function=triplets.batch_hard_triplet_loss): ...

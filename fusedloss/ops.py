@@ -1,0 +1,268 @@
+"""From the losses to a backend: custom ops, their `torch.autograd.Function`s, and the choice of backend.
+
+A backend is a module with the functions `fold`, `fold_grad`, `mine`, `row_distances`, `row_distances_grad`,
+`mined_distances` and `mined_distances_grad`: `launch` (Triton) or `blocked` (PyTorch).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BACKENDS = {"triton": "launch", "blocked": "blocked"}
+TRITON_DEVICES = ("cuda", "xpu")  # ROCm devices are "cuda" too
+_selected = "auto"
+
+
+def set_backend(name: str) -> None:
+    """Choose the backend of every later call: "auto" (the default), "triton" or "blocked".
+
+    auto: Triton for CUDA, ROCm and XPU tensors, the blocked PyTorch backend for everything else and for float64.
+    With TRITON_INTERPRET=1 in the environment "triton" takes CPU tensors too, in Triton's interpreter.
+    """
+    global _selected
+    if name not in ("auto", *BACKENDS):
+        raise ValueError(f"backend must be one of 'auto', 'triton', 'blocked', got {name!r}")
+    _selected = name
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """`set_backend` for the duration of a `with` block; the backward of a loss uses the backend of its forward."""
+    before = _selected
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(before)
+
+
+def resolve_backend(x: Tensor) -> str:
+    """The backend that a call on x uses now."""
+    has_triton = importlib.util.find_spec("triton") is not None
+    if _selected == "auto":
+        return "triton" if has_triton and x.device.type in TRITON_DEVICES and x.dtype != torch.float64 else "blocked"
+    if _selected == "triton":
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if not has_triton or x.dtype == torch.float64 or not (x.device.type in TRITON_DEVICES or interpreted):
+            raise ValueError(
+                "backend 'triton' needs triton installed and float32, float16 or bfloat16 tensors on a GPU "
+                f"(or TRITON_INTERPRET=1), got {x.dtype} on {x.device}, triton {'' if has_triton else 'not '}installed"
+            )
+    return _selected
+
+
+def _module(backend: str) -> Any:
+    return importlib.import_module(f".{BACKENDS[backend]}", __package__)
+
+
+def _state_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _no_double_backward(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError("fusedloss losses can be differentiated once: double backward is not implemented")
+
+
+def _op(name: str, schema: str, fake: Any) -> Any:
+    """The custom op of a backend function: same name and arguments, then the backend's name."""
+
+    def run(*args: Any) -> Any:
+        return getattr(_module(args[-1]), name)(*args[:-1])
+
+    op = torch.library.custom_op(f"fusedloss::{name}", run, mutates_args=(), schema=schema)
+    op.register_fake(fake)
+    return op
+
+
+def _grad_op(name: str, schema: str, fake: Any) -> Any:
+    """An op that computes a gradient: a double backward through it is an error that says so."""
+    op = _op(name, schema, fake)
+    op.register_autograd(_no_double_backward)
+    return op
+
+
+# ------------------------------------------------------------------------------------------------- fold: row states
+
+
+def _fold_grad_fake(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
+    want_x, want_y = args[-3:-1]
+    dx = x.new_empty(x.shape if want_x else 0)
+    return dx, x.new_empty(0) if y is None or not want_y else y.new_empty(y.shape)
+
+
+fold_op = _op(
+    "fold",
+    "(Tensor x, Tensor? y, Tensor x_labels, Tensor y_labels, Tensor params, str loss, str metric, int states, str backend)"
+    " -> Tensor",
+    lambda x, y, xl, yl, params, loss, metric, states, backend: x.new_empty(states, len(x), dtype=_state_dtype(x)),
+)
+fold_grad_op = _grad_op(
+    "fold_grad",
+    "(Tensor x, Tensor? y, Tensor x_labels, Tensor y_labels, Tensor params, Tensor states, Tensor dstates, str loss, "
+    "str metric, bool want_x, bool want_y, str backend) -> (Tensor, Tensor)",
+    _fold_grad_fake,
+)
+
+
+class Fold(torch.autograd.Function):
+    """Row states [states, N] of every anchor; the backward recomputes the tiles."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return fold_op(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, y, x_labels, y_labels, params, ctx.loss, ctx.metric, _, ctx.backend = inputs
+        ctx.save_for_backward(x, y, x_labels, y_labels, params, output)
+
+    @staticmethod
+    def backward(ctx: Any, dstates: Tensor) -> Any:
+        y = ctx.saved_tensors[1]
+        want_x, want_y = ctx.needs_input_grad[:2]
+        dx, dy = fold_grad_op(*ctx.saved_tensors, dstates, ctx.loss, ctx.metric, want_x, want_y, ctx.backend)
+        return (dx if want_x else None, dy if y is not None and want_y else None, *[None] * 7)
+
+
+fold_op.register_autograd(Fold.backward, setup_context=Fold.setup_context)
+
+
+def fold(
+    x: Tensor,
+    y: Tensor | None,
+    x_labels: Tensor,
+    y_labels: Tensor | None,
+    params: list[Any],
+    loss: str,
+    metric: str,
+    states: int,
+) -> Tensor:
+    """Row states of x against y, or against itself without the pairs (i, i). [states, N]"""
+    numbers = _params(params, x)
+    y_labels = x_labels if y_labels is None else y_labels
+    return Fold.apply(x, y, x_labels, y_labels, numbers, loss, metric, states, resolve_backend(x))
+
+
+def _params(params: list[Any], x: Tensor) -> Tensor:
+    """A loss's numbers: on the CPU, read without a sync, unless one of them is a tensor on the device."""
+    dtype = _state_dtype(x)
+    if not any(isinstance(p, Tensor) for p in params):
+        return torch.tensor(params, dtype=dtype)
+    on_device = [
+        p.detach().to(x.device, dtype) if isinstance(p, Tensor) else torch.full((), p, dtype=dtype, device=x.device)
+        for p in params
+    ]
+    return torch.stack(on_device)
+
+
+# ------------------------------------------------------------------------------------------- mined and given pairs
+
+
+mine_op = _op(
+    "mine",
+    "(Tensor x, Tensor? y, Tensor x_labels, Tensor y_labels, str metric, str positives, str negatives, str backend) -> Tensor",
+    lambda x, *args: x.new_empty(2, len(x), dtype=torch.int64),
+)
+
+
+def mine(
+    x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor | None, metric: str, positives: str, negatives: str
+) -> Tensor:
+    """Index of every anchor's positive and negative, -1 where there is none. [2, N] int64
+
+    positives: "farthest" or "nearest"; negatives: those two, or "beyond": the nearest farther than the positive.
+    """
+    y_labels = x_labels if y_labels is None else y_labels
+    return mine_op(
+        x.detach(),
+        None if y is None else y.detach(),
+        x_labels,
+        y_labels,
+        metric,
+        positives,
+        negatives,
+        resolve_backend(x),
+    )
+
+
+mined_distances_op = _op(
+    "mined_distances",
+    "(Tensor x, Tensor? y, Tensor index, str metric, str backend) -> Tensor",
+    lambda x, y, index, metric, backend: x.new_empty(index.shape, dtype=_state_dtype(x)),
+)
+mined_distances_grad_op = _grad_op(
+    "mined_distances_grad",
+    "(Tensor x, Tensor? y, Tensor index, Tensor dout, str metric, bool want_y, str backend) -> (Tensor, Tensor)",
+    lambda x, y, index, dout, metric, want_y, backend: (
+        torch.empty_like(x),
+        x.new_empty(0) if y is None or not want_y else torch.empty_like(y),
+    ),
+)
+
+
+class MinedDistances(torch.autograd.Function):
+    """Exact distances of every anchor to its mined pairs [2, N], NaN without one; the backward gathers."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return mined_distances_op(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, y, index, ctx.metric, ctx.backend = inputs
+        ctx.save_for_backward(x, y, index)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Any:
+        want_x, want_y = ctx.needs_input_grad[:2]
+        dx, dy = mined_distances_grad_op(*ctx.saved_tensors, dout, ctx.metric, want_y, ctx.backend)
+        return dx if want_x else None, dy if ctx.saved_tensors[1] is not None and want_y else None, None, None, None
+
+
+mined_distances_op.register_autograd(MinedDistances.backward, setup_context=MinedDistances.setup_context)
+
+
+def mined_distances(x: Tensor, y: Tensor | None, index: Tensor, metric: str) -> Tensor:
+    return MinedDistances.apply(x, y, index, metric, resolve_backend(x))
+
+
+row_distances_op = _op(
+    "row_distances",
+    "(Tensor[] ends, str metric, float eps, int pairs, str backend) -> Tensor",
+    lambda ends, metric, eps, pairs, backend: ends[0].new_empty(pairs, len(ends[0]), dtype=_state_dtype(ends[0])),
+)
+row_distances_grad_op = _grad_op(
+    "row_distances_grad",
+    "(Tensor[] ends, Tensor dout, str metric, float eps, int pairs, str backend) -> Tensor[]",
+    lambda ends, *args: [torch.empty_like(t) for t in ends],
+)
+
+
+class RowDistances(torch.autograd.Function):
+    """d(a, b), d(a, c), d(b, c) of given rows, the first `pairs` of them. [pairs, N]"""
+
+    @staticmethod
+    def forward(metric: str, eps: float, pairs: int, backend: str, *ends: Tensor) -> Tensor:
+        return row_distances_op(ends, metric, eps, pairs, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.metric, ctx.eps, ctx.pairs, ctx.backend, *ends = inputs
+        ctx.save_for_backward(*ends)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Any:
+        grads = row_distances_grad_op(ctx.saved_tensors, dout, ctx.metric, ctx.eps, ctx.pairs, ctx.backend)
+        return None, None, None, None, *grads
+
+
+def row_distances(ends: tuple[Tensor, ...], metric: str, eps: float = 0.0, pairs: int = 1) -> Tensor:
+    return RowDistances.apply(metric, eps, pairs, resolve_backend(ends[0]), *ends)

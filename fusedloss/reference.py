@@ -1,0 +1,168 @@
+"""Every loss in a few lines of dense PyTorch: the specification, and the oracle of the tests.
+
+Memory is O(N M). Arguments, defaults and formulas are those of the functions of the same name in `fusedloss`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPS = 1e-8
+
+
+class HardestPairs(NamedTuple):
+    positive_distance: Tensor
+    positive_index: Tensor
+    negative_distance: Tensor
+    negative_index: Tensor
+
+
+def _sqrt(s: Tensor) -> Tensor:
+    """Square root whose gradient at 0 is 0."""
+    return torch.where(s > 0, s.where(s > 0, s.new_ones(())).sqrt(), s)
+
+
+def _normalize(x: Tensor) -> Tensor:
+    return x / _sqrt(x.square().sum(-1, keepdim=True)).clamp_min(EPS)
+
+
+def pairwise_distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
+    """d(x_i, y_j). [N, M]"""
+    if metric == "cosine":
+        return 1 - _normalize(x) @ _normalize(y).T
+    if metric == "manhattan":
+        return (x[:, None] - y[None]).abs().sum(-1)
+    s = (x.square().sum(-1)[:, None] + y.square().sum(-1)[None] - 2 * x @ y.T).clamp_min(0)
+    return s if metric == "sqeuclidean" else _sqrt(s)
+
+
+def row_distance(x: Tensor, y: Tensor, metric: str, eps: float = 0.0) -> Tensor:
+    """d(x_i, y_i); eps is added to the difference, as torch.nn.functional.pairwise_distance does. [N]"""
+    if metric == "cosine":
+        return 1 - (_normalize(x) * _normalize(y)).sum(-1)
+    diff = x - y + eps
+    if metric == "manhattan":
+        return diff.abs().sum(-1)
+    s = diff.square().sum(-1)
+    return s if metric == "sqeuclidean" else _sqrt(s)
+
+
+def _reduce(terms: Tensor, reduction: str) -> Tensor:
+    return terms if reduction == "none" else terms.sum() / (max(len(terms), 1) if reduction == "mean" else 1)
+
+
+def _similar(target: Tensor, similar: int) -> Tensor:
+    return target > 0 if similar == 1 else target == 0
+
+
+def contrastive_loss(x1, x2, target, *, margin=1.0, metric="euclidean", similar=1, reduction="mean"):
+    d = row_distance(x1, x2, metric)
+    return _reduce(torch.where(_similar(target, similar), d.square(), F.relu(margin - d).square()) / 2, reduction)
+
+
+def euclidean_distance_loss(x1, x2, target, *, margin=1.0, similar=1, reduction="mean"):
+    return 2 * contrastive_loss(x1, x2, target, margin=margin, similar=similar, reduction=reduction)
+
+
+def cosine_similarity_loss(x1, x2, target=None, *, similar=1, reduction="mean"):
+    d = row_distance(x1, x2, "cosine")
+    return _reduce(d if target is None else torch.where(_similar(target, similar), d / 2, 1 - d / 2), reduction)
+
+
+def cosine_embedding_loss(x1, x2, target, *, margin=0.0, similar=1, reduction="mean"):
+    d = row_distance(x1, x2, "cosine")
+    return _reduce(torch.where(_similar(target, similar), d, F.relu(1 - d - margin)), reduction)
+
+
+def triplet_margin_loss(
+    anchor,
+    positive,
+    negative,
+    *,
+    margin=1.0,
+    metric="euclidean",
+    swap=False,
+    soft_margin=False,
+    eps=1e-6,
+    reduction="mean",
+):
+    d_ap, d_an = row_distance(anchor, positive, metric, eps), row_distance(anchor, negative, metric, eps)
+    if swap:
+        d_an = torch.minimum(d_an, row_distance(positive, negative, metric, eps))
+    return _reduce(F.softplus(d_ap - d_an) if soft_margin else F.relu(d_ap - d_an + margin), reduction)
+
+
+def _pairs(embeddings, labels, ref_embeddings, ref_labels):
+    """Both sides, and the masks of positive and negative pairs."""
+    refs, ref_labels = (embeddings, labels) if ref_embeddings is None else (ref_embeddings, ref_labels)
+    same = labels[:, None] == ref_labels[None]
+    itself = (
+        torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        if ref_embeddings is None
+        else torch.zeros_like(same)
+    )
+    return refs, same & ~itself, ~same
+
+
+def pairwise_contrastive_loss(
+    embeddings, labels, ref_embeddings=None, ref_labels=None, *,
+    pos_margin=0.0, neg_margin=1.0, metric="euclidean", power=2, reduction="mean",
+):  # fmt: skip
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels)
+    d = pairwise_distance(embeddings, refs, metric)
+    terms = torch.where(pos, F.relu(d - pos_margin), F.relu(neg_margin - d)).pow(power) * (pos | neg) / power
+    if reduction == "none":
+        return terms.sum(1)
+    if reduction == "active":
+        return sum((terms * kind).sum() / ((terms > 0) & kind).sum().clamp_min(1) for kind in (pos, neg))
+    return terms.sum() / ((pos | neg).sum().clamp_min(1) if reduction == "mean" else 1)
+
+
+def hardest_pairs(
+    embeddings,
+    labels,
+    ref_embeddings=None,
+    ref_labels=None,
+    *,
+    metric="euclidean",
+    positives="hardest",
+    negatives="hardest",
+):
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels)
+    d = pairwise_distance(embeddings, refs, metric)
+
+    def extreme(mask, farthest):
+        worst = -torch.inf if farthest else torch.inf
+        index = d.detach().where(mask, d.new_tensor(worst)).sort(dim=1, descending=farthest, stable=True).indices[:, 0]
+        return torch.where(mask.any(1), index, -1)
+
+    def at(index):
+        distance = row_distance(embeddings, refs[index.clamp_min(0)], metric)  # exact, not the expanded form
+        return distance.where(index >= 0, distance.new_tensor(torch.nan))
+
+    if d.numel() == 0:
+        none = torch.full_like(labels, -1, dtype=torch.int64)
+        nan = embeddings.sum(1) * 0 + torch.nan
+        return HardestPairs(nan, none, nan, none)
+    positive = extreme(pos, positives == "hardest")
+    if negatives == "semihard":
+        neg = neg & (d > d.gather(1, positive.clamp_min(0)[:, None])) & (positive >= 0)[:, None]
+    negative = extreme(neg, negatives == "easiest")
+    return HardestPairs(at(positive), positive, at(negative), negative)
+
+
+def batch_hard_triplet_loss(
+    embeddings, labels, ref_embeddings=None, ref_labels=None, *,
+    margin=0.2, metric="euclidean", soft_margin=False, positives="hardest", negatives="hardest", reduction="mean",
+):  # fmt: skip
+    mined = hardest_pairs(
+        embeddings, labels, ref_embeddings, ref_labels, metric=metric, positives=positives, negatives=negatives
+    )
+    counts = (mined.positive_index >= 0) & (mined.negative_index >= 0)
+    gap = torch.where(counts, mined.positive_distance - mined.negative_distance, 0)
+    terms = torch.where(counts, F.softplus(gap) if soft_margin else F.relu(gap + margin), 0)
+    return terms if reduction == "none" else terms.sum() / (counts.sum().clamp_min(1) if reduction == "mean" else 1)

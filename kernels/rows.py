@@ -1,0 +1,206 @@
+"""Distances of given rows: pairs, triplets and mined pairs, exact in fp32 from the original rows.
+
+A pair's distance and gradient come from up to three sums over D (`stats`), then
+    gradient by a = alpha (a - b + eps)   or   alpha sign(a - b + eps)   or, for cosine,   alpha b + beta a.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_chunk(ptr, rows, valid, dims, D):
+    """ptr[rows, dims] in fp32, 0 where a row is not valid or past D. [BM, BD]"""
+    mask = valid[:, None] & (dims < D)[None, :]
+    return tl.load(ptr + rows.to(tl.int64)[:, None] * D + dims[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def pair_stats(stats, a, b, in_row, eps, METRIC: tl.constexpr):
+    """The sums over D that a pair's distance and gradient need, plus one chunk. A tuple of [BM]"""
+    if METRIC == "cosine":
+        return (stats[0] + tl.sum(a * b, 1), stats[1] + tl.sum(a * a, 1), stats[2] + tl.sum(b * b, 1))
+    else:
+        diff = tl.where(in_row, a - b + eps, 0.0)
+        size = tl.abs(diff) if METRIC == "manhattan" else diff * diff
+        return (stats[0] + tl.sum(size, 1), stats[1], stats[2])
+
+
+@triton.jit
+def inverse_norm(sq):
+    """1 / max(|x|, 1e-8); NaN stays NaN."""
+    return 1.0 / tl.sqrt(tl.where(sq < 1e-16, 1e-16, sq))
+
+
+@triton.jit
+def pair_distance(stats, METRIC: tl.constexpr):
+    """Distance of each pair. [BM]"""
+    if METRIC == "cosine":
+        return 1.0 - stats[0] * (inverse_norm(stats[1]) * inverse_norm(stats[2]))
+    elif METRIC == "euclidean":
+        return tl.sqrt(stats[0])
+    else:
+        return stats[0]
+
+
+@triton.jit
+def pair_slopes(stats, g, METRIC: tl.constexpr):
+    """alpha, and beta of either end, for upstream derivative g; 0 for a distance of 0. Three of [BM]"""
+    if METRIC == "cosine":
+        ra = inverse_norm(stats[1])
+        rb = inverse_norm(stats[2])
+        cos = stats[0] * (ra * rb)
+        by_a = tl.where(stats[1] < 1e-16, 0.0, g * cos * (ra * ra))
+        return -g * (ra * rb), by_a, tl.where(stats[2] < 1e-16, 0.0, g * cos * (rb * rb))
+    elif METRIC == "euclidean":
+        d = tl.sqrt(stats[0])
+        return tl.where(d == 0.0, 0.0, g / tl.where(d == 0.0, 1.0, d)), g, g
+    elif METRIC == "sqeuclidean":
+        return 2.0 * g, g, g
+    else:
+        return g, g, g
+
+
+@triton.jit
+def pull(a, b, alpha, beta, in_row, eps, METRIC: tl.constexpr):
+    """Gradient of a pair by its first end. [BM, BD]"""
+    if METRIC == "cosine":
+        return alpha[:, None] * b + beta[:, None] * a
+    diff = tl.where(in_row, a - b + eps, 0.0)
+    if METRIC == "manhattan":
+        diff = tl.where(diff > 0.0, 1.0, tl.where(diff < 0.0, -1.0, diff))
+    return alpha[:, None] * diff
+
+
+@triton.jit
+def locate(ptr, rows, n, INDEXED: tl.constexpr):
+    """Where a pair's other end is: the row itself, or the index stored for it, -1 for none. Rows [BM] and validity [BM]"""
+    if INDEXED:
+        at = tl.load(ptr + rows, mask=rows < n, other=-1)
+        return at, at >= 0
+    else:
+        return rows, rows < n
+
+
+@triton.jit
+def zeros3(BM: tl.constexpr):
+    z = tl.zeros([BM], tl.float32)
+    return (z, z, z)
+
+
+@triton.jit
+def triplet_stats(
+    a_ptr, b_ptr, c_ptr, ra, rb, rc, ok_a, ok_b, ok_c, D, eps,
+    METRIC: tl.constexpr, PAIRS: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Stats of (a, b), (a, c) and (b, c); the last two only if PAIRS reaches them."""
+    ab = zeros3(BM)
+    ac = zeros3(BM)
+    bc = zeros3(BM)
+    for first in range(0, D, BD):
+        dims = first + tl.arange(0, BD)
+        in_row = (dims < D)[None, :]
+        a = load_chunk(a_ptr, ra, ok_a, dims, D)
+        b = load_chunk(b_ptr, rb, ok_b, dims, D)
+        ab = pair_stats(ab, a, b, in_row, eps, METRIC)
+        if PAIRS > 1:
+            c = load_chunk(c_ptr, rc, ok_c, dims, D)
+            ac = pair_stats(ac, a, c, in_row, eps, METRIC)
+        if PAIRS > 2:
+            bc = pair_stats(bc, b, c, in_row, eps, METRIC)
+    return ab, ac, bc
+
+
+@triton.jit(do_not_specialize=["N"])
+def row_distances(
+    a_ptr, b_ptr, c_ptr, b_index, c_index, out_ptr, N, D, eps,  # out [PAIRS, N]
+    METRIC: tl.constexpr, PAIRS: tl.constexpr, INDEXED: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """d(a, b), d(a, c), d(b, c) of row i, or of a_i with rows b_index[i], c_index[i]; NaN where there is none."""
+    r = tl.program_id(0) * BM + tl.arange(0, BM)
+    live = r < N
+    rb, ok_b = locate(b_index, r, N, INDEXED)
+    rc, ok_c = locate(c_index, r, N, INDEXED)
+    ab, ac, bc = triplet_stats(a_ptr, b_ptr, c_ptr, r, rb, rc, live, ok_b, ok_c, D, eps, METRIC, PAIRS, BM, BD)
+    step = N.to(tl.int64)
+    tl.store(out_ptr + r, tl.where(ok_b, pair_distance(ab, METRIC), float("nan")), mask=live)
+    if PAIRS > 1:
+        tl.store(out_ptr + step + r, tl.where(ok_c, pair_distance(ac, METRIC), float("nan")), mask=live)
+    if PAIRS > 2:
+        tl.store(out_ptr + 2 * step + r, pair_distance(bc, METRIC), mask=live)
+
+
+@triton.jit(do_not_specialize=["N"])
+def row_distances_grad(
+    a_ptr, b_ptr, c_ptr, b_index, c_index, dout_ptr, da_ptr, db_ptr, dc_ptr, N, D, eps,
+    METRIC: tl.constexpr, PAIRS: tl.constexpr, INDEXED: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """da, db, dc of given rows. INDEXED: da, and in db [4, N] the alpha and beta of either mined pair for `gather_grad`."""
+    r = tl.program_id(0) * BM + tl.arange(0, BM)
+    live = r < N
+    step = N.to(tl.int64)
+    rb, ok_b = locate(b_index, r, N, INDEXED)
+    rc, ok_c = locate(c_index, r, N, INDEXED)
+    ab, ac, bc = triplet_stats(a_ptr, b_ptr, c_ptr, r, rb, rc, live, ok_b, ok_c, D, eps, METRIC, PAIRS, BM, BD)
+    ab_alpha, ab_a, ab_b = pair_slopes(ab, tl.load(dout_ptr + r, mask=live & ok_b, other=0.0), METRIC)
+    if PAIRS > 1:
+        ac_alpha, ac_a, ac_c = pair_slopes(ac, tl.load(dout_ptr + step + r, mask=live & ok_c, other=0.0), METRIC)
+    if PAIRS > 2:
+        bc_alpha, bc_b, bc_c = pair_slopes(bc, tl.load(dout_ptr + 2 * step + r, mask=live, other=0.0), METRIC)
+    if INDEXED:
+        tl.store(db_ptr + r, ab_alpha, mask=live)
+        tl.store(db_ptr + step + r, ac_alpha, mask=live)
+        tl.store(db_ptr + 2 * step + r, ab_b, mask=live)
+        tl.store(db_ptr + 3 * step + r, ac_c, mask=live)
+
+    for first in range(0, D, BD):
+        dims = first + tl.arange(0, BD)
+        in_row = (dims < D)[None, :]
+        at = r.to(tl.int64)[:, None] * D + dims[None, :]
+        a = load_chunk(a_ptr, r, live, dims, D)
+        b = load_chunk(b_ptr, rb, ok_b, dims, D)
+        da = pull(a, b, ab_alpha, ab_a, in_row, eps, METRIC)
+        db = pull(b, a, ab_alpha, ab_b, in_row, -eps, METRIC)
+        if PAIRS > 1:
+            c = load_chunk(c_ptr, rc, ok_c, dims, D)
+            da += pull(a, c, ac_alpha, ac_a, in_row, eps, METRIC)
+            dc = pull(c, a, ac_alpha, ac_c, in_row, -eps, METRIC)
+        if PAIRS > 2:
+            db += pull(b, c, bc_alpha, bc_b, in_row, eps, METRIC)
+            dc += pull(c, b, bc_alpha, bc_c, in_row, -eps, METRIC)
+        tl.store(da_ptr + at, da.to(da_ptr.dtype.element_ty), mask=live[:, None] & in_row)
+        if not INDEXED:
+            tl.store(db_ptr + at, db.to(db_ptr.dtype.element_ty), mask=live[:, None] & in_row)
+            if PAIRS > 1:
+                tl.store(dc_ptr + at, dc.to(dc_ptr.dtype.element_ty), mask=live[:, None] & in_row)
+
+
+@triton.jit(do_not_specialize=["N"])
+def gather_grad(
+    x_ptr, y_ptr, entries_ptr, starts_ptr, slopes_ptr, base_ptr, out_ptr, N, D,
+    METRIC: tl.constexpr, ADD: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """dy_j from the anchors that mined row j, plus base_j if ADD. Grid: (rows of y, chunks of D).
+
+    entries [2N] are the mined pairs ordered by the row they mined (e < N: anchor e's positive, else anchor e - N's
+    negative), starts [M + 1] where each row's run begins, slopes [4, N] from `row_distances_grad`. One program owns one
+    row, so the sum has a fixed order and needs no atomics.
+    """
+    j = tl.program_id(0)
+    dims = tl.program_id(1) * BD + tl.arange(0, BD)
+    in_row = dims < D
+    own = j.to(tl.int64) * D + dims
+    y = tl.load(y_ptr + own, mask=in_row, other=0.0).to(tl.float32)
+    acc = tl.zeros([BD], tl.float32)
+    if ADD:
+        acc += tl.load(base_ptr + own, mask=in_row, other=0.0)
+    end = tl.load(starts_ptr + j + 1)
+    for first in range(tl.load(starts_ptr + j), end, BE):
+        at = first + tl.arange(0, BE)
+        valid = at < end
+        entry = tl.load(entries_ptr + at, mask=valid, other=0)
+        x = load_chunk(x_ptr, entry % N, valid, dims, D)
+        alpha = tl.load(slopes_ptr + entry, mask=valid, other=0.0)
+        beta = tl.load(slopes_ptr + 2 * N.to(tl.int64) + entry, mask=valid, other=0.0)
+        acc += tl.sum(pull(y[None, :], x, alpha, beta, in_row[None, :], 0.0, METRIC), 0)
+    tl.store(out_ptr + own, acc.to(out_ptr.dtype.element_ty), mask=in_row)
