@@ -91,7 +91,7 @@ def pick(kernel: str, side: Side, precision: str, D: int) -> tuple[configs.Tile,
     """The tile of a kernel and the launch options that follow from it."""
     manhattan = precision == "manhattan"
     tile = configs.choose("manhattan" if manhattan else kernel, 4 if manhattan else side.rows.element_size(), D)
-    chunks = 0 if D > configs.UNROLLED or manhattan else cdiv(D, tile.BD)
+    chunks = 0 if D > tile.held or manhattan else cdiv(D, tile.BD)
     options = dict(PRECISION=precision, BM=tile.BM, BN=tile.BN, BD=tile.BD, CHUNKS=chunks)
     return tile, options | dict(num_warps=tile.num_warps, num_stages=tile.num_stages)
 
@@ -139,13 +139,13 @@ def grad_launch(
 ) -> Launch:
     D = out.shape[2]
     tile, options = pick("grad", x, precision, D)
-    slab = min(cdiv(tile.slab, tile.BD), cdiv(D, tile.BD))
+    slab = cdiv(min(tile.held, D), tile.BD)  # chunks of the gradient that one program owns
     N, M = len(x.labels), len(y.labels)
     numbers, from_memory = loss_params(params)
     options |= dict(SCORE=SCORES[metric], GRAD=LOSSES[loss].grad, STATES=len(states[0]), ANCHORS=anchors, SLAB=slab)
     options |= dict(SKIP=LOSSES[loss].sparse, PARAMS_FROM_MEMORY=from_memory)
     grid = (cdiv(N, tile.BM), out.shape[0], cdiv(D, slab * tile.BD))
-    return Launch(engine.grad, grid, (x, y, states, out, numbers, N, M, D), options)
+    return Launch(engine.grad, grid, (x, y, *states, out, numbers, N, M, D), options)
 
 
 def fold_grad(

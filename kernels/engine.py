@@ -8,75 +8,74 @@ output rows, so there are no atomics and results are the same bit for bit from r
 import triton
 import triton.language as tl
 
-from .tiles import accumulate, accumulate_grad, load_params, load_rows, load_states, pair_masks
+from .tiles import (
+    accumulate,
+    accumulate_grad,
+    load_chunks,
+    load_params,
+    load_rows,
+    load_states,
+    pair_masks,
+    round_tf32,
+)
 
 
 def _composed(spec):
-    """The name a profiler shows: kernel, loss piece and score."""
-    pieces = [spec.constants[k] for k in ("STEP", "GRAD", "SCORE") if k in spec.constants]
-    return "_".join([spec.name, *(getattr(p, "fn", p).__name__ for p in pieces)])
+    """The name a profiler shows, contrastive_step_euclidean say: the loss's piece and the score."""
+    return "_".join(spec.constants[k].__name__ for k in ("STEP", "GRAD", "SCORE") if k in spec.constants)
 
 
 @triton.jit
-def tile_scores(
-    x, y, r, c, N, M, D, SCORE: tl.constexpr, PRECISION: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr
-):
-    """Scores of rows r of x with rows c of y, and their two partials. CHUNKS = 0: D is walked by a run-time loop. [BM, BN]"""
-    e = tl.zeros([r.shape[0], c.shape[0]], tl.float32)
-    if CHUNKS == 0:
-        for first in range(0, D, BD):
-            e = accumulate(e, x[0], y[0], r, c, first, N, M, D, BD, PRECISION)
-    else:
-        for k in tl.static_range(CHUNKS):
-            e = accumulate(e, x[0], y[0], r, c, k * BD, N, M, D, BD, PRECISION)
-    own = tl.load(x[1] + r, mask=r < N, other=0.0)
-    other = tl.load(y[1] + c, mask=c < M, other=0.0)
-    return SCORE(e, own[:, None], other[None, :])
+def load_labels(side, rows, n):
+    return tl.load(side[2] + rows, mask=rows < n, other=0)
+
+
+@triton.jit
+def load_norms(side, rows, n):
+    return tl.load(side[1] + rows, mask=rows < n, other=0.0)
+
+
+@triton.jit
+def split_columns(M, BN: tl.constexpr):
+    """The columns of this program's split, which starts at a multiple of BN. Grid axis 1 counts the splits."""
+    width = tl.cdiv(tl.cdiv(M, BN), tl.num_programs(1)) * BN
+    start = tl.program_id(1) * width
+    return start, tl.minimum(start + width, M)
 
 
 @triton.jit(do_not_specialize=["N", "M"], repr=_composed)
 def fold(
-    x, y, states_ptr, params, N, M, D,  # states [splits, STATES, N]
-    SCORE: tl.constexpr, STEP: tl.constexpr, NEUTRAL: tl.constexpr, SELF: tl.constexpr, PARAMS_FROM_MEMORY: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
+    x, y, states_ptr, numbers, N, M, D,  # states [splits, STATES, N]
+    SCORE: tl.constexpr, STEP: tl.constexpr, NEUTRAL: tl.constexpr, SELF: tl.constexpr,
+    PARAMS_FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Row states of x over the columns of this program's split. Grid: (row blocks, splits)."""
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    xl = tl.load(x[2] + r, mask=r < N, other=0)
-    numbers = load_params(params, PARAMS_FROM_MEMORY)
+    own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
+    xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
+    params = load_params(numbers, PARAMS_FROM_MEMORY)
     state = ()
     for k in tl.static_range(len(NEUTRAL)):
         state = state + (tl.full([BM], NEUTRAL[k], tl.float32),)
 
-    width = tl.cdiv(tl.cdiv(M, BN), tl.num_programs(1)) * BN
-    start = tl.program_id(1) * width
-    for c0 in range(start, tl.minimum(start + width, M), BN):
+    start, end = split_columns(M, BN)
+    for c0 in range(start, end, BN):
         c = c0 + tl.arange(0, BN)
-        s, _, _ = tile_scores(x, y, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
-        pos, neg = pair_masks(xl, tl.load(y[2] + c, mask=c < M, other=0), r, c, M, SELF)
-        state = STEP(state, s, pos, neg, numbers)
+        other, yl = load_norms(y, c, M)[None, :], load_labels(y, c, M)
+        e = accumulate(x[0], y[0], xs, load_chunks(y[0], c, M, D, BD, CHUNKS), r, c, N, M, D, BD, PRECISION)
+        s, _, _ = SCORE(e, own, other)
+        pos, neg = pair_masks(xl, yl, r, c, M, SELF)
+        state = STEP(state, s, pos, neg, params)
 
     out = states_ptr + tl.program_id(1).to(tl.int64) * len(NEUTRAL) * N + r
     for k in tl.static_range(len(NEUTRAL)):
         tl.store(out + k * N.to(tl.int64), state[k], mask=r < N)
 
 
-@triton.jit
-def score_grad(ptrs, rows, n, s, pos, neg, params, GRAD: tl.constexpr, STATES: tl.constexpr, AXIS: tl.constexpr):
-    """dL/ds of a tile from the states and their derivatives of the anchors along one axis of it. [BM, BN]"""
-    states = load_states(ptrs[0], rows, n, STATES)
-    dstates = load_states(ptrs[1], rows, n, STATES)
-    state = ()
-    dstate = ()
-    for k in tl.static_range(STATES):
-        state = state + (tl.expand_dims(states[k], AXIS),)
-        dstate = dstate + (tl.expand_dims(dstates[k], AXIS),)
-    return GRAD(state, dstate, s, pos, neg, params)
-
-
 @triton.jit(do_not_specialize=["N", "M"], repr=_composed)
 def grad(
-    x, y, states, out_ptr, params, N, M, D,  # states: (states, dstates), each [STATES, anchors]; out [splits, N, D]
+    x, y, states_ptr, dstates_ptr, out_ptr, numbers, N, M, D,  # states, dstates [STATES, anchors]; out [splits, N, D]
     SCORE: tl.constexpr, GRAD: tl.constexpr, STATES: tl.constexpr, ANCHORS: tl.constexpr, SKIP: tl.constexpr,
     PARAMS_FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
     CHUNKS: tl.constexpr, SLAB: tl.constexpr,
@@ -87,38 +86,44 @@ def grad(
     every row is an anchor and a partner, and both roles are folded into one gradient product.
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    xl = tl.load(x[2] + r, mask=r < N, other=0)
-    numbers = load_params(params, PARAMS_FROM_MEMORY)
-    slab = tl.program_id(2) * SLAB * BD
+    own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
+    xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
+    params = load_params(numbers, PARAMS_FROM_MEMORY)
+    if ANCHORS != "y":
+        row_state = load_states(states_ptr, r, N, STATES, 1)
+        row_dstate = load_states(dstates_ptr, r, N, STATES, 1)
+    first = tl.program_id(2) * SLAB * BD
     acc = ()
-    for k in tl.static_range(SLAB):
+    for _ in tl.static_range(SLAB):
         acc = acc + (tl.zeros([BM, BD], tl.float32),)
-    own = tl.zeros([BM], tl.float32)  # dL/d(|x|^2)
+    by_norm = tl.zeros([BM], tl.float32)  # dL/d(|x|^2)
 
-    width = tl.cdiv(tl.cdiv(M, BN), tl.num_programs(1)) * BN
-    start = tl.program_id(1) * width
-    for c0 in range(start, tl.minimum(start + width, M), BN):
+    start, end = split_columns(M, BN)
+    for c0 in range(start, end, BN):
         c = c0 + tl.arange(0, BN)
-        s, d_e, d_own = tile_scores(x, y, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
-        pos, neg = pair_masks(xl, tl.load(y[2] + c, mask=c < M, other=0), r, c, M, ANCHORS == "both")
+        other, yl = load_norms(y, c, M)[None, :], load_labels(y, c, M)
+        if ANCHORS != "x":
+            column_state = load_states(states_ptr, c, M, STATES, 0)
+            column_dstate = load_states(dstates_ptr, c, M, STATES, 0)
+        ys = load_chunks(y[0], c, M, D, BD, CHUNKS)
+        s, d_e, d_own = SCORE(accumulate(x[0], y[0], xs, ys, r, c, N, M, D, BD, PRECISION), own, other)
+        pos, neg = pair_masks(xl, yl, r, c, M, ANCHORS == "both")
         g = tl.zeros([BM, BN], tl.float32)
         if ANCHORS != "y":
-            g += score_grad(states, r, N, s, pos, neg, numbers, GRAD, STATES, 1)
+            g += GRAD(row_state, row_dstate, s, pos, neg, params)
         if ANCHORS != "x":
-            g += score_grad(states, c, M, s, pos, neg, numbers, GRAD, STATES, 0)
+            g += GRAD(column_state, column_dstate, s, pos, neg, params)
         if (not SKIP) or tl.max((g != 0.0).to(tl.int32)) > 0:
-            own += tl.sum(g * d_own, 1)
+            by_norm += tl.sum(g * d_own, 1)
             w = g * d_e
-            grown = ()
-            for k in tl.static_range(SLAB):
-                chunk = accumulate_grad(acc[k], w, x[0], y[0], r, c, slab + k * BD, N, M, D, BD, PRECISION)
-                grown = grown + (chunk,)
-            acc = grown
+            if PRECISION == "tf32":
+                w = round_tf32(w)
+            acc = accumulate_grad(acc, w, x[0], y[0], ys, r, c, first, N, M, D, BD, PRECISION)
 
     out_ptr += tl.program_id(1).to(tl.int64) * N * D + r.to(tl.int64)[:, None] * D
     for k in tl.static_range(SLAB):
-        dims = slab + k * BD + tl.arange(0, BD)
+        dims = first + k * BD + tl.arange(0, BD)
         dx = acc[k]
         if PRECISION != "manhattan":
-            dx += 2.0 * own[:, None] * load_rows(x[0], r, dims, N, D).to(tl.float32)
+            dx += 2.0 * by_norm[:, None] * load_rows(x[0], r, dims, N, D).to(tl.float32)
         tl.store(out_ptr + dims[None, :], dx.to(out_ptr.dtype.element_ty), mask=(r < N)[:, None] & (dims < D)[None, :])

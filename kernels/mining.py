@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from .engine import tile_scores
-from .tiles import pair_masks
+from .engine import load_labels, load_norms, split_columns
+from .tiles import accumulate, load_chunks, pair_masks
 
 
 @triton.jit
@@ -29,7 +29,8 @@ def mine(
     farther than floor[i].
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    xl = tl.load(x[2] + r, mask=r < N, other=0)
+    own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
+    xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
     pos_best = tl.full([BM], float("-inf"), tl.float32)
     neg_best = tl.full([BM], float("-inf"), tl.float32)
     pos_index = tl.full([BM], -1, tl.int32)
@@ -37,12 +38,13 @@ def mine(
     if NEGATIVE == -2:
         floor = tl.load(floor_ptr + r, mask=r < N, other=0.0)
 
-    width = tl.cdiv(tl.cdiv(M, BN), tl.num_programs(1)) * BN
-    start = tl.program_id(1) * width
-    for c0 in range(start, tl.minimum(start + width, M), BN):
+    start, end = split_columns(M, BN)
+    for c0 in range(start, end, BN):
         c = c0 + tl.arange(0, BN)
-        s, _, _ = tile_scores(x, y, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
-        pos, neg = pair_masks(xl, tl.load(y[2] + c, mask=c < M, other=0), r, c, M, SELF)
+        other, yl = load_norms(y, c, M)[None, :], load_labels(y, c, M)
+        e = accumulate(x[0], y[0], xs, load_chunks(y[0], c, M, D, BD, CHUNKS), r, c, N, M, D, BD, PRECISION)
+        s, _, _ = SCORE(e, own, other)
+        pos, neg = pair_masks(xl, yl, r, c, M, SELF)
         if POSITIVE != 0:
             pos_best, pos_index = keep_best(pos_best, pos_index, s, pos, c, POSITIVE)
         if NEGATIVE == -2:

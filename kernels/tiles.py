@@ -1,7 +1,7 @@
 """A tile of the score matrix: what it accumulates over D, and the gradient of that accumulation.
 
-A tile walks D in chunks. Loads are written where they are used: Triton hoists the loads of x, which do not change from
-tile to tile, out of the tile loop, and merges the two loads of y in one tile of the backward.
+A tile walks D in chunks. Up to some D the chunks of x are loaded once and those of y once a tile (`load_chunks`), for the
+scores and the gradient alike; above it both are loaded where they are used.
 """
 
 import os
@@ -27,11 +27,11 @@ def load_column(ptr, rows, d, n):
 
 
 @triton.jit
-def load_states(ptr, rows, n, COUNT: tl.constexpr):
-    """ptr[:, rows] of [COUNT, n] row states, as a tuple of [BLOCK]."""
+def load_states(ptr, rows, n, COUNT: tl.constexpr, AXIS: tl.constexpr):
+    """ptr[:, rows] of [COUNT, n] row states as a tuple, shaped for a tile whose rows (AXIS 1) or columns (0) they are."""
     state = ()
     for k in tl.static_range(COUNT):
-        state = state + (tl.load(ptr + k * n.to(tl.int64) + rows, mask=rows < n, other=0.0),)
+        state = state + (tl.expand_dims(tl.load(ptr + k * n.to(tl.int64) + rows, mask=rows < n, other=0.0), AXIS),)
     return state
 
 
@@ -65,32 +65,57 @@ def matmul(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def accumulate(e, x_ptr, y_ptr, r, c, first, N, M, D, BD: tl.constexpr, PRECISION: tl.constexpr):
-    """e plus the chunk of D from `first`: <x, y>, or sum|x - y| a dimension at a time (no matrix product). [BM, BN]"""
-    if PRECISION == "manhattan":
-        for d in range(first, tl.minimum(first + BD, D)):
-            e += tl.abs(load_column(x_ptr, r, d, N)[:, None] - load_column(y_ptr, c, d, M)[None, :])
-        return e
-    else:
-        dims = first + tl.arange(0, BD)
-        return matmul(load_rows(x_ptr, r, dims, N, D), tl.trans(load_rows(y_ptr, c, dims, M, D)), e, PRECISION)
+def load_chunks(ptr, rows, n, D, BD: tl.constexpr, CHUNKS: tl.constexpr):
+    """The rows in CHUNKS chunks of D. A tuple of [BLOCK, BD]"""
+    chunks = ()
+    for k in tl.static_range(CHUNKS):
+        chunks = chunks + (load_rows(ptr, rows, k * BD + tl.arange(0, BD), n, D),)
+    return chunks
 
 
 @triton.jit
-def accumulate_grad(acc, w, x_ptr, y_ptr, r, c, first, N, M, D, BD: tl.constexpr, PRECISION: tl.constexpr):
-    """acc plus the tile's share of one chunk of dx, w = dL/de: w y, or sum_j w_ij sign(x_i - y_j). [BM, BD]"""
-    dims = first + tl.arange(0, BD)
+def accumulate(x_ptr, y_ptr, xs, ys, r, c, N, M, D, BD: tl.constexpr, PRECISION: tl.constexpr):
+    """<x, y> of a tile from its loaded chunks, or by a run-time loop over D if there are none; sum|x - y| for manhattan,
+    which is no matrix product, a dimension at a time. [BM, BN]"""
+    e = tl.zeros([r.shape[0], c.shape[0]], tl.float32)
     if PRECISION == "manhattan":
-        for d in range(first, tl.minimum(first + BD, D)):
-            apart = load_column(x_ptr, r, d, N)[:, None] - load_column(y_ptr, c, d, M)[None, :]
-            pull = tl.sum(tl.where(apart > 0.0, w, tl.where(apart < 0.0, -w, 0.0)), 1)
-            acc += tl.where(dims[None, :] == d, pull[:, None], 0.0)
-        return acc
+        for d in range(0, D):
+            e += tl.abs(load_column(x_ptr, r, d, N)[:, None] - load_column(y_ptr, c, d, M)[None, :])
+    elif len(xs) == 0:
+        for first in range(0, D, BD):
+            dims = first + tl.arange(0, BD)
+            e = matmul(load_rows(x_ptr, r, dims, N, D), tl.trans(load_rows(y_ptr, c, dims, M, D)), e, PRECISION)
     else:
-        if PRECISION == "tf32":
-            w = round_tf32(w)
-        y = load_rows(y_ptr, c, dims, M, D)
-        return matmul(w.to(y.dtype), y, acc, PRECISION)
+        for k in tl.static_range(len(xs)):
+            e = matmul(xs[k], tl.trans(ys[k]), e, PRECISION)
+    return e
+
+
+@triton.jit
+def manhattan_grad(acc, w, x_ptr, y_ptr, r, c, first, N, M, D):
+    """acc plus sum_j w_ij sign(x_i - y_j) of the chunk of D from `first`. [BM, BD]"""
+    dims = first + tl.arange(0, acc.shape[1])
+    for d in range(first, tl.minimum(first + acc.shape[1], D)):
+        apart = load_column(x_ptr, r, d, N)[:, None] - load_column(y_ptr, c, d, M)[None, :]
+        pull = tl.sum(tl.where(apart > 0.0, w, tl.where(apart < 0.0, -w, 0.0)), 1)
+        acc += tl.where(dims[None, :] == d, pull[:, None], 0.0)
+    return acc
+
+
+@triton.jit
+def accumulate_grad(acc, w, x_ptr, y_ptr, ys, r, c, first, N, M, D, BD: tl.constexpr, PRECISION: tl.constexpr):
+    """acc, a tuple of chunks of dx from dimension `first` on, plus the tile's share w y, w = dL/de. Each [BM, BD]"""
+    grown = ()
+    for k in tl.static_range(len(acc)):
+        if PRECISION == "manhattan":
+            grown = grown + (manhattan_grad(acc[k], w, x_ptr, y_ptr, r, c, first + k * BD, N, M, D),)
+        else:
+            if len(ys) == 0:
+                y = load_rows(y_ptr, c, first + k * BD + tl.arange(0, BD), M, D)
+            else:
+                y = ys[k]
+            grown = grown + (matmul(w.to(y.dtype), y, acc[k], PRECISION),)
+    return grown
 
 
 @triton.jit

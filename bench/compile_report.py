@@ -1,0 +1,171 @@
+"""Compile every kernel with its default tile for GPUs that are not there, and report what the compilers made of it.
+
+    python -m bench.compile_report [--arch sm_90 ...] [--d 128 ...] [--json FILE]
+
+Registers, spills, shared memory and tensor-core instructions come from the binary; nothing is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+# arch: (Triton target, shared memory a program may take)
+ARCHS = {
+    "sm_80": (("cuda", 80, 32), 163 * 1024),
+    "sm_90": (("cuda", 90, 32), 227 * 1024),
+    "sm_100": (("cuda", 100, 32), 227 * 1024),
+    "gfx942": (("hip", "gfx942", 64), 64 * 1024),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Case(NamedTuple):
+    """One kernel of one loss as `fusedloss.launch` would launch it on one GPU."""
+
+    kernel: str  # fold | grad | mine | row_distances | row_distances_grad | gather_grad | prepare
+    loss: str
+    metric: str
+    dtype: str
+    D: int
+    arch: str
+
+
+def cases(archs: list[str], dims: list[int], dtypes: list[str], metrics: list[str]) -> Iterator[Case]:
+    from fusedloss.launch import LOSSES
+
+    for arch in archs:
+        for dtype in dtypes:
+            for D in dims:
+                for metric in metrics:
+                    for loss in LOSSES:
+                        yield Case("fold", loss, metric, dtype, D, arch)
+                        yield Case("grad", loss, metric, dtype, D, arch)
+                    for kernel in ("mine", "row_distances", "row_distances_grad", "gather_grad"):
+                        yield Case(kernel, "", metric, dtype, D, arch)
+                yield Case("prepare", "", "", dtype, D, arch)
+
+
+def launch_of(case: Case) -> Any:
+    """The launch, on tensors without data, at a size that splits no columns."""
+    from fusedloss import launch
+    from fusedloss.kernels import rows
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    N, D = 65_536, case.D
+    x = empty(N, D, dtype=DTYPES[case.dtype])
+    if case.kernel == "prepare":
+        return launch.prepare_launch(x, x, empty(N), "", False)
+    if case.kernel in ("row_distances", "row_distances_grad"):
+        outs = (empty(1, N),) if case.kernel == "row_distances" else (empty(2, N), x, x, x)
+        return launch.row_launch(getattr(rows, case.kernel), (x, x, x), None, outs, case.metric, 0.0, 2)
+    if case.kernel == "gather_grad":
+        index = empty(2 * N, dtype=torch.int64)
+        return launch.gather_launch(x, x, index, index, empty(4, N), empty(N, D), x, case.metric, True)
+
+    precision = "manhattan" if case.metric == "manhattan" else "ieee"
+    if precision == "ieee" and case.dtype == "fp32" and case.arch.startswith("sm_"):
+        precision = "tf32x3"
+    side = launch.Side(x.t() if precision == "manhattan" else x, empty(N), empty(N, dtype=torch.int64))
+    if case.kernel == "mine":
+        metric = "sqeuclidean" if case.metric == "euclidean" else case.metric
+        best, index = empty(1, 2, N), empty(1, 2, N, dtype=torch.int32)
+        return launch.mine_launch(
+            side, side, side.norms, best, index, D, metric, precision, "farthest", "nearest", True
+        )
+    params = torch.tensor([0.0, 1.0])
+    if case.kernel == "fold":
+        return launch.fold_launch(side, side, empty(1, 1, N), D, params, case.loss, case.metric, precision, True)
+    states = (empty(1, N), empty(1, N))
+    return launch.grad_launch(
+        side, side, states, empty(1, N, D, dtype=x.dtype), params, case.loss, case.metric, precision, "both"
+    )
+
+
+def compile_launch(launch: Any, arch: str) -> Any:
+    """Compiled as the JIT would: its own binder gives the types and the specialisation of the arguments."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    target = GPUTarget(*ARCHS[arch][0])
+    backend, kernel = make_backend(target), launch.kernel
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, _ = binder(*launch.args, **launch.options)
+    options, signature, constexprs, attrs = kernel._pack_args(
+        backend, dict(launch.options), bound, specialization, None
+    )
+    return compile(ASTSource(kernel, signature, constexprs, attrs), target=target, options=options.__dict__)
+
+
+def inspect(compiled: Any, arch: str) -> dict[str, Any]:
+    """What the binary needs and which tensor-core instructions it has."""
+    if arch.startswith("gfx"):
+        text = compiled.asm["amdgcn"]
+        spills = re.search(r"vgpr_spill_count:\s*(\d+)", text)
+        registers = re.search(r"\.vgpr_count:\s*(\d+)", text)
+        found = {"registers": int(registers[1]), "spills": int(spills[1]), "mfma": len(re.findall(r"\bv_mfma", text))}
+    else:
+        import triton
+
+        tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+            cubin.write(compiled.asm["cubin"])
+            cubin.flush()
+            run = lambda *options: (
+                subprocess.run(  # noqa: E731
+                    [tools / "cuobjdump", *options, cubin.name], check=True, capture_output=True, text=True
+                ).stdout
+            )
+            usage, sass = run("-res-usage"), run("-sass")
+        spills = len(re.findall(r"\b(?:LDL|STL)\b", sass))
+        found = {"registers": int(re.search(r"REG:(\d+)", usage)[1]), "spills": spills}
+        for name, pattern in (("hgmma", "HGMMA"), ("hmma", "HMMA"), ("utcmma", r"UTC\w*MMA")):
+            found[name] = len(re.findall(rf"\b{pattern}\b", sass))
+    return found | {"shared_bytes": compiled.metadata.shared}
+
+
+def row(case: Case) -> dict[str, Any]:
+    launch = launch_of(case)
+    config = {k: launch.options[k] for k in ("BM", "BN", "BD", "num_warps", "num_stages") if k in launch.options}
+    try:
+        found = inspect(compile_launch(launch, case.arch), case.arch)
+    except Exception as e:
+        found = {"error": f"{type(e).__name__}: {str(e)[:300]}"}
+    return case._asdict() | {"config": config} | found
+
+
+def report(todo: list[Case]) -> list[dict[str, Any]]:
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(row, todo))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", nargs="+", default=list(ARCHS), choices=list(ARCHS))
+    parser.add_argument("--d", nargs="+", type=int, default=[64, 128, 256, 512, 1024])
+    parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--metric", nargs="+", default=["euclidean", "cosine", "sqeuclidean", "manhattan"])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = report(list(cases(options.arch, options.d, options.dtype, options.metric)))
+    for r in rows:
+        print(" ".join(f"{k}={v}" for k, v in r.items() if k != "config"), *r["config"].values())
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

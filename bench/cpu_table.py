@@ -1,0 +1,133 @@
+"""The CPU targets for the in-batch losses, measured: `python -m bench.cpu_table [--out FILE]`.
+
+Every number comes from a fresh process. fusedloss and pytorch-metric-learning take turns, the first one alternating, for
+several rounds; a ratio is the median of the rounds' ratios, since on a shared machine only neighbours compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from fusedloss.measure import Measurement, batch, measure
+
+from . import report
+from .workloads import CASES, IMPLEMENTATIONS, check_parity
+
+OURS, PEER = "fusedloss", "pytorch-metric-learning"
+D, CLASSES = 128, 32
+GIB = 2**30
+
+
+class Target(NamedTuple):
+    """At most these fractions of the peer's time and peak, at N = 4,096."""
+
+    time: float
+    peak: float
+
+
+TARGETS = {
+    "contrastive": Target(1 / 3, 1 / 10),
+    "contrastive, all active": Target(1 / 3, 1 / 10),
+    "batch-hard": Target(1 / 5, 1 / 10),
+}
+TARGET_N = 4096
+LIMITS = {16384: 1 * GIB, 32768: 2 * GIB}  # peak of fusedloss alone
+
+
+def measured(case: str, implementation: str, n: int, threads: int, **kwargs: Any) -> Measurement:
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # the child's
+    maker = "bench.workloads:in_batch"
+    found = measure(maker, case=case, implementation=implementation, n=n, d=D, classes=CLASSES, timeout=900, **kwargs)
+    if found is None:
+        raise RuntimeError(f"{implementation}, {case}, N = {n}: out of memory or past 900 s")
+    return found
+
+
+def versus(case: str, n: int, threads: int, rounds: int) -> dict[str, Any]:
+    found: dict[str, list[Measurement]] = {OURS: [], PEER: []}
+    for turn in range(rounds):
+        for implementation in list(found)[:: 1 if turn % 2 == 0 else -1]:
+            found[implementation].append(measured(case, implementation, n, threads))
+    pairs = list(zip(found[OURS], found[PEER], strict=True))
+    return {
+        "case": case, "n": n, "d": D, "classes": CLASSES, "threads": threads, "rounds": rounds,
+        "load": round(os.getloadavg()[0], 2),
+        **{name: median_of(runs) for name, runs in found.items()},
+        "time_ratio": median(ours.seconds / peer.seconds for ours, peer in pairs),
+        "peak_ratio": median(ours.peak_bytes / peer.peak_bytes for ours, peer in pairs),
+    }  # fmt: skip
+
+
+def alone(case: str, n: int, threads: int) -> dict[str, Any]:
+    found = measured(case, OURS, n, threads, repeats=1)
+    return {
+        "case": case, "n": n, "d": D, "classes": CLASSES, "threads": threads, "rounds": 1,
+        "load": round(os.getloadavg()[0], 2), OURS: median_of([found]),
+    }  # fmt: skip
+
+
+def median_of(runs: list[Measurement]) -> dict[str, float]:
+    return {name: median(getattr(run, name) for run in runs) for name in Measurement._fields}
+
+
+def verdict(ratio: float, target: float) -> str:
+    """By how much: 1x is the target itself, 2x reached is twice as good as asked."""
+    return f"reached {target / ratio:.2g}x" if ratio <= target else f"missed {ratio / target:.2g}x"
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    ours, peer = row[OURS], row.get(PEER)
+    cells = [f"{row['case']}, N={row['n']:,}, {row['threads']} thr", report.seconds(ours["seconds"])]
+    if peer is None:
+        limit = LIMITS[row["n"]]
+        return [*cells, "-", "-", "-", report.size(ours["peak_bytes"]), "-", f"< {limit / GIB:.0f} GiB",
+                verdict(ours["peak_bytes"], limit)]  # fmt: skip
+    time, peak = ("-", "-")
+    if row["n"] == TARGET_N:
+        time, peak = (verdict(row[f"{f}_ratio"], t) for f, t in TARGETS[row["case"]]._asdict().items())
+    return [*cells, report.seconds(peer["seconds"]), f"1/{1 / row['time_ratio']:.1f}", time,
+            report.size(ours["peak_bytes"]), report.size(peer["peak_bytes"]), f"1/{1 / row['peak_ratio']:.1f}",
+            peak]  # fmt: skip
+
+
+COLUMNS = ["work", "time", "peer's", "ratio", "target", "peak", "peer's", "ratio", "target"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="fusedloss against pytorch-metric-learning on this CPU")
+    parser.add_argument("--out", type=Path, help="result file (JSON)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each implementation (3)")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[1024, TARGET_N], help="batch sizes with the peer")
+    parser.add_argument("--large", type=int, nargs="*", default=list(LIMITS), help="batch sizes of fusedloss alone")
+    parser.add_argument("--threads", type=int, nargs="*", help="thread counts (1 and all cores)")
+    args = parser.parse_args()
+
+    results: dict[str, Any] = {"meta": report.meta("cpu"), "rows": []}
+    threads = args.threads or sorted({1, results["meta"]["cores"]})
+
+    def add(row: dict[str, Any]) -> None:
+        results["rows"].append(row)
+        print(*cells(row), sep=" | ", flush=True)
+        if args.out:
+            report.save(args.out, results)
+
+    for n in args.sizes:
+        for name, case in CASES.items():
+            for implementation in (OURS, PEER):
+                check_parity(case, IMPLEMENTATIONS[implementation](*case), *batch(n, D, CLASSES, "cpu", "float32"))
+            for count in threads:
+                add(versus(name, n, count, args.rounds))
+    for n in args.large:
+        for name in CASES:
+            add(alone(name, n, max(threads)))
+    meta = results["meta"]
+    title = f"forward + backward, D={D}, {CLASSES} classes, float32; {meta['device']}, torch {meta['torch']}"
+    report.show(title, COLUMNS, [cells(row) for row in results["rows"]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Tables and result files."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+VERSIONS = ("torch", "triton", "numpy", "pytorch-metric-learning")
+
+
+def meta(device: str) -> dict[str, Any]:
+    """What a result depends on, and nothing that names the machine."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "device": device_name(device),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in VERSIONS},
+        "cuda": torch.version.cuda,
+        "driver": driver() if device == "cuda" else None,
+        "commit": commit(),
+    }
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else processor()
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def driver() -> str | None:
+    return output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+
+
+def commit() -> str | None:
+    """The commit, with "+" when files differ from it."""
+    head = output("git", "rev-parse", "--short=12", "HEAD")
+    return head and head + ("+" if output("git", "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def output(*command: str) -> str | None:
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def file_name(name: str) -> str:
+    """ "NVIDIA H200" -> "nvidia-h200-2026-11-22.json" """
+    plain = re.sub(r"\((r|tm)\)|cpu|processor|@.*", " ", name.lower())
+    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+    return f"{slug}-{datetime.datetime.now(datetime.timezone.utc).date()}.json"
+
+
+def save(path: Path, results: dict[str, Any]) -> None:
+    """Replace the file as a whole, so that it is complete whenever the program is stopped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(results, indent=1) + "\n")
+    part.replace(path)
+
+
+def seconds(t: float) -> str:
+    return f"{t:.2f} s" if t >= 1 else f"{t * 1e3:.3g} ms" if t >= 1e-3 else f"{t * 1e6:.3g} µs"
+
+
+def size(b: float) -> str:
+    return f"{b / 2**30:.2f} GiB" if b >= 2**30 else f"{b / 2**20:.1f} MiB"
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table, with or without rich; a cell that begins with "missed" or "failed" is red, with "reached" green."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in (columns, *rows)]
+        print(title, *lines, sep="\n")
+        return
+    colours = {"missed": "red", "failed": "red", "reached": "green"}
+    table = Table(title=title)
+    for name in columns:
+        table.add_column(name, justify="left" if name in columns[:1] else "right")
+    for row in rows:
+        table.add_row(*(Text(cell, colours.get(cell.split(" ")[0], "")) for cell in row))
+    Console().print(table)
