@@ -1,7 +1,10 @@
 """The CPU targets for the in-batch losses, measured: `python -m bench.cpu_table [--out FILE]`.
 
-Every number comes from a fresh process. fusedloss and pytorch-metric-learning take turns, the first one alternating, for
-several rounds; a ratio is the median of the rounds' ratios, since on a shared machine only neighbours compare.
+Every number comes from a fresh process. fusedloss and pytorch-metric-learning take turns, the first one alternating,
+for several rounds; a ratio is the median of the rounds' ratios, since on a shared machine only neighbours compare.
+
+On a machine with other work set OMP_WAIT_POLICY=PASSIVE: a thread that spins while it waits for one that lost its core
+makes a millisecond of work half a second, in whichever process it happens.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 VERSIONS = ("torch", "triton", "numpy", "pytorch-metric-learning")
+ENVIRONMENT = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "CUDA_VISIBLE_DEVICES",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)
 
 
 def meta(device: str) -> dict[str, Any]:
@@ -30,8 +38,9 @@ def meta(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in VERSIONS},
         "cuda": torch.version.cuda,
-        "driver": driver() if device == "cuda" else None,
+        **(gpu() if device == "cuda" else {}),
         "commit": commit(),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     }
 
 
@@ -52,8 +61,14 @@ def version(package: str) -> str | None:
         return None
 
 
-def driver() -> str | None:
-    return output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+def gpu() -> dict[str, Any]:
+    facts = torch.cuda.get_device_properties(0)
+    return {
+        "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "capability": f"{facts.major}.{facts.minor}",
+        "memory_bytes": facts.total_memory,
+        "multiprocessors": facts.multi_processor_count,
+    }
 
 
 def commit() -> str | None:
@@ -84,6 +99,11 @@ def save(path: Path, results: dict[str, Any]) -> None:
     part.replace(path)
 
 
+def update(path: Path, **sections: Any) -> None:
+    """Add or replace sections of a result file."""
+    save(path, {**(json.loads(path.read_text()) if path.exists() else {}), **sections})
+
+
 def seconds(t: float) -> str:
     return f"{t:.2f} s" if t >= 1 else f"{t * 1e3:.3g} ms" if t >= 1e-3 else f"{t * 1e6:.3g} µs"
 
@@ -109,4 +129,11 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> N
         table.add_column(name, justify="left" if name in columns[:1] else "right")
     for row in rows:
         table.add_row(*(Text(cell, colours.get(cell.split(" ")[0], "")) for cell in row))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 150  # a file or a pipe has no edge to wrap at
+    console.print(table)
+
+
+if __name__ == "__main__":
+    print(json.dumps(meta(sys.argv[1])))

@@ -20,13 +20,12 @@ class Case(NamedTuple):
     options: dict[str, Any]
 
 
-# Random unit rows are about sqrt(2) apart and never more than 2. At margin 1 nearly every negative is inactive, so an
-# implementation may skip work; at 2.5 every negative is active. Both are shown, as training moves from one to the other.
+# Random unit rows are about sqrt(2) apart and never more than 2. At margin 1 nearly every negative is inactive, so that
+# work may be skipped; at 2.5 every negative is active. Both are shown, as training moves from one to the other.
+PEER_FORM = {"power": 1, "reduction": "active"}
 CASES = {
-    "contrastive": Case("pairwise_contrastive_loss", {"neg_margin": 1.0, "power": 1, "reduction": "active"}),
-    "contrastive, all active": Case(
-        "pairwise_contrastive_loss", {"neg_margin": 2.5, "power": 1, "reduction": "active"}
-    ),
+    "contrastive": Case("pairwise_contrastive_loss", {"neg_margin": 1.0, **PEER_FORM}),
+    "contrastive, all active": Case("pairwise_contrastive_loss", {"neg_margin": 2.5, **PEER_FORM}),
     "batch-hard": Case("batch_hard_triplet_loss", {"margin": 0.2}),
 }
 
@@ -61,8 +60,7 @@ METRIC_LEARNING: dict[str, Callable[..., Loss]] = {
 def compiled(loss: str, options: dict[str, Any]) -> Loss:
     function = getattr(reference, loss)
     # fullgraph: a break would time eager code; static shapes: what a fixed batch size gets
-    run = torch.compile(lambda x, labels: function(x, labels, **options), fullgraph=True, dynamic=False)
-    return run  # type: ignore[no-any-return]
+    return torch.compile(lambda x, labels: function(x, labels, **options), fullgraph=True, dynamic=False)
 
 
 IMPLEMENTATIONS = {
@@ -108,9 +106,8 @@ def errors(loss: Loss, exact: tuple[Tensor, Tensor], x: Tensor, labels: Tensor) 
     """The gradient's error is that of its rows, 99 of 100: a near tie may be mined the other way."""
     value, gradient = (t.double() for t in measure.training_step(loss, x, labels)())
     rows = (gradient - exact[1]).norm(dim=1) / exact[1].norm(dim=1).square().mean().sqrt()
-    return Error(
-        float((value - exact[0]).abs() / exact[0].abs()), float(rows.sort().values[int(0.99 * (len(rows) - 1))])
-    )
+    most = rows.sort().values[int(0.99 * (len(rows) - 1))]
+    return Error(float((value - exact[0]).abs() / exact[0].abs()), float(most))
 
 
 def check_parity(case: Case, loss: Loss, x: Tensor, labels: Tensor) -> Error:

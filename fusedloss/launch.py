@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -87,10 +88,21 @@ def splits(N: int, M: int, tile: configs.Tile) -> int:
     return max(1, min(configs.SPLIT_TARGET // max(1, cdiv(N, tile.BM)), cdiv(M, tile.BN)))
 
 
+@functools.cache
+def architecture() -> str:
+    """The name of the GPU's architecture, sm_90 or gfx942 say; sm_90 where there is none (the interpreter)."""
+    if not torch.cuda.is_available():
+        return "sm_90"
+    if torch.version.hip:
+        return str(torch.cuda.get_device_properties().gcnArchName).split(":")[0]
+    return "sm_{}{}".format(*torch.cuda.get_device_capability())
+
+
 def pick(kernel: str, side: Side, precision: str, D: int) -> tuple[configs.Tile, dict[str, Any]]:
     """The tile of a kernel and the launch options that follow from it."""
     manhattan = precision == "manhattan"
-    tile = configs.choose("manhattan" if manhattan else kernel, 4 if manhattan else side.rows.element_size(), D)
+    itemsize = 4 if manhattan else side.rows.element_size()
+    tile = configs.choose("manhattan" if manhattan else kernel, itemsize, D, architecture())
     chunks = 0 if D > tile.held or manhattan else cdiv(D, tile.BD)
     options = dict(PRECISION=precision, BM=tile.BM, BN=tile.BN, BD=tile.BD, CHUNKS=chunks)
     return tile, options | dict(num_warps=tile.num_warps, num_stages=tile.num_stages)
@@ -189,7 +201,7 @@ def mine_launch(
     x: Side, y: Side, floor: Tensor, best: Tensor, index: Tensor, D: int, metric: str, precision: str,
     positives: str, negatives: str, self_batch: bool,
 ) -> Launch:  # fmt: skip
-    tile, options = pick("fold", x, precision, D)
+    tile, options = pick("mine", x, precision, D)
     N, M = len(x.labels), len(y.labels)
     options |= dict(SCORE=SCORES[metric], POSITIVE=SIGNS[positives], NEGATIVE=SIGNS[negatives], SELF=self_batch)
     return Launch(mining.mine, (cdiv(N, tile.BM), len(best)), (x, y, floor, best, index, N, M, D), options)
@@ -203,7 +215,7 @@ def mine(
     xs, precision = prepare(x, x_labels, metric)
     ys = xs if y is None else prepare(y, y_labels, metric)[0]
     N, M, D = len(x), len(ys.labels), x.shape[1]
-    tile, _ = pick("fold", xs, precision, D)
+    tile, _ = pick("mine", xs, precision, D)
     parts = splits(N, M, tile)
 
     def select(floor: Tensor, positives: str, negatives: str) -> tuple[Tensor, Tensor]:

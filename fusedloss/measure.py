@@ -75,8 +75,7 @@ def measure_here(make: Callable[..., Run], repeats: int, **arguments: Any) -> Me
         make(**{**arguments, "n": min(arguments["n"], WARM_ROWS)})()
     run = make(**arguments)
     limit_memory()
-    memory = CudaMemory() if torch.cuda.is_initialized() else CpuMemory()
-    memory.start()
+    memory = extra_memory()
     run()
     seconds = [timed(run) for _ in range(repeats)]
     return Measurement(statistics.median(seconds), memory.peak())
@@ -95,10 +94,15 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def extra_memory() -> CudaMemory | CpuMemory:
+    """Of the device in use, counted from now on."""
+    return CudaMemory() if torch.cuda.is_initialized() else CpuMemory()
+
+
 class CudaMemory:
     """Extra device memory, by the statistics of PyTorch's allocator: tensors, not the blocks it caches."""
 
-    def start(self) -> None:
+    def __init__(self) -> None:
         gc.collect()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -118,7 +122,7 @@ class CpuMemory:
     earlier peak makes the result too large, or, where the memory resident now is not to be had either, hides it.
     """
 
-    def start(self) -> None:
+    def __init__(self) -> None:
         gc.collect()
         with suppress(OSError, AttributeError, TypeError):  # glibc only
             ctypes.CDLL(None).malloc_trim(0)

@@ -75,7 +75,9 @@ def _op(name: str, schema: str, fake: Any) -> Any:
     """The custom op of a backend function: same name and arguments, then the backend's name."""
 
     def run(*args: Any) -> Any:
-        return getattr(_module(args[-1]), name)(*args[:-1])
+        first = args[0] if isinstance(args[0], Tensor) else args[0][0]
+        with torch.cuda.device_of(first):  # kernels launch on the current device; nothing happens for CPU tensors
+            return getattr(_module(args[-1]), name)(*args[:-1])
 
     op = torch.library.custom_op(f"fusedloss::{name}", run, mutates_args=(), schema=schema)
     op.register_fake(fake)

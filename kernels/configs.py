@@ -18,24 +18,42 @@ class Tile(NamedTuple):
 ROWS_PER_PROGRAM = 8  # rows.py and prepare.py: memory-bound
 ROW_CHUNK = 256  # dimensions these read at a time
 ENTRIES = 16  # gather_grad: mined pairs read at a time
-SPLIT_TARGET = 264  # programs that fill a device (2 x 132 multiprocessors); below it the columns of a row block are split
-SORT_FROM = 1 << 24  # pairs from which a sparse loss sorts its rows by label before the backward (not timed on a GPU yet)
+SPLIT_TARGET = (
+    264  # programs that fill a device (2 x 132 multiprocessors); below it the columns of a row block are split
+)
+SORT_FROM = (
+    1 << 24
+)  # pairs from which a sparse loss sorts its rows by label before the backward (not timed on a GPU yet)
 
-# Chosen by compiling for sm_90 with Triton 3.7.1 on 2026-11-22 (no spills for 16-bit formats, tensor-core products,
-# shared memory within the limits of sm_80, sm_90, sm_100 and gfx942); not timed on a GPU yet.
-TILES: dict[tuple[str, int], list[tuple[int, Tile]]] = {
-    ("fold", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 128, 64, 8, 3, 0))],
-    ("fold", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
-    ("grad", 2): [
-        (64, Tile(128, 64, 64, 8, 2, 64)),
-        (128, Tile(128, 64, 64, 8, 2, 128)),
-        (0, Tile(128, 32, 64, 8, 2, 256)),
-    ],
-    ("grad", 4): [(64, Tile(128, 32, 32, 8, 2, 64)), (0, Tile(128, 32, 32, 8, 2, 128))],
-    ("manhattan", 4): [(0, Tile(64, 64, 32, 8, 1, 32))],
+# All rows: chosen with `python -m bench.compile_report` (Triton 3.7.1, 2026-11-22) for tensor-core instructions, shared
+# memory within the limits and few or no spills; not timed on a GPU yet.
+TILES: dict[str, dict[tuple[str, int], list[tuple[int, Tile]]]] = {
+    "sm_90": {
+        ("fold", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 128, 64, 8, 3, 0))],
+        ("fold", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
+        ("mine", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
+        ("mine", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
+        ("grad", 2): [
+            (64, Tile(128, 64, 64, 8, 2, 64)),
+            (128, Tile(128, 64, 64, 8, 2, 128)),
+            (0, Tile(128, 32, 64, 8, 2, 256)),
+        ],
+        ("grad", 4): [(64, Tile(128, 32, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
+        ("manhattan", 4): [(0, Tile(64, 64, 32, 8, 1, 32))],
+    },
+    "other": {
+        ("fold", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
+        ("fold", 4): [(0, Tile(64, 64, 32, 8, 3, 0))],
+        ("mine", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
+        ("mine", 4): [(0, Tile(64, 64, 32, 8, 3, 0))],
+        ("grad", 2): [(128, Tile(128, 32, 64, 8, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
+        ("grad", 4): [(0, Tile(64, 32, 32, 8, 2, 64))],
+        ("manhattan", 4): [(0, Tile(64, 64, 32, 8, 1, 32))],
+    },
 }
 
 
-def choose(kernel: str, itemsize: int, D: int) -> Tile:
+def choose(kernel: str, itemsize: int, D: int, arch: str) -> Tile:
     """The default tile of a kernel for D dimensions in a format of that many bytes."""
-    return next(tile for largest, tile in TILES[kernel, itemsize] if largest == 0 or largest >= D)
+    rows = TILES.get(arch, TILES["other"])[kernel, itemsize]
+    return next(tile for largest, tile in rows if largest == 0 or largest >= D)

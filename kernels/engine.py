@@ -16,7 +16,7 @@ from .tiles import (
     load_rows,
     load_states,
     pair_masks,
-    round_tf32,
+    round_weights,
 )
 
 
@@ -96,7 +96,7 @@ def grad(
     acc = ()
     for _ in tl.static_range(SLAB):
         acc = acc + (tl.zeros([BM, BD], tl.float32),)
-    by_norm = tl.zeros([BM], tl.float32)  # dL/d(|x|^2)
+    own_share = tl.zeros([BM], tl.float32)  # sum_j w_ij t_ij
 
     start, end = split_columns(M, BN)
     for c0 in range(start, end, BN):
@@ -106,7 +106,7 @@ def grad(
             column_state = load_states(states_ptr, c, M, STATES, 0)
             column_dstate = load_states(dstates_ptr, c, M, STATES, 0)
         ys = load_chunks(y[0], c, M, D, BD, CHUNKS)
-        s, d_e, d_own = SCORE(accumulate(x[0], y[0], xs, ys, r, c, N, M, D, BD, PRECISION), own, other)
+        s, d_e, t = SCORE(accumulate(x[0], y[0], xs, ys, r, c, N, M, D, BD, PRECISION), own, other)
         pos, neg = pair_masks(xl, yl, r, c, M, ANCHORS == "both")
         g = tl.zeros([BM, BN], tl.float32)
         if ANCHORS != "y":
@@ -114,10 +114,8 @@ def grad(
         if ANCHORS != "x":
             g += GRAD(column_state, column_dstate, s, pos, neg, params)
         if (not SKIP) or tl.max((g != 0.0).to(tl.int32)) > 0:
-            by_norm += tl.sum(g * d_own, 1)
-            w = g * d_e
-            if PRECISION == "tf32":
-                w = round_tf32(w)
+            w = round_weights(g * d_e, x[0].dtype.element_ty, PRECISION)
+            own_share += tl.sum(w.to(tl.float32) * t, 1)
             acc = accumulate_grad(acc, w, x[0], y[0], ys, r, c, first, N, M, D, BD, PRECISION)
 
     out_ptr += tl.program_id(1).to(tl.int64) * N * D + r.to(tl.int64)[:, None] * D
@@ -125,5 +123,5 @@ def grad(
         dims = first + k * BD + tl.arange(0, BD)
         dx = acc[k]
         if PRECISION != "manhattan":
-            dx += 2.0 * by_norm[:, None] * load_rows(x[0], r, dims, N, D).to(tl.float32)
+            dx -= own_share[:, None] * load_rows(x[0], r, dims, N, D).to(tl.float32)
         tl.store(out_ptr + dims[None, :], dx.to(out_ptr.dtype.element_ty), mask=(r < N)[:, None] & (dims < D)[None, :])

@@ -38,7 +38,7 @@ def fold_hinges(state, term, slope, pos):
 def signed_slope(dstate, slope, pos):
     """dL/ds of a hinge: a positive pulls the score down, a negative pushes it up. [BM, BN]"""
     if len(dstate) == 1:
-        return slope * tl.where(pos, dstate[0], -dstate[0])
+        return tl.where(pos, slope, -slope) * dstate[0]  # the signed slope is shared by both roles of a self batch
     else:
         return slope * tl.where(pos, dstate[0], -dstate[1])
 

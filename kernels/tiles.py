@@ -56,6 +56,19 @@ def round_tf32(v):
 
 
 @triton.jit
+def round_weights(w, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """The weights of the gradient product as it will see them; those beyond fp16 stay finite. [BM, BN]"""
+    if PRECISION == "manhattan":
+        return w
+    elif PRECISION == "tf32":
+        return round_tf32(w)
+    elif DTYPE == tl.float16:
+        return tl.clamp(w, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL).to(DTYPE)
+    else:
+        return w.to(DTYPE)
+
+
+@triton.jit
 def matmul(a, b, acc, PRECISION: tl.constexpr):
     """acc + a b in fp32."""
     if INTERPRETED:
@@ -114,7 +127,7 @@ def accumulate_grad(acc, w, x_ptr, y_ptr, ys, r, c, first, N, M, D, BD: tl.const
                 y = load_rows(y_ptr, c, first + k * BD + tl.arange(0, BD), M, D)
             else:
                 y = ys[k]
-            grown = grown + (matmul(w.to(y.dtype), y, acc[k], PRECISION),)
+            grown = grown + (matmul(w, y, acc[k], PRECISION),)
     return grown
 
 

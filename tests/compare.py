@@ -1,11 +1,11 @@
-"""The one comparison of the tests: value and all gradients against float64, no worse than eager PyTorch."""
+"""The one comparison of the tests: a loss's value and all its gradients are as exact as eager PyTorch's."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -13,74 +13,98 @@ from torch import Tensor
 
 from fusedloss import reference
 
-SLACK = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 1e-6, torch.bfloat16: 1e-6}
+# Added to 1.5 times eager's error, which is 0 when eager is lucky, relative to the size of the output. Measured over 8
+# seeds of the grids of test_in_batch: at most 2.7e-7 in float32 (4 eps = 4.8e-7), 1.9e-15 in float64, where the
+# reference is as rounded as the loss (16 eps = 3.6e-15).
+ATOL = {torch.float32: 4 * torch.finfo(torch.float32).eps, torch.float64: 16 * torch.finfo(torch.float64).eps}
 
 
-class Error(NamedTuple):
-    """How far an output is from float64 in one norm: the fused loss, eager PyTorch, and the size of the output itself."""
-
-    what: str
-    fused: float
-    eager: float
-    size: float
-
-
-def errors(
-    loss: Callable[..., Any],
+def check(
+    loss: Callable[..., Tensor],
     arguments: Mapping[str, Any],
-    dtype: torch.dtype,
+    dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     *,
-    oracle: Callable[..., Any] | None = None,
-    baseline: torch.dtype | None = None,
+    oracle: Callable[..., Tensor] | None = None,
     constant: Sequence[str] = (),
-) -> list[Error]:
+    roundings: int = 1,
+    closer: bool = True,
+) -> None:
+    """Assert that err(loss) <= 1.5 err(eager) + atol for the value and the gradient by every floating argument that is
+    not `constant`, in the maximum and the L2 norm, against the oracle in float64 on the same rounded inputs.
+
+    eager is the oracle in `dtype`, and where `closer` also in float32, by far the closer bound for 16-bit inputs.
+    The atol of a 16-bit gradient is its rounding, `roundings` times where the weights of a product are rounded too.
+    """
     oracle = oracle or getattr(reference, loss.__name__)
-    rounded = {k: v.to(dtype) if is_rows(v) else v for k, v in arguments.items()}
+    inputs = {name: v.to(dtype) if is_rows(v) else v for name, v in arguments.items()}
+    exact = differentiate(oracle, inputs, torch.float64, "cpu", constant)
     with poisoned_memory():
-        fused = outcome(loss, rounded, None, device, constant)
-    exact = outcome(oracle, rounded, torch.float64, "cpu", constant)
-    eager = outcome(oracle, rounded, baseline or dtype, device, constant)
-    assert fused.keys() == exact.keys(), f"gradients of {[*fused]}, expected {[*exact]}"
-    found = []
-    for what, value in fused.items():
-        want = dtype if what in rounded and is_rows(rounded[what]) else torch.promote_types(dtype, torch.float32)
-        assert (value.dtype, value.shape) == (want, exact[what].shape), f"{what}: {value.dtype} {tuple(value.shape)}"
-        off, eager_off = (t.double().cpu() - exact[what] for t in (value, eager[what]))
+        fused = differentiate(loss, inputs, dtype, device, constant)
+    assert fused.keys() == exact.keys(), f"there are gradients of {[*fused]}, expected {[*exact]}"
+    baselines = {dtype, accumulated(dtype)} if closer else {dtype}
+    eager = {d: differentiate(oracle, inputs, d, device, constant) for d in baselines}
+    for name, want in exact.items():
+        assert want.count_nonzero(), f"{name} is zero everywhere: nothing is compared"
+        stored = dtype if is_rows(inputs.get(name)) else accumulated(dtype)
+        assert (fused[name].dtype, fused[name].shape) == (stored, want.shape), f"{name} is {fused[name].dtype}"
+        atol = ATOL[accumulated(dtype)] + roundings * rounding(stored)
         for norm in (torch.inf, 2):
-            found.append(Error(f"{what} L{norm}", *(float(t.flatten().norm(norm)) for t in (off, eager_off, exact[what]))))
-    return found
+            error, size = distance(fused[name], want, norm), distance(want, 0 * want, norm)
+            for baseline, outputs in eager.items():
+                bound = 1.5 * distance(outputs[name], want, norm) + atol * size
+                assert error <= bound, f"{name}: L{norm} error {error:.3g} > {bound:.3g} ({baseline}), size {size:.3g}"
 
 
-def is_rows(value):
-    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
-
-def outcome(loss, arguments, dtype, device, constant):
-    """The value of a loss, and its gradient by every floating tensor that is not `constant`, by name."""
-    inputs = {}
-    for name, v in arguments.items():
-        if isinstance(v, Tensor):
-            v = v.detach().to(device)
-            if v.is_floating_point():
-                v = v.to(dtype or v.dtype) if v.dim() else v.to(torch.float64 if dtype==torch.float64 or arguments["embeddings" if "embeddings" in arguments else next(iter(arguments))].dtype==torch.float64 else torch.float32)
-                v = v.clone().requires_grad_(name not in constant)
-        inputs[name] = v
-    value = loss(**inputs)
-    upstream = torch.arange(value.numel(), device=device) % 5 - 1.5 if value.dim() else torch.tensor(3.0, device=device)
+def differentiate(
+    loss: Callable[..., Tensor], inputs: Mapping[str, Any], dtype: torch.dtype, device: str, constant: Sequence[str]
+) -> dict[str, Tensor]:
+    """The value of a loss and its gradient by every floating tensor that is not `constant`, by name."""
+    own = {name: v.detach().to(device) if isinstance(v, Tensor) else v for name, v in inputs.items()}
+    for name, v in own.items():
+        if isinstance(v, Tensor) and v.is_floating_point():
+            own[name] = v.to(dtype if v.dim() else accumulated(dtype), copy=True).requires_grad_(name not in constant)
+    value = loss(**own)
+    # not 1, different from row to row, exact in every dtype
+    upstream = torch.arange(len(value), device=device) % 5 + 0.5 if value.dim() else torch.tensor(3.0, device=device)
     value.backward(upstream.to(value.dtype))
-    grads = {k: v.grad for k, v in inputs.items() if isinstance(v, Tensor) and v.grad is not None}
+    grads = {name: v.grad for name, v in own.items() if isinstance(v, Tensor) and v.grad is not None}
     return {"value": value.detach(), **grads}
+
+
+def is_rows(v: object) -> bool:
+    return isinstance(v, Tensor) and v.is_floating_point() and v.dim() > 0
+
+
+def accumulated(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a loss of inputs in `dtype`."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def distance(a: Tensor, b: Tensor, norm: float) -> float:
+    return float((a.double().cpu() - b).flatten().norm(norm))
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The largest relative error of a result stored in a 16-bit dtype; Triton's interpreter truncates to bfloat16."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return 0.0
+    truncated = dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1"
+    return torch.finfo(dtype).eps / (1 if truncated else 2)
 
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Fresh memory holds NaN (-7 for integers), so an output element that no kernel writes shows."""
+    """Fresh memory holds NaN, and -7 for integers, so that an element which no kernel writes shows."""
 
-    def poison(make):
+    def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *args, **kwargs: fill(make(*args, **kwargs))
 
-    def fill(t):
+    def fill(t: Tensor) -> Tensor:
         return t.fill_(torch.nan if t.is_floating_point() else -7)
 
-    with mock.patch.object(torch, "empty", poison(torch.empty)), mock.patch.object(torch, "empty_like", poison(torch.empty_like)):
+    with (
+        mock.patch.object(torch, "empty", poisoned(torch.empty)),
+        mock.patch.object(torch, "empty_like", poisoned(torch.empty_like)),
+    ):
         yield

@@ -1,12 +1,12 @@
-"""What the tests run over: data, the plans of the engine, and covering grids."""
+"""What the tests run over: the losses and their inputs, the plans of the engine, and covering grids."""
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 import fusedloss
 
+LOSSES = [getattr(fusedloss, name) for name in fusedloss.__all__ if name.endswith("_loss")]
 METRICS = ("euclidean", "sqeuclidean", "cosine", "manhattan")
 DTYPES = {
     "triton": (torch.float32, torch.float16, torch.bfloat16),
@@ -23,7 +24,7 @@ DTYPES = {
 # A few rows make one tile of the default sizes. The other plans have several row blocks, column blocks, chunks of D and
 # slabs, with ragged edges on all of them, and each takes one path that only large inputs take otherwise.
 SMALL = dict(SPLIT_TARGET=1, ROW_CHUNK=32, ENTRIES=4)
-PLANS = {
+CONFIGS = {
     "default": {},
     "small": SMALL,
     "split": SMALL | dict(SPLIT_TARGET=1 << 20),
@@ -37,7 +38,7 @@ def running(backend: str, plan: str) -> Iterator[str]:
     """Run on a backend with a plan; yields the device for its tensors."""
     with pytest.MonkeyPatch.context() as patch, fusedloss.use_backend(backend):
         if backend == "blocked":
-            if plan != "default":
+            if plan == "small":
                 patch.setattr("fusedloss.blocked.BLOCK", 16)
             yield "cpu"
             return
@@ -47,45 +48,64 @@ def running(backend: str, plan: str) -> Iterator[str]:
         if plan != "default":
             tile = configs.Tile(BM=16, BN=32, BD=16, num_warps=4, num_stages=1, slab=32)
             patch.setattr(configs, "choose", lambda kernel, itemsize, D: tile)
-        for name, value in PLANS[plan].items():
+        for name, value in CONFIGS[plan].items():
             patch.setattr(configs, name, value)
         yield "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def covering(axes: Mapping[str, Sequence[Any]], strength: int = 2) -> list[dict[str, Any]]:
-    """Few cases in which every combination of values of any `strength` axes occurs: a fault that takes two options to
-    show is found without the full product."""
-    wanted = dict.fromkeys(
+def covering(axes: Mapping[str, Sequence[Any]], strength: int) -> list[dict[str, Any]]:
+    """Few cases in which every combination of values of any `strength` axes occurs."""
+    wanted = [
         frozenset(zip(names, values, strict=True))
         for names in itertools.combinations(axes, strength)
-        for values in itertools.product(*(axes[n] for n in names))
-    )
-    cases = []
+        for values in itertools.product(*(axes[name] for name in names))
+    ]
+    found = []
     while wanted:
-        case = dict(next(iter(wanted)))
-        for name in axes.keys() - case.keys() if False else [n for n in axes if n not in case]:
-            fits = [frozenset((case | {name: v}).items()) for v in axes[name]]
-            case[name] = max(zip(axes[name], fits, strict=True), key=lambda vf: sum(w <= vf[1] for w in wanted))[0]
-        wanted = dict.fromkeys(w for w in wanted if not w <= case.items())
-        cases.append({name: case[name] for name in axes})
-    return cases
+        case = dict(wanted[0])
+        for name in axes:
+            if name in case:
+                continue
+            covered = [sum(w <= (case | {name: v}).items() for w in wanted) for v in axes[name]]
+            case[name] = axes[name][covered.index(max(covered))]
+        found.append({name: case[name] for name in axes})
+        wanted = [w for w in wanted if not w <= case.items()]
+    return found
 
 
-def cases(axes: Mapping[str, Sequence[Any]], strength: Mapping[str, int]) -> Any:
-    """A parametrization of (backend, case): a covering grid for each backend, of the given strength."""
-    return pytest.mark.parametrize(
-        ("backend", "case"),
-        [
-            pytest.param(backend, case, id="-".join([backend, *(str(v).removeprefix("torch.") for v in case.values())]))
-            for backend, t in strength.items()
-            for case in covering({**axes, "dtype": DTYPES[backend]}, t)
-        ],
-    )
+def cases(
+    axes: Mapping[str, Sequence[Any]], *, blocked: int, triton: int, plans: Sequence[str] = ("default", "small")
+) -> pytest.MarkDecorator:
+    """Tests (backend, case): a covering grid for each backend, of the given strength, over the axes, dtypes and plans.
+
+    A fault needs one option, or two together (a metric and a path, a dtype and a reduction): strength 2 finds it in
+    some 30 cases where the full product has thousands. The blocked backend is fast enough for triples.
+    """
+    params = []
+    for backend, strength in (("blocked", blocked), ("triton", triton)):
+        own_plans = plans if backend == "triton" else ("default", "small")
+        for case in covering({**axes, "dtype": DTYPES[backend], "plan": own_plans}, strength):
+            values = [getattr(v, "__name__", str(v)).removeprefix("torch.").replace(" ", "") for v in case.values()]
+            params.append(pytest.param(backend, case, id="-".join([backend, *values])))
+    return pytest.mark.parametrize(("backend", "case"), params)
 
 
 def batch(N: int, D: int, *, classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows of length about 1 in float64 and their labels; the last row is alone in its class."""
+    """Rows in float64, of length about 1, and their labels; the last row is alone in its class."""
     generator = torch.Generator().manual_seed(1000 * seed + 10 * N + D)
     labels = torch.randint(classes, (N,), generator=generator)
     labels[-1:] = classes
+    if D == 1:  # random points of a line are so close that 1 / d magnifies rounding; these are apart or equal
+        return torch.randint(-8, 9, (N, 1), generator=generator).double() / 8, labels
     return torch.randn(N, D, dtype=torch.float64, generator=generator) / D**0.5, labels
+
+
+def example(loss: Callable[..., Any], N: int = 9, D: int = 5, *, M: int = 7, refs: bool = False) -> dict[str, Any]:
+    """Tensors for a loss by the names of its parameters, float32."""
+    arguments = {}
+    for seed, p in enumerate(inspect.signature(loss).parameters.values()):
+        if p.kind is p.KEYWORD_ONLY or (p.name.startswith("ref_") and not refs):
+            continue
+        rows, labels = batch(M if p.name.startswith("ref_") else N, D, classes=2, seed=seed)
+        arguments[p.name] = labels if "label" in p.name or p.name == "target" else rows.float()
+    return arguments

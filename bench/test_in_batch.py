@@ -1,0 +1,46 @@
+"""Forward + backward of the in-batch losses, a group per (loss, N, D, dtype): `make bench`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fusedloss import measure
+
+from .workloads import CASES, IMPLEMENTATIONS, available, check_parity, in_batch, saved_bytes
+
+CLASSES = 32
+
+
+@pytest.mark.filterwarnings("default")  # the peers' warnings are theirs
+def test_in_batch(case: str, implementation: str, n: int, d: int, device: str, dtype: str, benchmark: Any) -> None:
+    if implementation not in available(dtype):
+        pytest.skip(f"{implementation} is not installed, or does not take {dtype}")
+    loss, data = IMPLEMENTATIONS[implementation](*CASES[case]), measure.batch(n, d, CLASSES, device, dtype)
+    error = check_parity(CASES[case], loss, *data)
+
+    arguments: dict[str, Any] = dict(
+        case=case, implementation=implementation, n=n, d=d, classes=CLASSES, device=device, dtype=dtype
+    )
+    run = in_batch(**arguments)
+    benchmark.group = f"{case}: N={n} D={d} {dtype} {device}"
+    benchmark.extra_info |= {
+        "peak_bytes": peak_bytes(arguments),
+        "saved_bytes": saved_bytes(loss, *data),
+        **{f"{name}_error": value for name, value in error._asdict().items()},
+    }
+    benchmark.pedantic(finished, args=(run,), warmup_rounds=1, rounds=5)
+
+
+def finished(run: measure.Run) -> None:
+    run()
+    measure.synchronize()
+
+
+def peak_bytes(arguments: dict[str, Any]) -> int | None:
+    """In this process on CUDA, whose allocator keeps count; on a CPU in a fresh one."""
+    if arguments["device"] == "cuda":
+        return measure.measure_here(in_batch, repeats=1, **arguments).peak_bytes
+    found = measure.measure("bench.workloads:in_batch", repeats=1, **arguments)
+    return found and found.peak_bytes

@@ -1,0 +1,151 @@
+"""Losses of a batch by its labels: exact as eager over a covering grid, and mining equal to brute force."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fusedloss
+from fusedloss import reference
+from tests.compare import check
+from tests.grid import CONFIGS, METRICS, batch, cases, running
+
+# Primes: ragged in rows, columns and dimensions for tiles of any size. D below, above and not a multiple of a chunk.
+SHAPES = ((23, 37, 37), (11, 41, 3), (41, 5, 1), (17, 13, 101))
+REFS = ("self", "refs", "constant")
+ENGINE = dict(metric=METRICS, shape=SHAPES, refs=REFS)
+
+# The weights of the gradient product are rounded to 16 bits as well as its result. MEASURED
+WEIGHTS = 2
+
+
+def in_batch(case):
+    """Inputs of a case, a distance that about half of the pairs exceed, and which inputs are constants."""
+    N, M, D = case["shape"]
+    D = 3 if case["metric"] == "cosine" and D == 1 else D  # in one dimension the gradient of a cosine is 0
+    (x, labels), (y, ref_labels) = batch(N, D), batch(M, D, seed=1)
+    arguments = dict(embeddings=x, labels=labels, metric=case["metric"])
+    if case["refs"] != "self":
+        arguments |= dict(ref_embeddings=y, ref_labels=ref_labels)
+    middle = reference.pairwise_distance(x, y, case["metric"]).median()
+    return arguments, float(middle.float()), ["ref_embeddings"] if case["refs"] == "constant" else []
+
+
+@cases(
+    ENGINE | dict(reduction=("mean", "sum", "none", "active"), power=(2, 1), margins=("zero", "both", "tensors", "mixed")),
+    blocked=3,
+    triton=2,
+    plans=tuple(CONFIGS),
+)
+def test_pairwise_contrastive_is_as_exact_as_eager(backend, case):
+    arguments, middle, constant = in_batch(case)
+    low, high = torch.tensor(middle / 2), torch.tensor(middle)
+    margins = {"zero": (0.0, middle), "both": (middle / 2, middle), "tensors": (low, high), "mixed": (0.0, high)}
+    pos_margin, neg_margin = margins[case["margins"]]
+    arguments |= dict(pos_margin=pos_margin, neg_margin=neg_margin, power=case["power"], reduction=case["reduction"])
+    with running(backend, case["plan"]) as device:
+        check(
+            fusedloss.pairwise_contrastive_loss, arguments, case["dtype"], device, constant=constant, roundings=WEIGHTS
+        )
+
+
+@cases(
+    ENGINE
+    | dict(
+        reduction=("mean", "sum", "none"),
+        positives=("hardest", "easiest"),
+        negatives=("hardest", "easiest", "semihard"),
+        margin=("number", "tensor", "soft"),
+    ),
+    blocked=3,
+    triton=2,
+    plans=("default", "small", "split", "loop"),
+)
+def test_batch_hard_is_as_exact_as_eager(backend, case):
+    arguments, middle, constant = in_batch(case)
+    margin = 4 * middle if case["negatives"] == "easiest" else middle  # some terms are active in every case
+    arguments |= dict(margin=torch.tensor(margin) if case["margin"] == "tensor" else margin)
+    arguments |= dict(soft_margin=case["margin"] == "soft")
+    arguments |= {name: case[name] for name in ("reduction", "positives", "negatives")}
+    with running(backend, case["plan"]) as device:
+        check(fusedloss.batch_hard_triplet_loss, arguments, case["dtype"], device, constant=constant)
+
+
+# The tiles as they ship, in their paths for wide rows: unrolled, several slabs, a run-time loop.
+@pytest.mark.parametrize(
+    ("D", "dtype"),
+    [(384, torch.float32), (512, torch.bfloat16), (768, torch.float16), (1024, torch.float32), (2048, torch.float16)],
+)
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        (fusedloss.pairwise_contrastive_loss, dict(neg_margin=1.5)),
+        (fusedloss.batch_hard_triplet_loss, dict(margin=1.0)),
+    ],
+)
+@pytest.mark.parametrize("backend", ["blocked", "triton"])
+def test_wide_rows_are_as_exact_as_eager(backend, loss, options, D, dtype):
+    (x, labels), (y, ref_labels) = batch(5, D, classes=2), batch(3, D, classes=2, seed=1)
+    with running(backend, "default") as device:
+        check(loss, dict(embeddings=x, labels=labels, **options), dtype, device, roundings=WEIGHTS)
+        arguments = dict(embeddings=x, labels=labels, ref_embeddings=y, ref_labels=ref_labels, metric="cosine")
+        check(loss, arguments, dtype, device, constant=["embeddings"], roundings=WEIGHTS)
+
+
+# sum_j w_ij y_j and x_i sum_j w_ij cancel where y_j is near x_i, while w grows as 1 / d.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("apart", [0.0, 1e-3, 1e-2])
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "cosine"])
+def test_gradients_of_near_duplicates_are_as_exact_as_eager(backend, device, metric, apart, dtype):
+    x, _ = batch(12, 32)
+    x = torch.cat([x, x + apart * batch(12, 32, seed=1)[0]])
+    arguments = dict(embeddings=x, labels=torch.arange(24), metric=metric, neg_margin=2.0)
+    with running(backend, "small"):
+        check(fusedloss.pairwise_contrastive_loss, arguments, dtype, device, closer=False)
+
+
+def brute_force(x, labels, y, ref_labels, metric, positives, negatives, itself):
+    """(positive, negative) of every anchor by looking at all, the lowest index first; None where there is none."""
+    p = 1.0 if metric == "manhattan" else 2.0
+    d = torch.cdist(x, y, p=p, compute_mode="donot_use_mm_for_euclid_dist")
+    d = (1 - F.cosine_similarity(x[:, None], y[None], dim=-1) if metric == "cosine" else d).round(decimals=9).tolist()
+    found = []
+    for i, row in enumerate(d):
+        same = [j for j in range(len(row)) if ref_labels[j] == labels[i] and not (itself and i == j)]
+        other = [j for j in range(len(row)) if ref_labels[j] != labels[i]]
+        positive = (max if positives == "hardest" else min)(same, key=row.__getitem__, default=-1)
+        if negatives == "semihard":
+            other = [j for j in other if positive >= 0 and row[j] > row[positive]]
+        found.append((positive, (max if negatives == "easiest" else min)(other, key=row.__getitem__, default=-1)))
+    return torch.tensor(found).T
+
+
+def distinct_points(N, metric, seed):
+    return batch(N, 7, seed=seed)
+
+
+def tied_points(N, metric, seed):
+    """Few different distances, all exact in float32: whole numbers, or cosines of unit vectors along the axes."""
+    x, labels = batch(N, 3, classes=3, seed=seed)
+    return (F.one_hot(x.abs().argmax(1), 3) * x.sign() if metric == "cosine" else (2 * x).round()), labels
+
+
+@pytest.mark.parametrize("points", [distinct_points, tied_points])
+@pytest.mark.parametrize("negatives", ["hardest", "easiest", "semihard"])
+@pytest.mark.parametrize("positives", ["hardest", "easiest"])
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("backend", "plan"), [("blocked", "small"), ("triton", "small"), ("triton", "split")])
+def test_mined_indices_equal_brute_force_and_ties_go_to_the_lowest(
+    backend, plan, metric, positives, negatives, points
+):
+    (x, labels), (y, ref_labels) = points(19, metric, 0), points(67, metric, 1)
+    options = dict(metric=metric, positives=positives, negatives=negatives)
+    with running(backend, plan) as device:
+        for refs, ref in (((y, ref_labels), True), ((), False)) if plan == "small" else (((y, ref_labels), True),):
+            tensors = [t.float().to(device) if t.is_floating_point() else t.to(device) for t in (x, labels, *refs)]
+            found = fusedloss.hardest_pairs(*tensors, **options)
+            want = brute_force(x, labels, *(refs if ref else (x, labels)), **options, itself=not ref)
+            assert torch.equal(torch.stack([found.positive_index, found.negative_index]).cpu(), want)
+            for index, distance in ((want[0], found.positive_distance), (want[1], found.negative_distance)):
+                exact = reference.row_distance(x, (y if ref else x)[index.clamp(min=0)], metric)
+                exact[index < 0] = torch.nan
+                torch.testing.assert_close(distance.cpu().double(), exact, equal_nan=True, rtol=1e-6, atol=1e-6)
