@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 from fusedloss.measure import Measurement, batch, measure
 
 from . import report
-from .workloads import CASES, IMPLEMENTATIONS, check_parity
+from .workloads import CASES, CLASSES, IMPLEMENTATIONS, Oracle
 
 OURS, PEER = "fusedloss", "pytorch-metric-learning"
-D, CLASSES = 128, 32
+D = 128
 GIB = 2**30
 
 
@@ -44,7 +44,7 @@ LIMITS = {16384: 1 * GIB, 32768: 2 * GIB}  # peak of fusedloss alone
 def measured(case: str, implementation: str, n: int, threads: int, **kwargs: Any) -> Measurement:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # the child's
     maker = "bench.workloads:in_batch"
-    found = measure(maker, case=case, implementation=implementation, n=n, d=D, classes=CLASSES, timeout=900, **kwargs)
+    found = measure(maker, case=case, implementation=implementation, n=n, d=D, timeout=900, **kwargs)
     if found is None:
         raise RuntimeError(f"{implementation}, {case}, N = {n}: out of memory or past 900 s")
     return found
@@ -120,8 +120,10 @@ def main() -> None:
 
     for n in args.sizes:
         for name, case in CASES.items():
+            oracle = Oracle(case, *batch(n, D, CLASSES, "cpu", "float32"))
             for implementation in (OURS, PEER):
-                check_parity(case, IMPLEMENTATIONS[implementation](*case), *batch(n, D, CLASSES, "cpu", "float32"))
+                oracle.check(IMPLEMENTATIONS[implementation](*case))
+            del oracle
             for count in threads:
                 add(versus(name, n, count, args.rounds))
     for n in args.large:

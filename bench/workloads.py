@@ -12,6 +12,8 @@ from torch import Tensor
 from fusedloss import measure, reference
 from fusedloss.measure import Loss, Run
 
+CLASSES = 32
+
 
 class Case(NamedTuple):
     """A loss as `pytorch-metric-learning` computes it too, by its public name in fusedloss."""
@@ -79,7 +81,7 @@ def available(dtype: str) -> list[str]:
 
 
 def in_batch(
-    case: str, implementation: str, n: int, d: int = 128, classes: int = 32, device: str = "cpu", dtype: str = "float32"
+    case: str, implementation: str, n: int, d: int, classes: int = CLASSES, device: str = "cpu", dtype: str = "float32"
 ) -> Run:
     """Maker for `fusedloss.measure`: forward and backward of a case, returning the value and the gradient."""
     loss = IMPLEMENTATIONS[implementation](*CASES[case])
@@ -102,27 +104,30 @@ class Error(NamedTuple):
 ROUNDING = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}  # of a result in that dtype, with room for its sums
 
 
-def errors(loss: Loss, exact: tuple[Tensor, Tensor], x: Tensor, labels: Tensor) -> Error:
-    """The gradient's error is that of its rows, 99 of 100: a near tie may be mined the other way."""
-    value, gradient = (t.double() for t in measure.training_step(loss, x, labels)())
-    rows = (gradient - exact[1]).norm(dim=1) / exact[1].norm(dim=1).square().mean().sqrt()
-    most = rows.sort().values[int(0.99 * (len(rows) - 1))]
-    return Error(float((value - exact[0]).abs() / exact[0].abs()), float(most))
+class Oracle:
+    """Float64 results of a case on some data, and the errors that dense PyTorch has in the data's dtype."""
 
+    def __init__(self, case: Case, x: Tensor, labels: Tensor) -> None:
+        dense = IMPLEMENTATIONS["reference"](*case)
+        self.name, self.data = case.loss, (x, labels)
+        self.value, self.gradient = measure.training_step(dense, x.detach().double().requires_grad_(), labels)()
+        self.rounding = ROUNDING[str(x.dtype).removeprefix("torch.")]
+        self.dense = self.errors(dense)
 
-def check_parity(case: Case, loss: Loss, x: Tensor, labels: Tensor) -> Error:
-    """The error of an implementation, which must be no larger than dense PyTorch's in the same dtype (x 1.5)."""
-    exact_x = x.detach().double().requires_grad_()
-    dense = IMPLEMENTATIONS["reference"](*case)
-    exact = measure.training_step(dense, exact_x, labels)()
-    found, bound = (errors(f, exact, x, labels) for f in (loss, dense))
-    rounding = ROUNDING[str(x.dtype).removeprefix("torch.")]
-    for what, error, limit in zip(Error._fields, found, bound, strict=True):
-        if not error <= 1.5 * limit + rounding:
-            raise AssertionError(
-                f"{case.loss} {what}: error {error:.1e} against float64, dense PyTorch has {limit:.1e}"
-            )
-    return found
+    def errors(self, loss: Loss) -> Error:
+        """The gradient's error is that of its rows, 99 of 100: a near tie may be mined the other way."""
+        value, gradient = (t.double() for t in measure.training_step(loss, *self.data)())
+        rows = (gradient - self.gradient).norm(dim=1) / self.gradient.norm(dim=1).square().mean().sqrt()
+        most = rows.sort().values[int(0.99 * (len(rows) - 1))]
+        return Error(float((value - self.value).abs() / self.value.abs()), float(most))
+
+    def check(self, loss: Loss) -> Error:
+        """The error of an implementation, which must be no larger than dense PyTorch's (x 1.5)."""
+        found = self.errors(loss)
+        for what, error, dense in zip(Error._fields, found, self.dense, strict=True):
+            if not error <= 1.5 * dense + self.rounding:
+                raise AssertionError(f"{self.name}: {what} is off by {error:.1e}, dense PyTorch's by {dense:.1e}")
+        return found
 
 
 def saved_bytes(loss: Loss, x: Tensor, labels: Tensor) -> int:

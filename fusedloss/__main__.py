@@ -55,6 +55,9 @@ def demo(out: Path, epochs: int, seed: int, device: str) -> None:
         from .demo import run
     except ModuleNotFoundError as missing:
         sys.exit(f'the demo needs {missing.name}: pip install "fusedloss[examples]"')
+    torch.set_num_threads(
+        1
+    )  # to train: more gain nothing on small matrices, and what is rounded depends on their count
     run(out, epochs, seed, device)
 
 
@@ -75,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("--out", type=Path, default=Path("demo-results"), help="folder of the figures")
-    command.add_argument("--epochs", type=positive, default=40, help="passes over the training images")
+    command.add_argument("--epochs", type=positive, default=30, help="passes over the training images")
     command.add_argument("--seed", type=int, default=0, help="of the split, the weights and the batches")
     command.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if there is one"

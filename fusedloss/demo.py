@@ -56,6 +56,9 @@ class Training(NamedTuple):
     after: Tensor
 
 
+Trainings = dict[str, tuple[Training, Training]]  # loss: fused and dense, from the same seed
+
+
 class Retrieval(NamedTuple):
     """Searching every held-out image's neighbours among the other held-out images."""
 
@@ -114,25 +117,22 @@ def train(name: str, fused: bool, digits: Digits, epochs: int, seed: int, advanc
     return Training(torch.stack(losses).cpu(), torch.stack(others).cpu(), before, network.embed(digits.held_out))
 
 
-def train_all(digits: Digits, epochs: int, seed: int, console: Console) -> dict[str, tuple[Training, Training]]:
-    """Every loss, fused and dense from the same seed."""
+def train_all(digits: Digits, epochs: int, seed: int, console: Console) -> Trainings:
     trainings = {}
     with Progress(console=console) as progress:
         for name in LOSSES:
             both = []
-            for implementation in ("fused", "dense"):
-                task = progress.add_task(f"{title(name)}, {implementation}", total=epochs)
-                advance = partial(progress.advance, task)
-                both.append(train(name, implementation == "fused", digits, epochs, seed, advance))
+            for kind in ("fused", "dense"):
+                advance = partial(progress.advance, progress.add_task(f"{title(name)}, {kind}", total=epochs))
+                both.append(train(name, kind == "fused", digits, epochs, seed, advance))
             trainings[name] = (both[0], both[1])
     return trainings
 
 
 def retrieval(embeddings: Tensor, labels: Tensor) -> Retrieval:
     distances = torch.cdist(embeddings, embeddings).fill_diagonal_(torch.inf)
-    hits = (
-        labels[distances.argsort(1)[:, :-1]] == labels[:, None]
-    )  # [N, N - 1], nearest first, without the image itself
+    neighbours = distances.argsort(1)[:, :-1]  # [N, N - 1], nearest first, without the image itself
+    hits = labels[neighbours] == labels[:, None]
     relevant = hits.sum(1, keepdim=True)
     within = torch.arange(hits.shape[1], device=hits.device) < relevant
     precision = (hits & within).sum(1, keepdim=True) / relevant
@@ -142,7 +142,7 @@ def retrieval(embeddings: Tensor, labels: Tensor) -> Retrieval:
 def largest_difference(losses: Tensor, others: Tensor) -> tuple[float, float]:
     """The largest difference, and the largest one relative to the second curve's value at that step."""
     difference = (losses - others).abs()
-    return difference.max().item(), (difference / others.abs()).max().item()
+    return difference.max().item(), (difference / others.abs().clamp_min(torch.finfo(others.dtype).tiny)).max().item()
 
 
 def measure_sizes(sizes: tuple[int, ...], device: str, until: float, console: Console) -> Sizes:
@@ -171,7 +171,7 @@ def title(loss: str) -> str:
     return loss.removesuffix("_loss").replace("_", " ")
 
 
-def retrieval_table(digits: Digits, trainings: dict[str, tuple[Training, Training]]) -> Table:
+def retrieval_table(digits: Digits, trainings: Trainings) -> Table:
     table = Table("embedding", "Recall@1", "R-precision", title="Retrieval among the held-out images")
     rows = {"raw pixels": digits.held_out, "untrained network": trainings[LOSSES[0]][0].before}
     rows |= {f"after {title(name)}": fused.after for name, (fused, _) in trainings.items()}
@@ -180,13 +180,10 @@ def retrieval_table(digits: Digits, trainings: dict[str, tuple[Training, Trainin
     return table
 
 
-def difference_table(trainings: dict[str, tuple[Training, Training]]) -> Table:
+def difference_table(trainings: Trainings) -> Table:
     table = Table("loss", "two trainings, same seed", "same weights, each step")
     table.title = "Largest difference of the loss, fused against dense: absolute (relative)"
-    table.caption = (
-        "Rounding decides which of two almost equal pairs is the hardest, and training amplifies it: "
-        "only the second column compares the losses alone."
-    )
+    table.caption = "Training amplifies rounding; the same weights compare the losses alone."
     for name, (fused, dense) in trainings.items():
         pairs = ((fused.losses, dense.losses), (fused.losses, fused.others))
         cells = ("{:.1e} ({:.1e})".format(*largest_difference(*pair)) for pair in pairs)
@@ -196,24 +193,26 @@ def difference_table(trainings: dict[str, tuple[Training, Training]]) -> Table:
 
 def size_table(found: Sizes, device: str) -> Table:
     table = Table("loss", title=f"Forward + backward on {device}, D = 128, float32")
+    table.caption = (
+        f"MiB: extra memory at the peak. Dense is run up to N = {DENSE_MOST[device]:,}. "
+        f"Other gaps: too little memory, or no time left."
+    )
     for column in ("N", "fused s", "dense s", "fused MiB", "dense MiB"):
         table.add_column(column, justify="right")
     for loss in LOSSES:
         table.add_section()
-        for n in sorted({n for _, _, n in found}):
+        for n in sorted({n for *_, n in found}):
             both = [found.get((loss, kind, n)) for kind in ("fusedloss", "reference")]
             seconds = (f"{m.seconds:.3f}" if m else "-" for m in both)
             peaks = (f"{m.peak_bytes / MIB:,.0f}" if m else "-" for m in both)
             table.add_row(title(loss), f"{n:,}", *seconds, *peaks)
-    most = f"Dense is run up to N = {DENSE_MOST[device]:,}."
-    table.caption = f"MiB: extra memory at the peak. {most} Other gaps: not enough memory, or time for this demo."
     return table
 
 
 # ----------------------------------------------------------------------------------------------------------- figures
 
 
-def plot_losses(trainings: dict[str, tuple[Training, Training]], path: Path) -> None:
+def plot_losses(trainings: Trainings, path: Path) -> None:
     figure = Figure(figsize=(11, 7), layout="constrained")
     for column, (name, (fused, dense)) in enumerate(trainings.items()):
         curves, gaps = figure.add_subplot(2, 2, 1 + column), figure.add_subplot(2, 2, 3 + column)
@@ -228,7 +227,7 @@ def plot_losses(trainings: dict[str, tuple[Training, Training]], path: Path) -> 
     figure.savefig(path, dpi=120)
 
 
-def plot_projections(digits: Digits, trainings: dict[str, tuple[Training, Training]], path: Path) -> None:
+def plot_projections(digits: Digits, trainings: Trainings, path: Path) -> None:
     panels = {"before training": trainings[LOSSES[0]][0].before}
     panels |= {f"after {title(name)}": fused.after for name, (fused, _) in trainings.items()}
     figure = Figure(figsize=(15, 5.2), layout="constrained")
@@ -253,21 +252,17 @@ def plot_sizes(found: Sizes, device: str, path: Path) -> None:
     memory, seconds = figure.subplots(1, 2)
     for color, loss in enumerate(LOSSES):
         for kind, label, style in (("fusedloss", "fused", "o-"), ("reference", "dense", "s--")):
-            points = [(n, m) for (of, by, n), m in found.items() if (of, by) == (loss, kind) and m]
-            sizes = [n for n, _ in points]
-            memory.plot(
-                sizes, [m.peak_bytes / MIB for _, m in points], style, color=f"C{color}", label=f"{label} {title(loss)}"
-            )
-            seconds.plot(
-                sizes, [m.seconds for _, m in points], style, color=f"C{color}", label=f"{label} {title(loss)}"
-            )
-    memory.set(title=f"Peak extra memory on {device}, forward + backward, D = 128", ylabel="peak extra memory (MiB)")
-    seconds.set(title=f"Time on {device}, forward + backward, D = 128", ylabel="time (s)")
-    ticks = sorted({n for _, _, n in found})
+            points = sorted((n, m) for (*key, n), m in found.items() if key == [loss, kind] and m)
+            look = dict(color=f"C{color}", label=f"{label} {title(loss)}")
+            memory.loglog([n for n, _ in points], [m.peak_bytes / MIB for _, m in points], style, **look)
+            seconds.loglog([n for n, _ in points], [m.seconds for _, m in points], style, **look)
+    memory.set(title=f"Extra memory of forward + backward on {device}, D = 128", ylabel="memory at the peak (MiB)")
+    seconds.set(title=f"Time of forward + backward on {device}, D = 128", ylabel="time (s)")
+    ticks = sorted({n for *_, n in found})
     for axes in (memory, seconds):
-        axes.set(xscale="log", yscale="log", xlabel="batch size N (rows)")
+        axes.set_xlabel("batch size N (rows)")
         axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
-        axes.minorticks_off()
+        axes.set_xticks([], minor=True)
         finish(axes)
     figure.savefig(path, dpi=120)
 

@@ -120,9 +120,12 @@ def fold_launch(
     tile, options = pick("fold", x, precision, D)
     N, M = len(x.labels), len(y.labels)
     numbers, from_memory = loss_params(params)
-    options |= dict(SCORE=SCORES[metric], STEP=LOSSES[loss].step, NEUTRAL=(0.0,) * out.shape[1], SELF=self_batch)
+    options |= dict(SCORE=SCORES[metric], STEP=LOSSES[loss].step, SELF=self_batch)
+    neutral = (0.0,) * out.shape[1]  # every state so far is a sum, and splits are added up
     grid = (cdiv(N, tile.BM), out.shape[0])
-    return Launch(engine.fold, grid, (x, y, out, numbers, N, M, D), options | dict(PARAMS_FROM_MEMORY=from_memory))
+    return Launch(
+        engine.fold, grid, (x, y, out, numbers, neutral, N, M, D), options | dict(PARAMS_FROM_MEMORY=from_memory)
+    )
 
 
 def fold(

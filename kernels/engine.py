@@ -45,19 +45,19 @@ def split_columns(M, BN: tl.constexpr):
 
 @triton.jit(do_not_specialize=["N", "M"], repr=_composed)
 def fold(
-    x, y, states_ptr, numbers, N, M, D,  # states [splits, STATES, N]
-    SCORE: tl.constexpr, STEP: tl.constexpr, NEUTRAL: tl.constexpr, SELF: tl.constexpr,
+    x, y, states_ptr, numbers, neutral, N, M, D,  # states [splits, len(neutral), N]
+    SCORE: tl.constexpr, STEP: tl.constexpr, SELF: tl.constexpr,
     PARAMS_FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Row states of x over the columns of this program's split. Grid: (row blocks, splits)."""
+    """Row states of x, from their neutral elements, over the columns of this program's split. Grid: (row blocks, splits)."""
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
     xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
     params = load_params(numbers, PARAMS_FROM_MEMORY)
     state = ()
-    for k in tl.static_range(len(NEUTRAL)):
-        state = state + (tl.full([BM], NEUTRAL[k], tl.float32),)
+    for k in tl.static_range(len(neutral)):
+        state = state + (tl.zeros([BM], tl.float32) + neutral[k],)
 
     start, end = split_columns(M, BN)
     for c0 in range(start, end, BN):
@@ -68,8 +68,8 @@ def fold(
         pos, neg = pair_masks(xl, yl, r, c, M, SELF)
         state = STEP(state, s, pos, neg, params)
 
-    out = states_ptr + tl.program_id(1).to(tl.int64) * len(NEUTRAL) * N + r
-    for k in tl.static_range(len(NEUTRAL)):
+    out = states_ptr + tl.program_id(1).to(tl.int64) * len(neutral) * N + r
+    for k in tl.static_range(len(neutral)):
         tl.store(out + k * N.to(tl.int64), state[k], mask=r < N)
 
 

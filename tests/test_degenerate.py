@@ -1,0 +1,189 @@
+"""Degenerate batches: empty, one class, duplicates, zero rows, odd labels, layouts and inputs that are not finite."""
+
+import pytest
+import torch
+
+import fusedloss
+from tests.compare import check
+from tests.grid import LOSSES, METRICS, batch, example
+
+IN_BATCH = [loss for loss in LOSSES if "ref_labels" in example(loss, refs=True)]
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def run(loss, arguments, **options):
+    """The value, and the gradient of its sum by every floating argument; both attached to the graph."""
+    leaves = [v.requires_grad_() for v in arguments.values() if v.is_floating_point()]
+    value = loss(**arguments, **options)
+    assert value.requires_grad
+    return value.detach(), torch.autograd.grad(value.sum(), leaves)
+
+
+def put(arguments, device, dtype=torch.float32):
+    return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in arguments.items()}
+
+
+EMPTY = [dict(N=0)] + [dict(N=N, M=M, refs=True) for N, M in ((0, 7), (0, 0), (9, 0))]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    ("loss", "size"), [(loss, size) for loss in LOSSES for size in (EMPTY if loss in IN_BATCH else EMPTY[:1])]
+)
+def test_nothing_to_compare_is_zero_with_zero_gradient(backend, device, loss, size, reduction, dtype):
+    arguments = put(example(loss, **size), device, dtype)
+    value, grads = run(loss, arguments, reduction=reduction)
+    assert value.shape == ((size["N"],) if reduction == "none" else ())
+    assert not value.count_nonzero()
+    for v, grad in zip([v for v in arguments.values() if v.is_floating_point()], grads, strict=True):
+        assert (grad.shape, grad.dtype) == (v.shape, dtype)
+        assert not grad.count_nonzero()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("labels", [[7], [3] * 6, [0, 1, 2, 3, 4, 5]], ids=["one row", "one class", "all distinct"])
+def test_without_a_triplet_batch_hard_is_zero_with_zero_gradient(backend, device, metric, labels):
+    x = batch(len(labels), 5)[0].float().to(device)
+    arguments = dict(embeddings=x, labels=torch.tensor(labels, device=device))
+    value, (grad,) = run(fusedloss.batch_hard_triplet_loss, arguments, metric=metric)
+    assert value == 0
+    assert torch.equal(grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("labels", [[7], [3] * 6, [0, 1, 2, 3, 4, 5]], ids=["one row", "one class", "all distinct"])
+def test_hardest_pairs_without_a_pair_have_index_minus_one_and_distance_nan(backend, device, labels):
+    x = batch(len(labels), 5)[0].float().to(device).requires_grad_()
+    found = fusedloss.hardest_pairs(x, torch.tensor(labels, device=device))
+    index = torch.stack([found.positive_index, found.negative_index])
+    distance = torch.stack([found.positive_distance, found.negative_distance])
+    absent = [len(set(labels)) == len(labels), len(set(labels)) == 1]
+    assert (index == -1).all(1).tolist() == (index == -1).any(1).tolist() == absent
+    assert torch.equal(distance.isnan(), index == -1)
+    assert torch.autograd.grad(torch.where(index >= 0, distance, 0.0).sum(), x)[0].isfinite().all()
+
+
+def test_hardest_pairs_in_no_references_are_absent(backend, device):
+    x, labels = (t.to(device) for t in batch(9, 5))
+    found = fusedloss.hardest_pairs(x.float(), labels, x[:0].float(), labels[:0])
+    assert (found.positive_index == -1).all() and (found.negative_index == -1).all()
+    assert found.positive_distance.isnan().all() and found.negative_distance.isnan().all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("labels", [[3] * 6, [0, 1, 2, 3, 4, 5]], ids=["one class", "all distinct"])
+def test_pairwise_contrastive_of_one_kind_of_pairs_is_exact(backend, device, metric, labels):
+    arguments = dict(embeddings=batch(6, 5)[0], labels=torch.tensor(labels), metric=metric, neg_margin=4.0)
+    check(fusedloss.pairwise_contrastive_loss, arguments, device=device)
+
+
+def odd_rows(kind):
+    """A batch with rows that are equal or (nearly) zero; components are whole numbers, so equal rows are at distance 0."""
+    x, labels = batch(12, 5, classes=2)
+    x = (4 * x).round()
+    if kind == "duplicates":
+        x[6:] = x[:6]
+    else:
+        x[::3] = {"zeros": 0.0, "tiny": 1e-9, "subnormal": 1e-42}[kind] * (x[::3] + 1)
+    return dict(embeddings=x, labels=labels)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", ["duplicates", "zeros", "tiny", "subnormal"])
+def test_equal_zero_and_tiny_rows_are_exact(backend, device, kind, metric):
+    arguments = odd_rows(kind) | dict(metric=metric)
+    check(fusedloss.pairwise_contrastive_loss, arguments | dict(neg_margin=4.0), device=device)
+    check(fusedloss.batch_hard_triplet_loss, arguments | dict(margin=9.0), device=device)
+    x1 = arguments["embeddings"]
+    pairs = dict(x1=x1, x2=x1.roll(3, 0), target=torch.arange(12) % 2, metric=metric, margin=9.0)
+    check(fusedloss.contrastive_loss, pairs, device=device)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("kind", ["duplicates", "zeros", "tiny", "subnormal"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_finite_rows_give_a_finite_loss_and_gradient(backend, device, metric, kind, dtype):
+    for loss in IN_BATCH:
+        value, (grad,) = run(loss, put(odd_rows(kind), device, dtype), metric=metric)
+        assert value.isfinite() and grad.isfinite().all()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "manhattan"])
+def test_a_gradient_at_distance_zero_is_zero(backend, device, metric):
+    x = torch.ones(4, 3, device=device)
+    for labels in ([0, 0, 0, 0], [0, 1, 2, 3]):
+        arguments = dict(embeddings=x.clone(), labels=torch.tensor(labels, device=device))
+        _, (grad,) = run(fusedloss.pairwise_contrastive_loss, arguments, metric=metric)
+        assert not grad.count_nonzero()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        (torch.int64, [2**40, 2**40 + 2**32, -(2**63), 2**63 - 1]),
+        (torch.int64, [0, 2**32, -(2**32), 2**33]),
+        (torch.int32, [-(2**31), 2**31 - 1, -1, 0]),
+        (torch.int16, [-(2**15), 2**15 - 1, -1, 0]),
+        (torch.int8, [-128, 127, -1, 0]),
+        (torch.uint8, [0, 255, 128, 1]),
+    ],
+)
+@pytest.mark.parametrize("loss", IN_BATCH)
+def test_labels_of_any_integer_dtype_and_size_select_the_same_pairs(backend, device, loss, dtype, values):
+    x = batch(12, 5)[0].float().to(device)
+    plain = torch.arange(12, device=device) % 4
+    labels = torch.tensor(values, dtype=dtype, device=device)[plain]
+    for refs, plain_refs in (((), ()), ((x, labels.long()), (x, plain))):
+        found, want = loss(x, labels, *refs, reduction="none"), loss(x, plain, *plain_refs, reduction="none")
+        torch.testing.assert_close(found, want, rtol=1e-6, atol=0)  # sorted by label the order of a sum may differ
+
+
+LAYOUTS = {
+    "transposed": lambda t: t.t().contiguous().t() if t.dim() == 2 else t.repeat_interleave(2)[::2],
+    "strided": lambda t: torch.stack([t, t + 1], -1)[..., 0],
+    "offset": lambda t: torch.cat([t[:1] + 1, t])[1:],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_layout_of_inputs_does_not_matter(backend, device, loss, layout):
+    arguments = put(example(loss, refs=True), device)
+    value, grads = run(loss, {name: LAYOUTS[layout](v) for name, v in arguments.items()})
+    want, want_grads = run(loss, arguments)
+    assert torch.equal(value, want)
+    for grad, want_grad in zip(grads, want_grads, strict=True):
+        assert torch.equal(grad, want_grad)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_each_gradient_alone_equals_its_part_of_all(backend, device, loss):
+    arguments = put(example(loss, refs=True), device)
+    rows = [name for name, v in arguments.items() if v.is_floating_point()]
+    assert not loss(**arguments).requires_grad
+    _, together = run(loss, {name: v.clone() for name, v in arguments.items()})
+    for name, want in zip(rows, together, strict=True):
+        alone = arguments[name].clone().requires_grad_()
+        loss(**{**arguments, name: alone}).backward()
+        assert torch.equal(alone.grad, want)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_runs_are_equal_bit_for_bit(backend, device, loss):
+    arguments = put(example(loss, 41, 23, M=37, refs=True), device)
+    (value, grads), (again, grads_again) = run(loss, arguments), run(loss, arguments)
+    assert torch.equal(value, again)
+    assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    ("loss", "metric"),
+    [(loss, m) for loss in LOSSES for m in (METRICS if "metric" in loss.__kwdefaults__ else [None])],
+)
+def test_a_value_that_is_not_finite_shows_in_the_loss(backend, device, loss, metric, bad):
+    arguments = put(example(loss), device)
+    next(v for v in arguments.values() if v.is_floating_point())[0, 2] = bad
+    for labels in (v for v in arguments.values() if not v.is_floating_point()):
+        labels[:2] = 1  # row 0 has a positive or is similar: a negative infinitely far away costs nothing
+    assert not loss(**arguments, **({} if metric is None else dict(metric=metric))).isfinite()
