@@ -97,7 +97,7 @@ def launch_of(case: Case) -> Any:
 
 
 class AbsentGPU:
-    """What Triton's JIT asks of a driver in order to compile; one device number per architecture, as its caches go by it."""
+    """What Triton's JIT asks of a driver to compile; its caches go by device number, so one for each architecture."""
 
     def __init__(self, arch: str) -> None:
         from triton.backends.compiler import GPUTarget
@@ -135,12 +135,12 @@ def inspect(compiled: Any, arch: str) -> dict[str, Any]:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
             cubin.write(compiled.asm["cubin"])
             cubin.flush()
-            run = lambda *options: (
-                subprocess.run(  # noqa: E731
-                    [tools / "cuobjdump", *options, cubin.name], check=True, capture_output=True, text=True
+            usage, sass = (
+                subprocess.run(
+                    [tools / "cuobjdump", what, cubin.name], check=True, capture_output=True, text=True
                 ).stdout
+                for what in ("-res-usage", "-sass")
             )
-            usage, sass = run("-res-usage"), run("-sass")
         spills = len(re.findall(r"\b(?:LDL|STL)\b", sass))
         found = {"registers": int(re.search(r"REG:(\d+)", usage)[1]), "spills": spills}
         for name, pattern in (("hgmma", "HGMMA"), ("hmma", "HMMA"), ("utcmma", r"UTC\w*MMA")):

@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("--out", type=Path, default=Path("demo-results"), help="folder of the figures")
-    command.add_argument("--epochs", type=positive, default=30, help="passes over the training images")
+    command.add_argument("--epochs", type=positive, default=40, help="passes over the training images")
     command.add_argument("--seed", type=int, default=0, help="of the split, the weights and the batches")
     command.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if there is one"

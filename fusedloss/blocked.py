@@ -34,7 +34,7 @@ def score_norms(x: Tensor, metric: str) -> Tensor:
 
 
 def pull(g: Tensor, s: Tensor, own: Tensor, other: Tensor, metric: str) -> tuple[Tensor, Tensor]:
-    """w and u for g = dL/ds: the gradient is dx_i = sum_j w_ij y_j + own_factor_i x_i sum_j u_ij. Overwrites g. [BM, BN]"""
+    """w and u for g = dL/ds, where dx_i = sum_j w_ij y_j + own_factor_i x_i sum_j u_ij. Overwrites g. [BM, BN]"""
     if metric == "cosine":
         return (g * own[:, None]).mul_(other).neg_(), g.mul_(1 - s)
     if metric == "sqeuclidean":
@@ -59,9 +59,11 @@ def manhattan_grad(g: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 class Loss(NamedTuple):
-    """terms(s, pos, neg, params, states): what each state sums, None for nothing. grad(state, dstate, s, pos, neg, params): dL/ds.
+    """A loss on a tile, as in `kernels/losses.py`.
 
-    state and dstate are tuples, broadcastable to the tile, as in `kernels/losses.py`. pos and neg are boolean [BM, BN], or both None in a tile where every pair is negative.
+    terms(s, pos, neg, params, states) -> what each state sums, None for nothing
+    grad(state, dstate, s, pos, neg, params) -> dL/ds, states broadcastable to the tile
+    pos and neg are boolean [BM, BN], or both None in a tile where every pair is negative.
     """
 
     terms: Any
@@ -155,8 +157,8 @@ class BlockPair(NamedTuple):
     r: slice
     c: slice
     s: Tensor
-    pos: Tensor | None
-    neg: Tensor | None
+    pos: Any  # [BM, BN] bool, or None for both in a tile where every pair is negative
+    neg: Any
     mirrored: bool  # a self batch walks each pair of blocks once; off the diagonal it stands for both orders
 
 

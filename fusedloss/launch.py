@@ -14,7 +14,7 @@ from .kernels.tiles import INTERPRETED
 
 
 class Loss(NamedTuple):
-    """A loss on a tile. `sparse`: most gradients of a trained model are exactly zero, so tiles without any are skipped."""
+    """A loss on a tile. `sparse`: most gradients of a trained model are exactly 0, so tiles of zeros are skipped."""
 
     step: Any
     grad: Any
@@ -43,7 +43,7 @@ class Launch(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One side of the score matrix as the kernels take it: rows [n, D] ([D, n] for manhattan), norms [n], labels [n]."""
+    """One side of the score matrix for the kernels: rows [n, D] ([D, n] for manhattan), norms [n], labels [n]."""
 
     rows: Tensor
     norms: Tensor
@@ -51,7 +51,7 @@ class Side(NamedTuple):
 
 
 def compute_format(x: Tensor) -> tuple[str, str]:
-    """(how `prepare` rounds rows, input_precision of the products) for the dtype and torch's float32 matmul precision."""
+    """How `prepare` rounds rows, and the input_precision of the products; fp32 follows torch's matmul precision."""
     if x.dtype != torch.float32:
         return "", "ieee"
     mode = torch.get_float32_matmul_precision()
@@ -270,7 +270,7 @@ def row_distances_grad(ends: tuple[Tensor, ...], dout: Tensor, metric: str, eps:
 
 
 def mined_distances(x: Tensor, y: Tensor | None, index: Tensor, metric: str) -> Tensor:
-    """Exact distances of x_i to its positive y[index[0, i]] and negative y[index[1, i]]; NaN for index -1. [2, N] float32"""
+    """Exact distances of x_i to y[index[0, i]] and y[index[1, i]], NaN for index -1. [2, N] float32"""
     x = x.contiguous()
     refs = x if y is None else y.contiguous()
     out = torch.empty(2, len(x), dtype=torch.float32, device=x.device)
@@ -283,9 +283,8 @@ def mined_distances_grad(
 ) -> tuple[Tensor, Tensor]:
     """dx, and dy if wanted: an O(N D) gather over the anchors that mined each row."""
     x = x.contiguous()
-    N, D = x.shape
     refs = x if y is None else y.contiguous()
-    slopes = torch.empty(4, N, dtype=torch.float32, device=x.device)
+    slopes = torch.empty(4, len(x), dtype=torch.float32, device=x.device)
     dx = torch.empty_like(x, dtype=torch.float32 if y is None else x.dtype)
     outs = (dout.contiguous(), dx, slopes, slopes)
     row_launch(rows.row_distances_grad, (x, refs, refs), tuple(index.contiguous()), outs, metric, 0.0, 2).run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -12,16 +12,19 @@ from .losses import pairs, triplets
 
 
 class LossModule(nn.Module):
-    """A loss function with its options. An `nn.Parameter` given as an option (a margin, say) is trained and saved with the module."""
+    """A loss function with its options. An option that is an `nn.Parameter` (a margin) is trained and saved with it."""
 
-    function: Callable[..., Any]
+    function: ClassVar[Callable[..., Any]]
+    options: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls, function: Callable[..., Any], **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         parameters = inspect.signature(function).parameters.values()
         cls.function = staticmethod(function)
         cls.options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-        cls.__signature__ = inspect.Signature([p for p in parameters if p.kind is p.KEYWORD_ONLY])
+        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+        )
         cls.__doc__ = f"`{function.__name__}` as a module.\n\n{inspect.getdoc(function)}"
 
     def __init__(self, **options: Any) -> None:

@@ -76,7 +76,8 @@ def _op(name: str, schema: str, fake: Any) -> Any:
 
     def run(*args: Any) -> Any:
         first = args[0] if isinstance(args[0], Tensor) else args[0][0]
-        with torch.cuda.device_of(first):  # kernels launch on the current device; nothing happens for CPU tensors
+        # Kernels launch on the current device; products inside a backend keep their precision under autocast.
+        with torch.cuda.device_of(first), torch.autocast(first.device.type, enabled=False):
             return getattr(_module(args[-1]), name)(*args[:-1])
 
     op = torch.library.custom_op(f"fusedloss::{name}", run, mutates_args=(), schema=schema)
@@ -102,8 +103,8 @@ def _fold_grad_fake(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, Te
 
 fold_op = _op(
     "fold",
-    "(Tensor x, Tensor? y, Tensor x_labels, Tensor y_labels, Tensor params, str loss, str metric, int states, str backend)"
-    " -> Tensor",
+    "(Tensor x, Tensor? y, Tensor x_labels, Tensor y_labels, Tensor params, str loss, str metric, int states, "
+    "str backend) -> Tensor",
     lambda x, y, xl, yl, params, loss, metric, states, backend: x.new_empty(states, len(x), dtype=_state_dtype(x)),
 )
 fold_grad_op = _grad_op(
@@ -170,7 +171,8 @@ def _params(params: list[Any], x: Tensor) -> Tensor:
 
 mine_op = _op(
     "mine",
-    "(Tensor x, Tensor? y, Tensor x_labels, Tensor y_labels, str metric, str positives, str negatives, str backend) -> Tensor",
+    "(Tensor x, Tensor? y, Tensor x_labels, Tensor y_labels, str metric, str positives, str negatives, str backend)"
+    " -> Tensor",
     lambda x, *args: x.new_empty(2, len(x), dtype=torch.int64),
 )
 

@@ -12,7 +12,7 @@ class Tile(NamedTuple):
     BD: int  # dimensions of a chunk
     num_warps: int
     num_stages: int
-    held: int  # dimensions kept on chip; above it D is walked by a run-time loop, and several programs share a row's gradient
+    held: int  # dimensions kept on chip; above it D is walked by a run-time loop, and programs share a row's gradient
 
 
 ROWS_PER_PROGRAM = 8  # rows.py and prepare.py: memory-bound

@@ -50,7 +50,7 @@ def fold(
     PARAMS_FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Row states of x, from their neutral elements, over the columns of this program's split. Grid: (row blocks, splits)."""
+    """Row states of x over the columns of this program's split. Grid: (row blocks, splits)."""
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
     xs = load_chunks(x[0], r, N, D, BD, CHUNKS)

@@ -19,7 +19,7 @@ def pair_hinge(s, pos, neg, params):
 
 @triton.jit
 def fold_hinges(state, term, slope, pos):
-    """One state: the sum of all terms. Six: sums, counts of active terms and sums of slopes, of positives and negatives."""
+    """One state: the sum of all terms. Six: sums, active counts and sums of slopes, each of positives and negatives."""
     if len(state) == 1:
         return (state[0] + tl.sum(term, 1),)
     else:

@@ -9,7 +9,7 @@ from .tiles import accumulate, load_chunks, pair_masks
 
 @triton.jit
 def keep_best(best, index, s, eligible, c, SIGN: tl.constexpr):
-    """Running maximum of SIGN * s over the eligible pairs; ties go to the lowest index, NaN wins so that it shows. [BM]"""
+    """Running maximum of SIGN * s over the eligible pairs; ties go to the lowest index, NaN wins, so it shows. [BM]"""
     t = SIGN * s
     t = tl.where(t != t, float("inf"), tl.maximum(t, -3.4e38))
     value, at = tl.max(tl.where(eligible, t, float("-inf")), axis=1, return_indices=True)

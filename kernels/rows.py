@@ -74,7 +74,7 @@ def pull(a, b, alpha, beta, in_row, eps, METRIC: tl.constexpr):
 
 @triton.jit
 def locate(ptr, rows, n, INDEXED: tl.constexpr):
-    """Where a pair's other end is: the row itself, or the index stored for it, -1 for none. Rows [BM] and validity [BM]"""
+    """Where a pair's other end is, the row itself or the index stored for it, and whether there is one. [BM] each"""
     if INDEXED:
         at = tl.load(ptr + rows, mask=rows < n, other=-1)
         return at, at >= 0
@@ -135,7 +135,7 @@ def row_distances_grad(
     a_ptr, b_ptr, c_ptr, b_index, c_index, dout_ptr, da_ptr, db_ptr, dc_ptr, N, D, eps,
     METRIC: tl.constexpr, PAIRS: tl.constexpr, INDEXED: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """da, db, dc of given rows. INDEXED: da, and in db [4, N] the alpha and beta of either mined pair for `gather_grad`."""
+    """da, db, dc of given rows. INDEXED: da, and in db [4, N] the alphas and betas of the mined pairs."""
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     live = r < N
     step = N.to(tl.int64)

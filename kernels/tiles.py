@@ -1,7 +1,7 @@
 """A tile of the score matrix: what it accumulates over D, and the gradient of that accumulation.
 
-A tile walks D in chunks. Up to some D the chunks of x are loaded once and those of y once a tile (`load_chunks`), for the
-scores and the gradient alike; above it both are loaded where they are used.
+A tile walks D in chunks. Up to some D the chunks of x are loaded once, and those of y once a tile, for the scores and
+the gradient alike; above it both are loaded where they are used.
 """
 
 import os
@@ -28,7 +28,7 @@ def load_column(ptr, rows, d, n):
 
 @triton.jit
 def load_states(ptr, rows, n, COUNT: tl.constexpr, AXIS: tl.constexpr):
-    """ptr[:, rows] of [COUNT, n] row states as a tuple, shaped for a tile whose rows (AXIS 1) or columns (0) they are."""
+    """ptr[:, rows] of [COUNT, n] as a tuple, shaped for a tile whose rows (AXIS 1) or columns (AXIS 0) they are."""
     state = ()
     for k in tl.static_range(COUNT):
         state = state + (tl.expand_dims(tl.load(ptr + k * n.to(tl.int64) + rows, mask=rows < n, other=0.0), AXIS),)
@@ -62,7 +62,7 @@ def round_weights(w, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
         return w
     elif PRECISION == "tf32":
         return round_tf32(w)
-    elif DTYPE == tl.float16:
+    elif tl.float16 == DTYPE:
         return tl.clamp(w, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL).to(DTYPE)
     else:
         return w.to(DTYPE)
@@ -88,8 +88,10 @@ def load_chunks(ptr, rows, n, D, BD: tl.constexpr, CHUNKS: tl.constexpr):
 
 @triton.jit
 def accumulate(x_ptr, y_ptr, xs, ys, r, c, N, M, D, BD: tl.constexpr, PRECISION: tl.constexpr):
-    """<x, y> of a tile from its loaded chunks, or by a run-time loop over D if there are none; sum|x - y| for manhattan,
-    which is no matrix product, a dimension at a time. [BM, BN]"""
+    """<x, y> of a tile from its loaded chunks, or by a run-time loop over D if there are none. [BM, BN]
+
+    For manhattan it is sum|x - y|, a dimension at a time, since that is no matrix product.
+    """
     e = tl.zeros([r.shape[0], c.shape[0]], tl.float32)
     if PRECISION == "manhattan":
         for d in range(0, D):
@@ -133,7 +135,7 @@ def accumulate_grad(acc, w, x_ptr, y_ptr, ys, r, c, first, N, M, D, BD: tl.const
 
 @triton.jit
 def pair_masks(xl, yl, r, c, M, SELF: tl.constexpr):
-    """Which pairs of a tile are positive and which negative; padding, and (i, i) of a self batch, are neither. [BM, BN]"""
+    """Which pairs are positive and which negative; padding, and (i, i) of a self batch, are neither. [BM, BN] each"""
     same = xl[:, None] == yl[None, :]
     valid = (c < M)[None, :]
     if SELF:

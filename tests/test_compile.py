@@ -1,4 +1,4 @@
-"""Default tiles, compiled for GPUs that are not there: in a process of its own, since the other tests interpret kernels."""
+"""Default tiles, compiled for GPUs that are not there, in a process of its own: the other tests interpret kernels."""
 
 import json
 import os
@@ -8,8 +8,8 @@ import sys
 import pytest
 
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-# Every loss where there is a bound on spills, the other scores and formats once: a compilation takes seconds, and the whole
-# grid is in bench/results. D = 1 because Triton turns an argument of 1 into a constant.
+# Every loss where there is a bound on spills, the other scores and formats once: a compilation takes seconds, and the
+# whole grid is in bench/results. D = 1 because Triton turns an argument of 1 into a constant.
 GRIDS = {
     "16-bit": [
         "--arch sm_90 --dtype bf16 --d 64 128 256 --metric euclidean",

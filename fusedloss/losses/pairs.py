@@ -165,8 +165,8 @@ def pairwise_contrastive_loss(
             0-d tensor, which receives its gradient.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
         power: 2 or 1.
-        reduction: "mean" over all valid ordered pairs; "active": the mean over the non-zero positive terms plus the mean
-            over the non-zero negative terms; "sum"; "none": the sum of each anchor's terms, [N].
+        reduction: "mean" over all valid ordered pairs; "active": the mean over the non-zero positive terms plus the
+            mean over the non-zero negative terms; "sum"; "none": the sum of each anchor's terms, [N].
 
     Returns:
         A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any pair it is 0, with zero gradient.

@@ -29,7 +29,7 @@ def triplet_margin_loss(
     margin: float | Tensor = 1.0, metric: str = "euclidean", swap: bool = False, soft_margin: bool = False,
     eps: float = 1e-6, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
-    r"""Triplet loss of given triplets; euclidean and manhattan equal `torch.nn.functional.triplet_margin_loss` (p = 2, 1).
+    r"""Triplet loss of given triplets; equals `torch.nn.functional.triplet_margin_loss` for p = 2 and 1.
 
     $$ \ell_i = \max(0, d(a_i, p_i) - d(a_i, n_i) + m), \quad \text{soft: } \log(1 + \exp(d(a_i, p_i) - d(a_i, n_i))) $$
 
@@ -77,7 +77,9 @@ def hardest_pairs(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
     metric: str = "euclidean", positives: str = "hardest", negatives: str = "hardest",
 ) -> HardestPairs:  # fmt: skip
-    r"""The selected positive and negative of every anchor, in O((N + M) D) memory; for losses of your own and for logging.
+    r"""The selected positive and negative of every anchor, in O((N + M) D) memory.
+
+    For losses of your own, and for logging how hard the hardest pairs are while a model trains.
 
     Args:
         embeddings: [N, D], float16, bfloat16, float32 or float64.
@@ -89,9 +91,9 @@ def hardest_pairs(
             positive).
 
     Returns:
-        `HardestPairs(positive_distance, positive_index, negative_distance, negative_index)`, each [N]. Indices are int64
-        rows of the reference set (the lowest on ties), -1 where an anchor has no such pair; its distance is NaN then.
-        Distances are recomputed exactly, sum((x - y)^2) in float32 from the rows as given, and are differentiable.
+        `HardestPairs(positive_distance, positive_index, negative_distance, negative_index)`, each [N]. Indices are
+        int64 rows of the reference set (the lowest on ties), -1 where an anchor has no such pair; its distance is NaN
+        then. Distances are recomputed exactly, sum((x - y)^2) in float32 from the rows as given, and differentiable.
 
     Raises:
         TypeError, ValueError: naming the argument and what was seen.
@@ -122,10 +124,10 @@ def batch_hard_triplet_loss(
 ) -> Tensor:  # fmt: skip
     r"""Triplet loss with one mined positive and one mined negative per anchor, without the distance matrix.
 
-    $$ \ell_i = \max(0, d(x_i, x_{p(i)}) - d(x_i, x_{n(i)}) + m), \quad \text{soft: } \log(1 + \exp(d_{ap} - d_{an})) $$
+    $$ \ell_i = \max(0, d_{ap} - d_{an} + m), \quad \text{soft: } \log(1 + \exp(d_{ap} - d_{an})) $$
 
-    Anchors without a positive or without a negative do not count (sentence-transformers counts those without a positive).
-    Memory is O((N + M) D).
+    with d_ap, d_an the distances of anchor i to its selected positive and negative. Anchors without a positive or
+    without a negative do not count (sentence-transformers counts those without a positive). Memory is O((N + M) D).
 
     Args:
         embeddings, labels, ref_embeddings, ref_labels, metric, positives, negatives: as for `hardest_pairs`.
@@ -134,7 +136,7 @@ def batch_hard_triplet_loss(
         reduction: "mean" over the anchors that count, "sum", or "none" ([N], 0 for an anchor that does not count).
 
     Returns:
-        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any triplet it is 0, with zero gradient.
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any triplet 0, with zero gradient.
 
     Raises:
         TypeError, ValueError: naming the argument and what was seen.
