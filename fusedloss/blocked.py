@@ -223,7 +223,7 @@ def fold_grad(
         g = LOSSES[loss].grad(states[:, t.r, None], dstates[:, t.r, None], t.s, t.pos, t.neg, numbers(params))
         if y is None:  # row j of a self batch is an anchor too
             g += LOSSES[loss].grad(states[:, None, t.c], dstates[:, None, t.c], t.s, t.pos, t.neg, numbers(params))
-        if x.device.type == "cpu" and not g.any():
+        if x.device.type == "cpu" and all(extreme == 0 for extreme in g.aminmax()):
             continue
         both_sides = t.mirrored or (y is not None and want_y)
         if metric == "manhattan":
@@ -258,7 +258,8 @@ def mine(
     metric = "sqeuclidean" if metric == "euclidean" else metric  # the same order, no root
     xs, ys = sides(x, y, x_labels, y_labels, metric, sort=False)
     index = torch.full((2, len(x)), -1, dtype=torch.int64, device=x.device)
-    pos_best, neg_best = (xs.norms.new_full((len(x),), -torch.inf) for _ in range(2))
+    pos_best = xs.norms.new_full((len(x),), FIRST[positives])
+    neg_best = xs.norms.new_full((len(x),), FIRST["nearest" if negatives == "beyond" else negatives])
     for i in range(0, len(x), BLOCK):
         r = slice(i, i + BLOCK)
         for t in row_tiles(xs, ys, metric, i):
@@ -266,19 +267,24 @@ def mine(
             if negatives != "beyond":
                 keep_best(neg_best[r], index[1, r], t.s, t.neg, negatives, t.c.start)
         if negatives == "beyond":
-            floor = pos_best[r, None] if positives == "farthest" else -pos_best[r, None]
             for t in row_tiles(xs, ys, metric, i):
-                keep_best(neg_best[r], index[1, r], t.s, t.neg & ~(t.s <= floor), "nearest", t.c.start)
+                beyond = t.neg & ~(t.s <= pos_best[r, None])
+                keep_best(neg_best[r], index[1, r], t.s, beyond, "nearest", t.c.start)
     if negatives == "beyond":
         index[1].masked_fill_(index[0] < 0, -1)
     return index
 
 
+FIRST = {"farthest": -torch.inf, "nearest": torch.inf}
+
+
 def keep_best(best: Tensor, index: Tensor, s: Tensor, eligible: Tensor, wanted: str, first: int) -> None:
     """Update the running extreme of each row in place; ties go to the lowest index, NaN wins so that it shows."""
-    t = (s.clone() if wanted == "farthest" else s.neg()).clamp_(min=torch.finfo(s.dtype).min)
-    value, at = t.masked_fill_(~eligible, -torch.inf).max(1)
-    better = (value > best) | (value.isnan() & ~best.isnan())
+    finite = torch.finfo(s.dtype)
+    t = s.clamp_(min=finite.min, max=finite.max).masked_fill(~eligible, FIRST[wanted])
+    value, at = t.max(1) if wanted == "farthest" else t.min(1)
+    better = value > best if wanted == "farthest" else value < best
+    better |= value.isnan() & ~best.isnan()
     best.copy_(torch.where(better, value, best))
     index.copy_(torch.where(better, at + first, index))
 

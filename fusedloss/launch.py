@@ -103,7 +103,7 @@ def pick(kernel: str, side: Side, precision: str, D: int) -> tuple[configs.Tile,
     manhattan = precision == "manhattan"
     itemsize = 4 if manhattan else side.rows.element_size()
     tile = configs.choose("manhattan" if manhattan else kernel, itemsize, D, architecture())
-    chunks = 0 if D > tile.held or manhattan else cdiv(D, tile.BD)
+    chunks = 0 if manhattan or tile.held < D else cdiv(D, tile.BD)
     options = dict(PRECISION=precision, BM=tile.BM, BN=tile.BN, BD=tile.BD, CHUNKS=chunks)
     return tile, options | dict(num_warps=tile.num_warps, num_stages=tile.num_stages)
 

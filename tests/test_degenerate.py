@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fusedloss
+from fusedloss import reference
 from tests.compare import check
 from tests.grid import LOSSES, METRICS, batch, example
 
@@ -102,10 +103,25 @@ def test_equal_zero_and_tiny_rows_are_exact(backend, device, kind, metric):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("kind", ["duplicates", "zeros", "tiny", "subnormal"])
 @pytest.mark.parametrize("metric", METRICS)
-def test_finite_rows_give_a_finite_loss_and_gradient(backend, device, metric, kind, dtype):
+def test_a_loss_is_finite_and_a_gradient_where_its_dtype_can_hold_it(backend, device, metric, kind, dtype):
     for loss in IN_BATCH:
-        value, (grad,) = run(loss, put(odd_rows(kind), device, dtype), metric=metric)
-        assert value.isfinite() and grad.isfinite().all()
+        arguments = put(odd_rows(kind), device, dtype)
+        value, (grad,) = run(loss, arguments, metric=metric)
+        exact = {name: v.detach().cpu() for name, v in arguments.items()}
+        _, (want,) = run(getattr(reference, loss.__name__), put(exact, "cpu", torch.float64), metric=metric)
+        assert value.isfinite()
+        assert grad.cpu().isfinite()[want.to(dtype).isfinite()].all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("length", [0.03, 0.001])
+@pytest.mark.parametrize("apart", [0.0, 1e-3])
+def test_short_rows_close_together_have_a_finite_gradient(backend, device, apart, length, dtype):
+    x, _ = batch(9, 23)
+    x = length * torch.cat([x, x * (1 + apart * batch(9, 23, seed=1)[0])])
+    arguments = put(dict(embeddings=x, labels=torch.arange(18)), device, dtype)
+    _, (grad,) = run(fusedloss.pairwise_contrastive_loss, arguments)
+    assert grad.isfinite().all()
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "manhattan"])

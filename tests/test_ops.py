@@ -1,0 +1,208 @@
+"""Integration: custom ops, torch.compile, autocast, no_grad, choice of backend, matmul precision and modules."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+import fusedloss
+from fusedloss import ops
+from tests.compare import check, differentiate
+from tests.grid import LOSSES, batch, example, running
+
+MODULES = {cls.function: cls for cls in vars(fusedloss).values() if inspect.isclass(cls) and hasattr(cls, "function")}
+
+
+def op_inputs(backend, device):
+    """(op, arguments) of every custom op: a self batch, references with a margin on the device, any layout."""
+    x, labels = (t.to(device) for t in batch(9, 5, classes=2))
+    y, ref_labels = (t.to(device) for t in batch(7, 5, classes=2, seed=1))
+    x, y = x.float(), y.float().t().contiguous().t()
+    margins = torch.tensor([0.0, 1.0])
+    states, dstates = torch.ones(1, 9, device=device), torch.ones(6, 9, device=device)
+    loss = ("contrastive", "euclidean")
+    index = torch.tensor([[1, -1, 2, 3, 0, 0, 0, 5, 6], [2, 3, 4, -1, 6, 0, 1, 1, 1]], device=device)
+    a, b, c = (batch(9, 5, seed=seed)[0].float().to(device) for seed in range(3))
+    yield ops.fold_op, (x, None, labels, labels, margins, *loss, 1)
+    yield ops.fold_op, (x, y, labels, ref_labels, margins.to(device), *loss, 6)
+    yield ops.fold_grad_op, (x, None, labels, labels, margins, states, states, *loss, True, False)
+    yield ops.fold_grad_op, (x, y, labels, ref_labels, margins, dstates, dstates, "linear_contrastive", "cosine", True, True)
+    yield ops.fold_grad_op, (x, y, labels, ref_labels, margins, states, states, *loss, False, True)
+    yield ops.mine_op, (x, None, labels, labels, "euclidean", "farthest", "nearest")
+    yield ops.mine_op, (x, y, labels, ref_labels, "manhattan", "nearest", "beyond")
+    yield ops.mined_distances_op, (x, None, index, "euclidean")
+    yield ops.mined_distances_op, (x, y, index, "cosine")
+    yield ops.mined_distances_grad_op, (x, None, index, dstates[:2], "euclidean", True)
+    yield ops.mined_distances_grad_op, (x, y, index, dstates[:2], "manhattan", True)
+    yield ops.mined_distances_grad_op, (y[:7], x, index[:, :7], dstates[:2, :7], "cosine", False)
+    yield ops.row_distances_op, ([a, b], "euclidean", 0.0, 1)
+    yield ops.row_distances_op, ([a, b, c.t().contiguous().t()], "cosine", 0.0, 3)
+    yield ops.row_distances_grad_op, ([a, b], dstates[:1], "manhattan", 1e-6, 1)
+    yield ops.row_distances_grad_op, ([a, b.t().contiguous().t(), c], dstates[:3], "euclidean", 1e-6, 3)
+
+
+def differentiable(value):
+    if isinstance(value, list):
+        return [differentiable(v) for v in value]
+    floating = isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape[-1] == 5
+    return value.detach().requires_grad_() if floating else value
+
+
+def test_every_custom_op_passes_opcheck(backend, device):
+    checked = set()
+    for op, arguments in op_inputs(backend, device):
+        checked.add(op._qualname)
+        if op in (ops.fold_op, ops.mined_distances_op, ops.row_distances_op):
+            arguments = [differentiable(v) for v in arguments]
+        torch.library.opcheck(op, (*arguments, backend))
+    assert checked == {op._qualname for op in vars(ops).values() if isinstance(op, torch.library.CustomOpDef)}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_compiled_without_graph_breaks_equals_eager(backend, device, loss):
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for N in (9, 11):  # the second size compiles with a symbolic number of rows
+        arguments = example(loss, N, refs=True)
+        if "margin" in loss.__kwdefaults__:
+            arguments["margin"] = torch.tensor(0.5)
+        found, want = (differentiate(f, arguments, torch.float32, device, ()) for f in (compiled, loss))
+        assert found.keys() == want.keys()
+        for name, value in want.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7)
+
+
+def test_compiled_by_inductor_equals_eager(device, backend):
+    torch._dynamo.reset()
+    arguments = example(fusedloss.batch_hard_triplet_loss, 41, 23)
+    compiled = torch.compile(fusedloss.batch_hard_triplet_loss, fullgraph=True)
+    found, want = (
+        differentiate(f, arguments, torch.float32, device, ()) for f in (compiled, fusedloss.batch_hard_triplet_loss)
+    )
+    for name, value in want.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_inputs(backend, device, loss):
+    arguments = {name: v.to(device) for name, v in example(loss, refs=True).items()}
+    rows = [v.requires_grad_() for v in arguments.values() if v.is_floating_point()]
+    with torch.autocast(device, torch.bfloat16):
+        value = loss(**arguments)
+    grads = torch.autograd.grad(value, rows)
+    rounded = {name: v.bfloat16() if v.is_floating_point() else v for name, v in arguments.items()}
+    want = loss(**rounded)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, want)
+    assert all(torch.equal(a, b) for a, b in zip(grads, torch.autograd.grad(want, rows), strict=True))
+    assert all(grad.dtype == torch.float32 for grad in grads)
+
+
+def test_float64_stays_float64_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fusedloss.pairwise_contrastive_loss(*batch(9, 5)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_backward_uses_the_backend_of_its_forward(backend, device, loss, monkeypatch):
+    arguments = {name: v.to(device) for name, v in example(loss).items()}
+    rows = [v.requires_grad_() for v in arguments.values() if v.is_floating_point()]
+    value = loss(**arguments)
+    used = []
+    module = ops._module
+    monkeypatch.setattr(ops, "_module", lambda name: used.append(name) or module(name))
+    with fusedloss.use_backend("blocked" if backend == "triton" else "triton"):
+        torch.autograd.grad(value, rows)
+    assert used and set(used) == {backend}
+
+
+def test_use_backend_restores_the_choice_also_after_an_error():
+    fusedloss.set_backend("blocked")
+    try:
+        with pytest.raises(ZeroDivisionError), fusedloss.use_backend("triton"):
+            raise ZeroDivisionError
+        assert ops.resolve_backend(torch.ones(1)) == "blocked"
+    finally:
+        fusedloss.set_backend("auto")
+    assert ops.resolve_backend(torch.ones(1)) == "blocked"
+    assert ops.resolve_backend(torch.ones(1, device="meta")) == "blocked"
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_under_no_grad_there_is_a_value_and_no_graph(backend, device, loss):
+    arguments = {name: v.to(device) for name, v in example(loss).items()}
+    want = loss(**arguments)
+    for v in arguments.values():
+        v.requires_grad_(v.is_floating_point())
+    with torch.no_grad():
+        value = loss(**arguments)
+    assert not value.requires_grad
+    assert torch.equal(value, want)
+
+
+def round_to_tf32(x):
+    bits = x.float().view(torch.int32)
+    return ((bits + 0x0FFF + ((bits >> 13) & 1)) & -8192).view(torch.float32)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize(
+    ("mode", "rounded", "unit"), [("high", round_to_tf32, 2**-11), ("medium", torch.Tensor.bfloat16, 2**-8)]
+)
+def test_a_lower_matmul_precision_is_the_exact_loss_of_rounded_rows(mode, rounded, unit, metric):
+    x, labels = batch(23, 37)
+    arguments = dict(embeddings=rounded(x.float()).float(), labels=labels, metric=metric, neg_margin=1.3)
+    before = torch.get_float32_matmul_precision()
+    with running("triton", "small") as device:
+        try:
+            torch.set_float32_matmul_precision(mode)
+            found = differentiate(fusedloss.pairwise_contrastive_loss, arguments, torch.float32, device, ())
+        finally:
+            torch.set_float32_matmul_precision(before)
+        check(fusedloss.pairwise_contrastive_loss, arguments, device=device)
+        want = differentiate(fusedloss.pairwise_contrastive_loss, arguments, torch.float32, device, ())
+    torch.testing.assert_close(found["value"], want["value"], rtol=1e-6, atol=0)
+    grad = want["embeddings"]  # of weights in the lower precision
+    torch.testing.assert_close(found["embeddings"], grad, rtol=0, atol=2 * unit * float(grad.abs().max()))
+
+
+def test_every_loss_has_a_module_of_its_name_and_options():
+    assert MODULES.keys() == set(LOSSES)
+    for loss, module in MODULES.items():
+        assert module.__name__.lower() == loss.__name__.replace("_", "")
+        assert module.__name__ in fusedloss.__all__
+        assert list(inspect.signature(module).parameters) == list(loss.__kwdefaults__)
+        assert issubclass(module, nn.Module)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_module_equals_its_function(loss):
+    arguments = example(loss, refs=True)
+    options = {} if "margin" not in loss.__kwdefaults__ else dict(margin=0.7)
+    module = MODULES[loss](reduction="sum", **options)
+    want = loss(**arguments, reduction="sum", **options)
+    assert torch.equal(module(*arguments.values()), want)
+    assert torch.equal(module(**arguments), want)
+    assert "reduction='sum'" in repr(module)
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"), [(loss, name) for loss in LOSSES for name in loss.__kwdefaults__ if name.endswith("margin")]
+)
+def test_a_parameter_given_as_margin_is_trained_and_saved(backend, device, loss, name):
+    if name == "soft_margin":
+        return
+    module = MODULES[loss](**{name: nn.Parameter(torch.tensor(0.9))}).to(device)
+    assert module.state_dict().keys() == {name}
+    before = module(**{k: v.to(device) for k, v in example(loss, 23, 5).items()})
+    before.backward()
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+    assert getattr(module, name) != 0.9
+    after = module(**{k: v.to(device) for k, v in example(loss, 23, 5).items()})
+    assert after < before
+
+
+def test_an_unknown_module_option_is_an_error_that_lists_the_options():
+    with pytest.raises(TypeError, match="ContrastiveLoss has no option 'p'; it has margin, metric, similar, reduction"):
+        fusedloss.ContrastiveLoss(p=2)
