@@ -9,7 +9,7 @@ from .workloads import CASES, IMPLEMENTATIONS
 
 # device -> (sizes, dimensions, dtypes); the CPU set takes a few minutes
 DEFAULTS = {
-    "cpu": ((1024, 4096), (128,), ("float32",)),
+    "cpu": ((512, 2048), (128,), ("float32",)),
     "cuda": ((4096, 16384), (128, 256), ("float32", "bfloat16")),
 }
 

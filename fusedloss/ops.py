@@ -155,15 +155,14 @@ def fold(
 
 
 def _params(params: list[Any], x: Tensor) -> Tensor:
-    """A loss's numbers: on the CPU, read without a sync, unless one of them is a tensor on the device."""
+    """A loss's numbers: on the CPU, where reading them takes no sync, unless one of them is a tensor on the device."""
     dtype = _state_dtype(x)
-    if not any(isinstance(p, Tensor) for p in params):
+    tensors = [p for p in params if isinstance(p, Tensor)]
+    if not tensors:
         return torch.tensor(params, dtype=dtype)
-    on_device = [
-        p.detach().to(x.device, dtype) if isinstance(p, Tensor) else torch.full((), p, dtype=dtype, device=x.device)
-        for p in params
-    ]
-    return torch.stack(on_device)
+    device = x.device if any(p.device.type != "cpu" for p in tensors) else "cpu"
+    numbers = [torch.full((), p, device=device) if isinstance(p, float | int) else p.detach() for p in params]
+    return torch.stack([p.to(device, dtype) for p in numbers])
 
 
 # ------------------------------------------------------------------------------------------- mined and given pairs

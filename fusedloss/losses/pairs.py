@@ -202,9 +202,9 @@ def pairwise_contrastive_loss(
     loss = "contrastive" if power == 2 else "linear_contrastive"
     apart = reduction == "active" or any(learn)  # positives and negatives counted separately, with counts and slopes
     states = ops.fold(x, refs, labels, ref_labels, list(margins), loss, metric, 6 if apart else 1)
+    pairs = len(x) * (len(x) - 1 if refs is None else len(refs))
     if not apart:
-        pairs = len(x) * (len(x) - 1 if refs is None else len(refs))
-        return reduce(states[0], reduction, pairs)
+        return reduce(states.squeeze(0), reduction, pairs)
 
     sums, counts, slopes = list(states[:2]), states[2:4].detach(), states[4:].detach()
     for kind, (margin, sign) in enumerate(zip(margins, (-1, 1), strict=True)):
@@ -212,4 +212,4 @@ def pairwise_contrastive_loss(
             sums[kind] = sums[kind] + sign * slopes[kind] * (margin - margin.detach())
     if reduction == "active":
         return reduce(sums[0], "mean", counts[0].sum()) + reduce(sums[1], "mean", counts[1].sum())
-    return reduce(sums[0] + sums[1], reduction, len(x) * (len(x) - 1 if refs is None else len(refs)))
+    return reduce(sums[0] + sums[1], reduction, pairs)
