@@ -94,7 +94,7 @@ COLUMNS = ["case", "dtype", "D", "N", *MEMBERS, "faster", "of GEMM floor", "peak
 def cells(row: dict[str, Any]) -> list[str]:
     ours, dense = (row.get(member, {"failed": "not measured"}) for member in MEMBERS)
     times = ["failed" if "failed" in ours else report.seconds(ours["seconds"]),
-             dense.get("failed") or report.seconds(dense["seconds"])]  # fmt: skip
+             dense.get("failed", "")[:40] or report.seconds(dense["seconds"])]  # fmt: skip
     both = "seconds" in ours and "seconds" in dense
     return [
         row["case"],

@@ -137,8 +137,8 @@ def main() -> None:
                 found["of_gemm_floor"] = 2 * n * n * d / limits["bfloat16_gemm_flops"] / found["seconds"]
             row[implementation] = found
             report.update(args.result, timings=rows)
-    failed = [row for row in rows for member in MEMBERS if row[member].get("failed", NO_MEMORY) != NO_MEMORY]
-    sys.exit(f"{len(failed)} of {2 * len(rows)} timings failed" if failed else 0)
+    failed = sum("failed" in row["fusedloss"] for row in rows)  # where the dense reference fails is a finding
+    sys.exit(f"{failed} of {len(rows)} timings of fusedloss failed" if failed else 0)
 
 
 if __name__ == "__main__":

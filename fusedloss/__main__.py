@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import platform
 import sys
 from pathlib import Path
@@ -55,9 +56,10 @@ def demo(out: Path, epochs: int, seed: int, device: str) -> None:
         from .demo import run
     except ModuleNotFoundError as missing:
         sys.exit(f'the demo needs {missing.name}: pip install "fusedloss[examples]"')
-    torch.set_num_threads(
-        1
-    )  # to train: more gain nothing on small matrices, and what is rounded depends on their count
+    torch.set_num_threads(1)  # small matrices gain nothing from more, and rounding depends on their number
+    # For the processes that `measure` starts. Threads that spin while they wait made them 2 to 10 times slower on two
+    # cores shared with other work (2026-11).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     run(out, epochs, seed, device)
 
 

@@ -61,29 +61,29 @@ def manhattan_grad(g: Tensor, x: Tensor, y: Tensor) -> Tensor:
 class Loss(NamedTuple):
     """A loss on a tile, as in `kernels/losses.py`.
 
-    terms(s, pos, neg, params, states) -> what each state sums, None for nothing
-    grad(state, dstate, s, pos, neg, params) -> dL/ds, states broadcastable to the tile
-    pos and neg are boolean [BM, BN], or both None in a tile where every pair is negative.
+    terms(s, pos, params, states) -> what each state sums, None for nothing
+    grad(state, dstate, s, pos, params) -> dL/ds, states broadcastable to the tile
+    pos is boolean [BM, BN], or None in a tile where every pair is negative; (i, i) is left out afterwards.
     """
 
     terms: Any
     grad: Any
 
 
-def pair_hinge(s: Tensor, pos: Tensor | None, neg: Tensor | None, params: Sequence[Any]) -> Tensor:
+def pair_hinge(s: Tensor, pos: Tensor | None, params: Sequence[Any]) -> Tensor:
     h = (params[1] - s).clamp_(min=0)
-    if pos is None or neg is None:
-        return h
-    return torch.where(pos, (s - params[0]).clamp_(min=0), h).masked_fill_(~(pos | neg), 0.0)
+    return h if pos is None else torch.where(pos, (s - params[0]).clamp_(min=0), h)
 
 
 def split_terms(terms: Sequence[Tensor], pos: Tensor | None, states: int) -> list[Tensor | None]:
     """One state: the first term. Otherwise every term over the positives and over the negatives."""
     if states == 1:
         return list(terms[:1])
-    if pos is None:
-        return [part for term in terms for part in (None, term)]
-    return [part for term in terms for part in (term * pos, term.masked_fill(pos, 0.0))]
+    parts: list[Tensor | None] = []
+    for term in terms:
+        positive = None if pos is None else torch.where(pos, term, 0.0)
+        parts += [positive, term if positive is None else term - positive]
+    return parts
 
 
 def signed_slope(dstate: Sequence[Tensor], slope: Tensor, pos: Tensor | None) -> Tensor:
@@ -91,22 +91,22 @@ def signed_slope(dstate: Sequence[Tensor], slope: Tensor, pos: Tensor | None) ->
     return slope.mul_(-down if pos is None else torch.where(pos, up, -down))
 
 
-def contrastive_terms(s: Tensor, pos: Any, neg: Any, params: Any, states: int) -> list[Tensor | None]:
-    h = pair_hinge(s, pos, neg, params)
+def contrastive_terms(s: Tensor, pos: Tensor | None, params: Any, states: int) -> list[Tensor | None]:
+    h = pair_hinge(s, pos, params)
     return split_terms([(h * h).mul_(0.5)] + ([h.ne(0).to(h.dtype), h] if states > 1 else []), pos, states)
 
 
-def contrastive_grad(state: Any, dstate: Any, s: Tensor, pos: Any, neg: Any, params: Any) -> Tensor:
-    return signed_slope(dstate, pair_hinge(s, pos, neg, params), pos)
+def contrastive_grad(state: Any, dstate: Any, s: Tensor, pos: Tensor | None, params: Any) -> Tensor:
+    return signed_slope(dstate, pair_hinge(s, pos, params), pos)
 
 
-def linear_contrastive_terms(s: Tensor, pos: Any, neg: Any, params: Any, states: int) -> list[Tensor | None]:
-    h = pair_hinge(s, pos, neg, params)
-    return split_terms([h] + [h.ne(0).to(h.dtype)] * 2 if states > 1 else [h], pos, states)
+def linear_contrastive_terms(s: Tensor, pos: Tensor | None, params: Any, states: int) -> list[Tensor | None]:
+    h = pair_hinge(s, pos, params)
+    return split_terms([h] + ([h.ne(0).to(h.dtype)] * 2 if states > 1 else []), pos, states)
 
 
-def linear_contrastive_grad(state: Any, dstate: Any, s: Tensor, pos: Any, neg: Any, params: Any) -> Tensor:
-    return signed_slope(dstate, pair_hinge(s, pos, neg, params).ne_(0), pos)
+def linear_contrastive_grad(state: Any, dstate: Any, s: Tensor, pos: Tensor | None, params: Any) -> Tensor:
+    return signed_slope(dstate, pair_hinge(s, pos, params).ne_(0), pos)
 
 
 LOSSES = {
@@ -157,9 +157,12 @@ class BlockPair(NamedTuple):
     r: slice
     c: slice
     s: Tensor
-    pos: Any  # [BM, BN] bool, or None for both in a tile where every pair is negative
-    neg: Any
+    pos: Any  # [BM, BN] bool, equal labels; None where every pair is negative
+    itself: bool  # the diagonal of the tile holds the pairs (i, i) of a self batch
     mirrored: bool  # a self batch walks each pair of blocks once; off the diagonal it stands for both orders
+
+    def without_itself(self, t: Tensor) -> Tensor:
+        return t.fill_diagonal_(0) if self.itself else t
 
 
 def row_tiles(x: Side, y: Side, metric: str, i: int, first: int = 0) -> Iterator[BlockPair]:
@@ -167,13 +170,9 @@ def row_tiles(x: Side, y: Side, metric: str, i: int, first: int = 0) -> Iterator
     for j in range(first, len(y.rows), BLOCK):
         r, c = slice(i, i + BLOCK), slice(j, j + BLOCK)
         s = score(x.rows[r], y.rows[c], x.norms[r], y.norms[c], metric)
-        pos = neg = None
-        if not disjoint(x.bounds, y.bounds, i // BLOCK, j // BLOCK):
-            pos = x.labels[r, None] == y.labels[c]
-            neg = ~pos
-            if x is y and i == j:
-                pos.fill_diagonal_(False)
-        yield BlockPair(r, c, s, pos, neg, x is y and i != j)
+        apart = disjoint(x.bounds, y.bounds, i // BLOCK, j // BLOCK)
+        pos = None if apart else x.labels[r, None] == y.labels[c]
+        yield BlockPair(r, c, s, pos, x is y and i == j, x is y and i != j)
 
 
 def tiles(x: Side, y: Side, metric: str) -> Iterator[BlockPair]:
@@ -200,9 +199,9 @@ def fold(
     xs, ys = sides(x, y, x_labels, y_labels, metric, sort=True)
     out = xs.rows.new_zeros(states, len(x))
     for t in tiles(xs, ys, metric):
-        for k, term in enumerate(LOSSES[loss].terms(t.s, t.pos, t.neg, numbers(params), states)):
+        for k, term in enumerate(LOSSES[loss].terms(t.s, t.pos, numbers(params), states)):
             if term is not None:
-                out[k, t.r] += term.sum(1)
+                out[k, t.r] += t.without_itself(term).sum(1)
                 if t.mirrored:
                     out[k, t.c] += term.sum(0)
     return restore(out, xs.order, 1)
@@ -220,9 +219,10 @@ def fold_grad(
     own_x = torch.zeros_like(xs.norms)
     own_y = own_x if y is None else torch.zeros_like(ys.norms)
     for t in tiles(xs, ys, metric):
-        g = LOSSES[loss].grad(states[:, t.r, None], dstates[:, t.r, None], t.s, t.pos, t.neg, numbers(params))
+        g = LOSSES[loss].grad(states[:, t.r, None], dstates[:, t.r, None], t.s, t.pos, numbers(params))
         if y is None:  # row j of a self batch is an anchor too
-            g += LOSSES[loss].grad(states[:, None, t.c], dstates[:, None, t.c], t.s, t.pos, t.neg, numbers(params))
+            g += LOSSES[loss].grad(states[:, None, t.c], dstates[:, None, t.c], t.s, t.pos, numbers(params))
+        t.without_itself(g)
         if x.device.type == "cpu" and all(extreme == 0 for extreme in g.aminmax()):
             continue
         both_sides = t.mirrored or (y is not None and want_y)
@@ -263,12 +263,12 @@ def mine(
     for i in range(0, len(x), BLOCK):
         r = slice(i, i + BLOCK)
         for t in row_tiles(xs, ys, metric, i):
-            keep_best(pos_best[r], index[0, r], t.s, t.pos, positives, t.c.start)
             if negatives != "beyond":
-                keep_best(neg_best[r], index[1, r], t.s, t.neg, negatives, t.c.start)
+                keep_best(neg_best[r], index[1, r], t.s, ~t.pos, negatives, t.c.start)
+            keep_best(pos_best[r], index[0, r], t.s, t.without_itself(t.pos), positives, t.c.start)
         if negatives == "beyond":
             for t in row_tiles(xs, ys, metric, i):
-                beyond = t.neg & ~(t.s <= pos_best[r, None])
+                beyond = ~t.pos & ~(t.s <= pos_best[r, None])
                 keep_best(neg_best[r], index[1, r], t.s, beyond, "nearest", t.c.start)
     if negatives == "beyond":
         index[1].masked_fill_(index[0] < 0, -1)

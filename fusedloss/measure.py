@@ -165,7 +165,8 @@ def limit_memory() -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or any(text in str(error) for text in ("can't allocate memory", "out of memory"))
 
 
 # --------------------------------------------------------------------------------------------------- in-batch losses

@@ -161,7 +161,9 @@ def _params(params: list[Any], x: Tensor) -> Tensor:
     if not tensors:
         return torch.tensor(params, dtype=dtype)
     device = x.device if any(p.device.type != "cpu" for p in tensors) else "cpu"
-    numbers = [torch.full((), p, device=device) if isinstance(p, float | int) else p.detach() for p in params]
+    numbers = [
+        torch.full((), p, dtype=dtype, device=device) if isinstance(p, float | int) else p.detach() for p in params
+    ]
     return torch.stack([p.to(device, dtype) for p in numbers])
 
 

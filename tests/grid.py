@@ -22,14 +22,15 @@ DTYPES = {
 }
 
 # A few rows make one tile of the default sizes. The other plans have several row blocks, column blocks, chunks of D and
-# slabs, with ragged edges on all of them, and each takes one path that only large inputs take otherwise.
+# programs that share a gradient, with ragged edges on all of them, and each takes a path that only large inputs take.
+TILE = dict(BM=16, BN=32, BD=16, num_warps=4, num_stages=1, held=32)
 SMALL = dict(SPLIT_TARGET=1, ROW_CHUNK=32, ENTRIES=4)
-CONFIGS = {
-    "default": {},
-    "small": SMALL,
-    "split": SMALL | dict(SPLIT_TARGET=1 << 20),
-    "sorted": SMALL | dict(SORT_FROM=0),
-    "loop": SMALL | dict(UNROLLED=0),
+PLANS = {
+    "default": (None, {}),
+    "small": (TILE, SMALL),
+    "held": (TILE | dict(held=128), SMALL),
+    "split": (TILE, SMALL | dict(SPLIT_TARGET=1 << 20)),
+    "sorted": (TILE, SMALL | dict(SORT_FROM=0)),
 }
 
 
@@ -45,10 +46,10 @@ def running(backend: str, plan: str) -> Iterator[str]:
         pytest.importorskip("triton")
         from fusedloss.kernels import configs
 
-        if plan != "default":
-            tile = configs.Tile(BM=16, BN=32, BD=16, num_warps=4, num_stages=1, slab=32)
-            patch.setattr(configs, "choose", lambda kernel, itemsize, D: tile)
-        for name, value in CONFIGS[plan].items():
+        tile, numbers = PLANS[plan]
+        if tile:
+            patch.setattr(configs, "choose", lambda *_: configs.Tile(**tile))
+        for name, value in numbers.items():
             patch.setattr(configs, name, value)
         yield "cuda" if torch.cuda.is_available() else "cpu"
 

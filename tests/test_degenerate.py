@@ -79,7 +79,7 @@ def test_pairwise_contrastive_of_one_kind_of_pairs_is_exact(backend, device, met
 
 
 def odd_rows(kind):
-    """A batch with rows that are equal or (nearly) zero; components are whole numbers, so equal rows are at distance 0."""
+    """A batch with rows that are equal or (nearly) zero, in whole numbers, so that equal rows are at distance 0."""
     x, labels = batch(12, 5, classes=2)
     x = (4 * x).round()
     if kind == "duplicates":

@@ -28,7 +28,8 @@ def takes(name):
 
 
 @pytest.mark.parametrize(
-    ("loss", "name", "value"), [(loss, name, v) for name, values in OPTIONS.items() for loss in takes(name) for v in values]
+    ("loss", "name", "value"),
+    [(loss, name, v) for name, values in OPTIONS.items() for loss in takes(name) for v in values],
 )
 def test_an_unknown_option_or_a_number_out_of_range_is_a_value_error(loss, name, value):
     with pytest.raises(ValueError, match=f"^{name} must be .*got"):
@@ -121,13 +122,13 @@ def test_an_unknown_backend_is_an_error_and_changes_nothing(choose):
 
 
 def test_the_triton_backend_refuses_float64():
-    with fusedloss.use_backend("triton"), pytest.raises(ValueError, match="backend 'triton' needs .*float64"):
+    with fusedloss.use_backend("triton"), pytest.raises(ValueError, match=r"backend 'triton' needs .*float64"):
         fusedloss.pairwise_contrastive_loss(torch.ones(2, 2).double(), torch.arange(2))
 
 
 def test_the_triton_backend_refuses_cpu_tensors_without_the_interpreter(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with fusedloss.use_backend("triton"), pytest.raises(ValueError, match="backend 'triton' needs .*on cpu"):
+    with fusedloss.use_backend("triton"), pytest.raises(ValueError, match=r"backend 'triton' needs .*on cpu"):
         fusedloss.pairwise_contrastive_loss(torch.ones(2, 2), torch.arange(2))
 
 

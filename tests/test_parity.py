@@ -1,7 +1,6 @@
 """Parity with pytorch-metric-learning, the library most people come from."""
 
 import pytest
-import torch
 import torch.nn.functional as F
 
 import fusedloss
@@ -68,9 +67,7 @@ def test_batch_hard_is_its_triplet_loss_of_the_batch_hard_miner(backend, device,
 def test_easy_and_semihard_selection_is_its_batch_easy_hard_miner(backend, device, positives, negatives):
     names = dict(hardest="hard", easiest="easy", semihard="semihard")
     distance = distances.LpDistance(normalize_embeddings=False)
-    miner = miners.BatchEasyHardMiner(
-        pos_strategy=names[positives], neg_strategy=names[negatives], distance=distance
-    )
+    miner = miners.BatchEasyHardMiner(pos_strategy=names[positives], neg_strategy=names[negatives], distance=distance)
     loss = losses.TripletMarginLoss(margin=4.0, distance=distance, reducer=reducers.MeanReducer())
 
     def theirs(embeddings, labels):
