@@ -101,6 +101,12 @@ def batch(N: int, D: int, *, classes: int = 5, seed: int = 0) -> tuple[Tensor, T
     return torch.randn(N, D, dtype=torch.float64, generator=generator) / D**0.5, labels
 
 
+def middle(distances: Tensor) -> float:
+    """A margin that half of the distances exceed, between two of them: at a kink the last bit decides."""
+    ordered = distances.flatten().unique()
+    return ordered[(len(ordered) - 1) // 2 :][:2].mean().float().item()
+
+
 def example(loss: Callable[..., Any], N: int = 9, D: int = 5, *, M: int = 7, refs: bool = False) -> dict[str, Any]:
     """Tensors for a loss by the names of its parameters, float32."""
     arguments = {}

@@ -1,24 +1,23 @@
-"""The demo in small, and the command line. The processes that `measure` starts are replaced by a run in this one."""
-
-import sys
+"""The demo in small. The processes that `measure` starts are replaced by runs in this one."""
 
 import pytest
 import torch
-from rich.console import Console
 
-from fusedloss import __main__, demo, measure, ops
+from fusedloss import measure
 
+demo = pytest.importorskip("fusedloss.demo", reason="needs the extra `examples`")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPOCHS = 5
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return demo.load_digits("cpu", seed=0)
+    return demo.load_digits(DEVICE, seed=0)
 
 
 @pytest.fixture(scope="module")
 def trainings(digits):
-    return demo.train_all(digits, EPOCHS, seed=0, console=Console(quiet=True))
+    return demo.train_all(digits, EPOCHS, seed=0, console=demo.Console(quiet=True))
 
 
 def test_a_third_of_every_digit_is_held_out(digits):
@@ -65,8 +64,8 @@ def test_run_writes_figures(enough, tmp_path, monkeypatch, capsys):
         return measure.Measurement(seconds, 4 * arguments["n"] ** 2) if enough else None
 
     monkeypatch.setattr(demo, "measure", here)
-    monkeypatch.setitem(demo.DENSE_MOST, "cpu", 64)
-    paths = demo.run(tmp_path / "new" / "folder", epochs=1, seed=0, device="cpu", sizes=(64, 32, 128))
+    monkeypatch.setitem(demo.DENSE_MOST, DEVICE, 64)
+    paths = demo.run(tmp_path / "new" / "folder", epochs=1, seed=0, device=DEVICE, sizes=(64, 32, 128))
     for path in paths:
         assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
     printed = capsys.readouterr().out
@@ -76,47 +75,3 @@ def test_run_writes_figures(enough, tmp_path, monkeypatch, capsys):
     assert [int(row[0]) for row in rows] == [32, 64, 128] * 2
     for n, *cells in rows:
         assert ["-" not in cell for cell in cells] == [enough, enough and int(n) <= 64] * 2
-
-
-def test_doctor(capsys):
-    __main__.main(["doctor"])
-    printed = capsys.readouterr().out
-    for word in (
-        f"torch {torch.__version__}",
-        "triton",
-        "float32 matmul precision: highest",
-        "float64 blocked",
-        "cpu:",
-    ):
-        assert word in printed
-    assert ("cuda: no device" in printed) == (not torch.cuda.is_available())
-    for dtype in ("float16", "bfloat16", "float32"):
-        assert f"{dtype} {ops.resolve_backend(torch.empty(0))}" in printed
-
-
-def test_the_commands_start(monkeypatch, tmp_path):
-    called = []
-    monkeypatch.setattr(demo, "run", lambda *arguments: called.append(arguments))
-    monkeypatch.setattr(torch, "set_num_threads", called.append)
-    __main__.main(["demo", "--out", str(tmp_path), "--epochs", "2", "--seed", "7", "--device", "cpu"])
-    assert called == [1, (tmp_path, 2, 7, "cpu")]
-
-
-def test_a_missing_extra_is_named(monkeypatch):
-    monkeypatch.delitem(sys.modules, "fusedloss.demo")
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(SystemExit, match=r'the demo needs sklearn: pip install "fusedloss\[examples\]"'):
-        __main__.main(["demo", "--device", "cpu"])
-
-
-@pytest.mark.parametrize("arguments", [[], ["train"], ["demo", "--epochs", "0"], ["demo", "--device", "tpu"]])
-def test_bad_arguments_show_the_usage(arguments, capsys):
-    with pytest.raises(SystemExit):
-        __main__.main(arguments)
-    assert "usage: python -m fusedloss" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_no_cuda_device_is_said():
-    with pytest.raises(SystemExit, match="no CUDA device"):
-        __main__.main(["demo", "--device", "cuda"])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import fusedloss
 from fusedloss import reference
 from tests.compare import check
-from tests.grid import METRICS, batch, cases, running
+from tests.grid import METRICS, batch, cases, middle, running
 
 # N below and above a block of rows; D below, above and not a multiple of a chunk, and one dimension.
 SHAPES = ((23, 37), (7, 3), (41, 1), (19, 101))
@@ -25,13 +25,13 @@ MARGINS = ("number", "tensor")
 
 
 def rows(case, names):
-    """Rows of a case by the given names, and as its margin a distance that about half of them exceed."""
+    """Rows of a case by the given names, and as its margin a distance that half of them exceed."""
     N, D = case["shape"]
     metric = case["metric"] if "metric" in case else "cosine" if "cosine" in case["loss"].__name__ else "euclidean"
     D = 3 if D == 1 and metric == "cosine" else D  # in one dimension the gradient of a cosine is 0
     arguments = {name: batch(N, D, seed=seed)[0] for seed, name in enumerate(names)}
-    middle = reference.row_distance(*list(arguments.values())[:2], metric).median().float()
-    return arguments, middle if case["margin"] == "tensor" else middle.item()
+    margin = middle(reference.row_distance(*list(arguments.values())[:2], metric))
+    return arguments, torch.tensor(margin) if case["margin"] == "tensor" else margin
 
 
 def pairs(case):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 # Distances near 0 have a relative error of 1e-3 or so (they are roots of differences), in eager as here.
-CLOSE = dict(rtol=1e-3, atol=1e-4)
+CLOSE = dict(rtol=1e-5, atol=1e-5)
 LOSSES = [fusedloss.pairwise_contrastive_loss, fusedloss.batch_hard_triplet_loss]
 
 
@@ -54,16 +54,10 @@ def test_the_names_of_classes_do_not_matter(backend, device, loss, metric, any_b
 
 @in_batch
 @on_any_batch
-def test_sum_is_the_sum_of_none_and_mean_its_mean(backend, device, loss, metric, any_batch):
+def test_sum_is_the_sum_of_none(backend, device, loss, metric, any_batch):
     x, labels = (t.to(device) for t in any_batch)
-    terms, total, mean = (loss(x, labels, metric=metric, reduction=r) for r in ("none", "sum", "mean"))
+    terms, total = (loss(x, labels, metric=metric, reduction=r) for r in ("none", "sum"))
     torch.testing.assert_close(total, terms.sum())
-    if loss is fusedloss.pairwise_contrastive_loss:
-        torch.testing.assert_close(mean, terms.sum() / (len(x) * (len(x) - 1)))
-    else:
-        same = labels[:, None] == labels
-        counted = ((same.sum(1) > 1) & (~same).any(1)).sum()
-        torch.testing.assert_close(mean, terms.sum() / counted.clamp(min=1))
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -1,0 +1,41 @@
+"""Write the README's table from a result of `bench.cpu_table`: `python -m bench.readme bench/results/FILE.json`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from . import cpu_table, report
+
+README = report.ROOT / "README.md"
+MARKERS = re.compile(r"(<!-- results -->\n).*(<!-- /results -->)", re.DOTALL)
+
+
+def section(path: Path) -> str:
+    """The Markdown between the README's markers."""
+    results = json.loads(path.read_text())
+    meta = results["meta"]
+    rows = [row for row in results["rows"] if row["n"] >= cpu_table.TARGET_N]
+    table = [cpu_table.COLUMNS, ["---"] * len(cpu_table.COLUMNS), *map(cpu_table.cells, rows)]
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    return "\n".join(
+        [
+            f"Forward + backward without a GPU, D = {cpu_table.D}, {cpu_table.CLASSES} classes, float32, against "
+            f"pytorch-metric-learning {meta['pytorch-metric-learning']} in fresh processes of one run",
+            f"({meta['device']}, {meta['cores']} cores, torch {meta['torch']}, {meta['date'][:10]}; "
+            f"`bench/results/{path.name}`; 'reached 2x' is twice as good as our target):\n",
+            *lines,
+            "",
+        ]
+    )
+
+
+def main(path: Path) -> None:
+    text = README.read_text()
+    README.write_text(MARKERS.sub(lambda found: f"{found[1]}{section(path)}{found[2]}", text))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
