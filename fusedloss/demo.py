@@ -194,7 +194,7 @@ def size_table(found: Sizes, device: str) -> Table:
     table = Table("loss", title=f"Forward + backward on {device}, D = 128, float32")
     table.caption = (
         f"MiB: extra memory at the peak. Dense is run up to N = {DENSE_MOST[device]:,}. "
-        f"Other gaps: too little memory, or no time left."
+        "Other gaps: too little memory, or no time left."
     )
     for column in ("N", "fused s", "dense s", "fused MiB", "dense MiB"):
         table.add_column(column, justify="right")

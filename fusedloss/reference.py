@@ -137,7 +137,8 @@ def hardest_pairs(
 
     def extreme(mask, farthest):
         worst = -torch.inf if farthest else torch.inf
-        index = d.detach().where(mask, d.new_tensor(worst)).sort(dim=1, descending=farthest, stable=True).indices[:, 0]
+        candidates = d.detach().where(mask, d.new_tensor(worst))
+        index = candidates.argmax(1) if farthest else candidates.argmin(1)  # the first on ties
         return torch.where(mask.any(1), index, -1)
 
     def at(index):
