@@ -335,20 +335,23 @@ def widen(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def row_distances(ends: Sequence[Tensor], metric: str, eps: float, pairs: int) -> Tensor:
+def row_distances(a: Tensor, b: Tensor, c: Tensor | None, metric: str, eps: float, pairs: int) -> Tensor:
     """d(a, b), d(a, c), d(b, c) of given rows, the first `pairs` of them. [pairs, N]"""
-    wide = [widen(t) for t in ends]
-    return torch.stack([pair_distance(wide[i], wide[j], metric, eps) for i, j in PAIRS[:pairs]])
+    ends = [widen(t) for t in (a, b, c) if t is not None]
+    return torch.stack([pair_distance(ends[i], ends[j], metric, eps) for i, j in PAIRS[:pairs]])
 
 
-def row_distances_grad(ends: Sequence[Tensor], dout: Tensor, metric: str, eps: float, pairs: int) -> list[Tensor]:
-    wide = [widen(t) for t in ends]
-    grads = [torch.zeros_like(t) for t in wide]
+def row_distances_grad(
+    a: Tensor, b: Tensor, c: Tensor | None, dout: Tensor, metric: str, eps: float, pairs: int
+) -> tuple[Tensor, ...]:
+    """da, db, dc; dc is empty without c."""
+    ends = [widen(t) for t in (a, b, c) if t is not None]
+    grads = [torch.zeros_like(t) for t in ends]
     for g, (i, j) in zip(dout, PAIRS[:pairs], strict=True):
-        di, dj = pair_grad(wide[i], wide[j], g, metric, eps)
+        di, dj = pair_grad(ends[i], ends[j], g, metric, eps)
         grads[i] += di
         grads[j] += dj
-    return [d.to(t.dtype) for d, t in zip(grads, ends, strict=True)]
+    return *(d.to(a.dtype) for d in grads), *([a.new_empty(0)] if c is None else [])
 
 
 def mined_distances(x: Tensor, y: Tensor | None, index: Tensor, metric: str) -> Tensor:

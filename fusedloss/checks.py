@@ -48,7 +48,8 @@ def rows(name: str, x: object) -> Tensor:
     if x.dim() != 2 or x.shape[1] == 0:
         raise ValueError(f"{name} must have shape (N, D) with D >= 1, got {tuple(x.shape)}")
     device = x.device.type
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if autocast and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(device))
     return x
 

@@ -71,12 +71,11 @@ def prepare_launch(x: Tensor, rounded: Tensor, norms: Tensor, rounding: str, inv
 
 def prepare(x: Tensor, labels: Tensor, metric: str) -> tuple[Side, str]:
     """A side in its compute format, and the precision of its products."""
-    x = x.contiguous()
     norms = torch.empty(len(x), dtype=torch.float32, device=x.device)
     rounding, precision = ("", "manhattan") if metric == "manhattan" else compute_format(x)
     rounded = torch.empty_like(x, dtype=torch.bfloat16 if rounding == "bf16" else x.dtype) if rounding else x
     prepare_launch(x, rounded, norms, rounding, metric == "cosine").run()
-    return Side(x.t().contiguous() if metric == "manhattan" else rounded, norms, labels.contiguous()), precision
+    return Side(x.t().contiguous() if metric == "manhattan" else rounded, norms, labels), precision
 
 
 def cdiv(a: int, b: int) -> int:
@@ -169,7 +168,9 @@ def fold_grad(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dx and dy for derivatives dstates [states, N] of the row states; an empty tensor for a gradient not wanted."""
     unit = None
-    if x.dtype == torch.float16:  # the products take fp16 operands: bring the largest derivative near 1, undo it after
+    if x.dtype == torch.float16 and len(
+        x
+    ):  # the products take fp16 operands: bring the largest derivative near 1, undo it after
         unit = dstates.abs().amax().clamp_min(1e-30)
         dstates = dstates / unit
     sort = LOSSES[loss].sparse and len(x_labels) * len(y_labels) > configs.SORT_FROM
@@ -177,7 +178,7 @@ def fold_grad(
     y_order = x_order if y is None else y_labels.argsort(stable=True) if sort else None
     xs, precision = prepare(reorder(x, x_order), reorder(x_labels, x_order), metric)
     ys = xs if y is None else prepare(reorder(y, y_order), reorder(y_labels, y_order), metric)[0]
-    both = (reorder(states, x_order, 1).contiguous(), reorder(dstates, x_order, 1).contiguous())
+    both = (reorder(states, x_order, 1), reorder(dstates, x_order, 1))
 
     def side(own: Side, other: Side, anchors: str, like: Tensor, order: Tensor | None) -> Tensor:
         N, D = like.shape
@@ -249,32 +250,32 @@ def row_launch(
     options = dict(
         METRIC=metric, PAIRS=pairs, INDEXED=indices is not None, BM=configs.ROWS_PER_PROGRAM, BD=configs.ROW_CHUNK
     )
-    args = (*ends, *ends[-1:] * (3 - len(ends)), b_index, c_index, *outs, N, D, eps)
+    args = (*ends, b_index, c_index, *outs, N, D, eps)
     return Launch(kernel, (cdiv(N, configs.ROWS_PER_PROGRAM),), args, options | dict(num_warps=4))
 
 
-def row_distances(ends: tuple[Tensor, ...], metric: str, eps: float, pairs: int) -> Tensor:
+def row_distances(a: Tensor, b: Tensor, c: Tensor | None, metric: str, eps: float, pairs: int) -> Tensor:
     """d(a, b), d(a, c), d(b, c) of given rows, the first `pairs` of them. [pairs, N] float32"""
-    ends = tuple(t.contiguous() for t in ends)
-    out = torch.empty(pairs, len(ends[0]), dtype=torch.float32, device=ends[0].device)
-    row_launch(rows.row_distances, ends, None, (out,), metric, eps, pairs).run()
+    out = torch.empty(pairs, len(a), dtype=torch.float32, device=a.device)
+    row_launch(rows.row_distances, (a, b, b if c is None else c), None, (out,), metric, eps, pairs).run()
     return out
 
 
-def row_distances_grad(ends: tuple[Tensor, ...], dout: Tensor, metric: str, eps: float, pairs: int) -> list[Tensor]:
-    ends = tuple(t.contiguous() for t in ends)
-    grads = [torch.empty_like(t) for t in ends]
-    outs = (dout.contiguous(), *grads, *grads[-1:] * (3 - len(grads)))
-    row_launch(rows.row_distances_grad, ends, None, outs, metric, eps, pairs).run()
-    return grads
+def row_distances_grad(
+    a: Tensor, b: Tensor, c: Tensor | None, dout: Tensor, metric: str, eps: float, pairs: int
+) -> tuple[Tensor, ...]:
+    """da, db, dc; dc is empty without c."""
+    da, db, dc = torch.empty_like(a), torch.empty_like(b), a.new_empty(0) if c is None else torch.empty_like(c)
+    ends = (a, b, b if c is None else c)
+    row_launch(rows.row_distances_grad, ends, None, (dout, da, db, dc), metric, eps, pairs).run()
+    return da, db, dc
 
 
 def mined_distances(x: Tensor, y: Tensor | None, index: Tensor, metric: str) -> Tensor:
     """Exact distances of x_i to y[index[0, i]] and y[index[1, i]], NaN for index -1. [2, N] float32"""
-    x = x.contiguous()
-    refs = x if y is None else y.contiguous()
+    refs = x if y is None else y
     out = torch.empty(2, len(x), dtype=torch.float32, device=x.device)
-    row_launch(rows.row_distances, (x, refs, refs), tuple(index.contiguous()), (out,), metric, 0.0, 2).run()
+    row_launch(rows.row_distances, (x, refs, refs), tuple(index), (out,), metric, 0.0, 2).run()
     return out
 
 
@@ -282,12 +283,11 @@ def mined_distances_grad(
     x: Tensor, y: Tensor | None, index: Tensor, dout: Tensor, metric: str, want_y: bool
 ) -> tuple[Tensor, Tensor]:
     """dx, and dy if wanted: an O(N D) gather over the anchors that mined each row."""
-    x = x.contiguous()
-    refs = x if y is None else y.contiguous()
+    refs = x if y is None else y
     slopes = torch.empty(4, len(x), dtype=torch.float32, device=x.device)
     dx = torch.empty_like(x, dtype=torch.float32 if y is None else x.dtype)
-    outs = (dout.contiguous(), dx, slopes, slopes)
-    row_launch(rows.row_distances_grad, (x, refs, refs), tuple(index.contiguous()), outs, metric, 0.0, 2).run()
+    outs = (dout, dx, slopes, slopes)
+    row_launch(rows.row_distances_grad, (x, refs, refs), tuple(index), outs, metric, 0.0, 2).run()
     if y is not None and not want_y:
         return dx, x.new_empty(0)
     dy = torch.empty_like(refs)

@@ -72,13 +72,14 @@ def _no_double_backward(ctx: Any, *grads: Any) -> Any:
 
 
 def _op(name: str, schema: str, fake: Any) -> Any:
-    """The custom op of a backend function: same name and arguments, then the backend's name."""
+    """The custom op of a backend function: same name and arguments, contiguous, then the backend's name."""
 
     def run(*args: Any) -> Any:
-        first = args[0] if isinstance(args[0], Tensor) else args[0][0]
+        x = args[0]
+        contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in args[:-1]]
         # Kernels launch on the current device; products inside a backend keep their precision under autocast.
-        with torch.cuda.device_of(first), torch.autocast(first.device.type, enabled=False):
-            return getattr(_module(args[-1]), name)(*args[:-1])
+        with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+            return getattr(_module(args[-1]), name)(*contiguous)
 
     op = torch.library.custom_op(f"fusedloss::{name}", run, mutates_args=(), schema=schema)
     op.register_fake(fake)
@@ -207,8 +208,8 @@ mined_distances_grad_op = _grad_op(
     "mined_distances_grad",
     "(Tensor x, Tensor? y, Tensor index, Tensor dout, str metric, bool want_y, str backend) -> (Tensor, Tensor)",
     lambda x, y, index, dout, metric, want_y, backend: (
-        torch.empty_like(x),
-        x.new_empty(0) if y is None or not want_y else torch.empty_like(y),
+        x.new_empty(x.shape),
+        x.new_empty(0) if y is None or not want_y else y.new_empty(y.shape),
     ),
 )
 
@@ -241,13 +242,14 @@ def mined_distances(x: Tensor, y: Tensor | None, index: Tensor, metric: str) -> 
 
 row_distances_op = _op(
     "row_distances",
-    "(Tensor[] ends, str metric, float eps, int pairs, str backend) -> Tensor",
-    lambda ends, metric, eps, pairs, backend: ends[0].new_empty(pairs, len(ends[0]), dtype=_state_dtype(ends[0])),
+    "(Tensor a, Tensor b, Tensor? c, str metric, float eps, int pairs, str backend) -> Tensor",
+    lambda a, b, c, metric, eps, pairs, backend: a.new_empty(pairs, len(a), dtype=_state_dtype(a)),
 )
 row_distances_grad_op = _grad_op(
     "row_distances_grad",
-    "(Tensor[] ends, Tensor dout, str metric, float eps, int pairs, str backend) -> Tensor[]",
-    lambda ends, *args: [torch.empty_like(t) for t in ends],
+    "(Tensor a, Tensor b, Tensor? c, Tensor dout, str metric, float eps, int pairs, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    lambda a, b, c, *args: (a.new_empty(a.shape), a.new_empty(a.shape), a.new_empty(0 if c is None else a.shape)),
 )
 
 
@@ -255,19 +257,22 @@ class RowDistances(torch.autograd.Function):
     """d(a, b), d(a, c), d(b, c) of given rows, the first `pairs` of them. [pairs, N]"""
 
     @staticmethod
-    def forward(metric: str, eps: float, pairs: int, backend: str, *ends: Tensor) -> Tensor:
-        return row_distances_op(ends, metric, eps, pairs, backend)
+    def forward(*inputs: Any) -> Tensor:
+        return row_distances_op(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        ctx.metric, ctx.eps, ctx.pairs, ctx.backend, *ends = inputs
-        ctx.save_for_backward(*ends)
+        a, b, c, ctx.metric, ctx.eps, ctx.pairs, ctx.backend = inputs
+        ctx.save_for_backward(a, b, c)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> Any:
-        grads = row_distances_grad_op(ctx.saved_tensors, dout, ctx.metric, ctx.eps, ctx.pairs, ctx.backend)
-        return None, None, None, None, *grads
+        da, db, dc = row_distances_grad_op(*ctx.saved_tensors, dout, ctx.metric, ctx.eps, ctx.pairs, ctx.backend)
+        return da, db, None if ctx.saved_tensors[2] is None else dc, None, None, None, None
 
 
-def row_distances(ends: tuple[Tensor, ...], metric: str, eps: float = 0.0, pairs: int = 1) -> Tensor:
-    return RowDistances.apply(metric, eps, pairs, resolve_backend(ends[0]), *ends)
+row_distances_op.register_autograd(RowDistances.backward, setup_context=RowDistances.setup_context)
+
+
+def row_distances(a: Tensor, b: Tensor, c: Tensor | None, metric: str, eps: float = 0.0, pairs: int = 1) -> Tensor:
+    return RowDistances.apply(a, b, c, metric, eps, pairs, resolve_backend(a))

@@ -91,7 +91,7 @@ def _given_distances(
     checks.one_of("reduction", reduction, REDUCTIONS)
     x1, x2 = checks.same_rows(("x1", "x2"), (x1, x2))
     is_similar = checks.similar_pairs(target, similar, x1)
-    return is_similar, ops.row_distances((x1, x2), metric)[0]
+    return is_similar, ops.row_distances(x1, x2, None, metric)[0]
 
 
 def cosine_similarity_loss(
@@ -116,7 +116,8 @@ def cosine_similarity_loss(
     if target is None:
         checks.one_of("reduction", reduction, REDUCTIONS)
         checks.one_of("similar", similar, (0, 1))
-        d = ops.row_distances(tuple(checks.same_rows(("x1", "x2"), (x1, x2))), "cosine")[0]
+        x1, x2 = checks.same_rows(("x1", "x2"), (x1, x2))
+        d = ops.row_distances(x1, x2, None, "cosine")[0]
         return reduce(d, reduction, len(d))
     is_similar, d = _given_distances(x1, x2, target, "cosine", similar, reduction)
     return reduce(torch.where(is_similar, 0.5 * d, 1 - 0.5 * d), reduction, len(d))

@@ -63,8 +63,8 @@ def triplet_margin_loss(
     checks.number("eps", eps, tensor=False)
     checks.one_of("metric", metric, checks.METRICS)
     checks.one_of("reduction", reduction, REDUCTIONS)
-    ends = checks.same_rows(("anchor", "positive", "negative"), (anchor, positive, negative))
-    d = ops.row_distances(tuple(ends), metric, eps, pairs=3 if swap else 2)
+    a, p, n = checks.same_rows(("anchor", "positive", "negative"), (anchor, positive, negative))
+    d = ops.row_distances(a, p, n, metric, eps, pairs=3 if swap else 2)
     d_an = torch.minimum(d[1], d[2]) if swap else d[1]
     return reduce(_hinge(d[0] - d_an, margin, soft_margin), reduction, len(d_an))
 
