@@ -102,7 +102,7 @@ def test_equal_zero_and_tiny_rows_are_exact(backend, device, kind, metric):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["duplicates", "zeros", "tiny", "subnormal"])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_a_loss_is_finite_and_a_gradient_where_its_dtype_can_hold_it(backend, device, metric, kind, dtype):
     for loss in IN_BATCH:
         arguments = put(odd_rows(kind), device, dtype)

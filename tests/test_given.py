@@ -93,8 +93,7 @@ def test_triplet_margin_equals_torch(backend, device, metric, p, eps, swap, redu
     options = dict(margin=0.7, swap=swap, eps=eps, reduction=reduction)
     loss = partial(fusedloss.triplet_margin_loss, metric=metric, **options)
     oracle = partial(F.triplet_margin_loss, p=p, **options)
-    for dtype in (torch.float32, torch.float16):
-        check(loss, arguments, dtype, device, oracle=oracle)
+    check(loss, arguments, device=device, oracle=oracle)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -85,10 +85,9 @@ def test_batch_hard_is_as_exact_as_eager(backend, case):
 @pytest.mark.parametrize("backend", ["blocked", "triton"])
 def test_wide_rows_are_as_exact_as_eager(backend, loss, options, D, dtype):
     (x, labels), (y, ref_labels) = batch(5, D, classes=2), batch(3, D, classes=2, seed=1)
+    arguments = dict(embeddings=x, labels=labels, ref_embeddings=y, ref_labels=ref_labels, **options)
     with running(backend, "default") as device:
-        check(loss, dict(embeddings=x, labels=labels, **options), dtype, device, roundings=WEIGHTS)
-        arguments = dict(embeddings=x, labels=labels, ref_embeddings=y, ref_labels=ref_labels, metric="cosine")
-        check(loss, arguments, dtype, device, constant=["embeddings"], roundings=WEIGHTS)
+        check(loss, arguments, dtype, device, roundings=WEIGHTS)
 
 
 # sum_j w_ij y_j and x_i sum_j w_ij cancel where y_j is near x_i, while w grows as 1 / d.
@@ -99,8 +98,7 @@ def test_gradients_of_near_duplicates_are_as_exact_as_eager(backend, device, met
     x, _ = batch(12, 32)
     x = torch.cat([x, x + apart * batch(12, 32, seed=1)[0]])
     arguments = dict(embeddings=x, labels=torch.arange(24), metric=metric, neg_margin=2.0)
-    with running(backend, "small"):
-        check(fusedloss.pairwise_contrastive_loss, arguments, dtype, device, closer=False)
+    check(fusedloss.pairwise_contrastive_loss, arguments, dtype, device, closer=False)
 
 
 def brute_force(x, labels, y, ref_labels, metric, positives, negatives, itself):
@@ -129,25 +127,29 @@ def tied_points(N, metric, seed):
     return (F.one_hot(x.abs().argmax(1), 3) * x.sign() if metric == "cosine" else (2 * x).round()), labels
 
 
-@pytest.mark.parametrize("points", [distinct_points, tied_points])
-@pytest.mark.parametrize("negatives", ["hardest", "easiest", "semihard"])
-@pytest.mark.parametrize("positives", ["hardest", "easiest"])
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize(
-    ("backend", "plan", "refs"),
-    [("blocked", "small", True), ("blocked", "small", False), ("triton", "split", True), ("triton", "small", False)],
+@cases(
+    dict(
+        metric=METRICS,
+        refs=(True, False),
+        positives=("hardest", "easiest"),
+        negatives=("hardest", "easiest", "semihard"),
+        points=(distinct_points, tied_points),
+    ),
+    blocked=3,
+    triton=2,
+    plans=("small", "held", "split"),
 )
-def test_mined_indices_equal_brute_force_and_ties_go_to_the_lowest(
-    backend, plan, refs, metric, positives, negatives, points
-):
-    x, labels = points(19 if refs else 37, metric, 0)
-    y, ref_labels = points(67, metric, 1) if refs else (x, labels)
-    options = dict(metric=metric, positives=positives, negatives=negatives)
-    with running(backend, plan) as device:
-        tensors = (x.float(), labels, y.float(), ref_labels) if refs else (x.float(), labels)
+def test_mined_indices_equal_brute_force_and_ties_go_to_the_lowest(backend, case):
+    options = {name: case[name] for name in ("metric", "positives", "negatives")}
+    x, labels = case["points"](19 if case["refs"] else 37, case["metric"], 0)
+    y, ref_labels = case["points"](67, case["metric"], 1) if case["refs"] else (x, labels)
+    x, y = (t.to(case["dtype"]) for t in (x, y))
+    with running(backend, case["plan"]) as device:
+        tensors = (x, labels, y, ref_labels) if case["refs"] else (x, labels)
         found = fusedloss.hardest_pairs(*(t.to(device) for t in tensors), **options)
-    want = brute_force(x, labels, y, ref_labels, **options, itself=not refs)
+    x, y = x.double(), y.double()
+    want = brute_force(x, labels, y, ref_labels, **options, itself=not case["refs"])
     assert torch.equal(torch.stack([found.positive_index, found.negative_index]).cpu(), want)
     for index, distance in zip(want, (found.positive_distance, found.negative_distance), strict=True):
-        exact = reference.row_distance(x, y[index.clamp(min=0)], metric).where(index >= 0, torch.nan)
+        exact = reference.row_distance(x, y[index.clamp(min=0)], case["metric"]).where(index >= 0, torch.nan)
         torch.testing.assert_close(distance.cpu().double(), exact, equal_nan=True, rtol=1e-6, atol=1e-6)
