@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ def number(name: str, value: object, *, low: float = 0.0, tensor: bool = True) -
         if not tensor or value.dim() != 0 or not value.is_floating_point():
             kind = "a number or a 0-d floating tensor" if tensor else "a number"
             raise TypeError(f"{name} must be {kind}, got a {value.dtype} tensor of shape {tuple(value.shape)}")
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     elif not math.isfinite(value) or value < low:
         raise ValueError(f"{name} must be finite and at least {low}, got {value}")

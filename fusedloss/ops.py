@@ -1,4 +1,7 @@
-"""From the losses to a backend: custom ops, their `torch.autograd.Function`s, and the choice of backend.
+"""From the losses to a backend: custom ops, their backward, and the choice of backend.
+
+The backward is registered on the op (PyTorch makes the `torch.autograd.Function` from it): a `Function` of our own
+around an op cannot be traced by `torch.compile` when no input needs a gradient (torch 2.13).
 
 A backend is a module with the functions `fold`, `fold_grad`, `mine`, `row_distances`, `row_distances_grad`,
 `mined_distances` and `mined_distances_grad`: `launch` (Triton) or `blocked` (PyTorch).
@@ -116,27 +119,20 @@ fold_grad_op = _grad_op(
 )
 
 
-class Fold(torch.autograd.Function):
-    """Row states [states, N] of every anchor; the backward recomputes the tiles."""
-
-    @staticmethod
-    def forward(*inputs: Any) -> Tensor:
-        return fold_op(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, y, x_labels, y_labels, params, ctx.loss, ctx.metric, _, ctx.backend = inputs
-        ctx.save_for_backward(x, y, x_labels, y_labels, params, output)
-
-    @staticmethod
-    def backward(ctx: Any, dstates: Tensor) -> Any:
-        y = ctx.saved_tensors[1]
-        want_x, want_y = ctx.needs_input_grad[:2]
-        dx, dy = fold_grad_op(*ctx.saved_tensors, dstates, ctx.loss, ctx.metric, want_x, want_y, ctx.backend)
-        return (dx if want_x else None, dy if y is not None and want_y else None, *[None] * 7)
+def _fold_setup(ctx: Any, inputs: Any, output: Tensor) -> None:
+    x, y, x_labels, y_labels, params, ctx.loss, ctx.metric, _, ctx.backend = inputs
+    ctx.save_for_backward(x, y, x_labels, y_labels, params, output)
 
 
-fold_op.register_autograd(Fold.backward, setup_context=Fold.setup_context)
+def _fold_backward(ctx: Any, dstates: Tensor) -> Any:
+    """Recomputes the tiles."""
+    saved = ctx.saved_tensors  # read once: activation checkpointing unpacks them as they are read
+    want_x, want_y = ctx.needs_input_grad[:2]
+    dx, dy = fold_grad_op(*saved, dstates, ctx.loss, ctx.metric, want_x, want_y, ctx.backend)
+    return dx if want_x else None, dy if want_y else None, *[None] * 7
+
+
+fold_op.register_autograd(_fold_backward, setup_context=_fold_setup)
 
 
 def fold(
@@ -152,7 +148,7 @@ def fold(
     """Row states of x against y, or against itself without the pairs (i, i). [states, N]"""
     numbers = _params(params, x)
     y_labels = x_labels if y_labels is None else y_labels
-    return Fold.apply(x, y, x_labels, y_labels, numbers, loss, metric, states, resolve_backend(x))
+    return fold_op(x, y, x_labels, y_labels, numbers, loss, metric, states, resolve_backend(x))
 
 
 def _params(params: list[Any], x: Tensor) -> Tensor:
@@ -162,10 +158,9 @@ def _params(params: list[Any], x: Tensor) -> Tensor:
     if not tensors:
         return torch.tensor(params, dtype=dtype)
     device = x.device if any(p.device.type != "cpu" for p in tensors) else "cpu"
-    numbers = [
-        torch.full((), p, dtype=dtype, device=device) if isinstance(p, float | int) else p.detach() for p in params
-    ]
-    return torch.stack([p.to(device, dtype) for p in numbers])
+    # A fill, unlike a copy from the CPU, can be captured in a CUDA graph.
+    filled = [p.detach() if isinstance(p, Tensor) else torch.full((), p, dtype=dtype, device=device) for p in params]
+    return torch.stack([p.to(device, dtype) for p in filled])
 
 
 # ------------------------------------------------------------------------------------------- mined and given pairs
@@ -214,30 +209,25 @@ mined_distances_grad_op = _grad_op(
 )
 
 
-class MinedDistances(torch.autograd.Function):
-    """Exact distances of every anchor to its mined pairs [2, N], NaN without one; the backward gathers."""
-
-    @staticmethod
-    def forward(*inputs: Any) -> Tensor:
-        return mined_distances_op(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, y, index, ctx.metric, ctx.backend = inputs
-        ctx.save_for_backward(x, y, index)
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> Any:
-        want_x, want_y = ctx.needs_input_grad[:2]
-        dx, dy = mined_distances_grad_op(*ctx.saved_tensors, dout, ctx.metric, want_y, ctx.backend)
-        return dx if want_x else None, dy if ctx.saved_tensors[1] is not None and want_y else None, None, None, None
+def _mined_setup(ctx: Any, inputs: Any, output: Tensor) -> None:
+    x, y, index, ctx.metric, ctx.backend = inputs
+    ctx.save_for_backward(x, y, index)
 
 
-mined_distances_op.register_autograd(MinedDistances.backward, setup_context=MinedDistances.setup_context)
+def _mined_backward(ctx: Any, dout: Tensor) -> Any:
+    """Gathers, for every row, from the anchors that mined it."""
+    saved = ctx.saved_tensors
+    want_x, want_y = ctx.needs_input_grad[:2]
+    dx, dy = mined_distances_grad_op(*saved, dout, ctx.metric, want_y, ctx.backend)
+    return dx if want_x else None, dy if want_y else None, None, None, None
+
+
+mined_distances_op.register_autograd(_mined_backward, setup_context=_mined_setup)
 
 
 def mined_distances(x: Tensor, y: Tensor | None, index: Tensor, metric: str) -> Tensor:
-    return MinedDistances.apply(x, y, index, metric, resolve_backend(x))
+    """Exact distances of every anchor to its mined pairs, NaN where there is none. [2, N]"""
+    return mined_distances_op(x, y, index, metric, resolve_backend(x))
 
 
 row_distances_op = _op(
@@ -253,26 +243,20 @@ row_distances_grad_op = _grad_op(
 )
 
 
-class RowDistances(torch.autograd.Function):
-    """d(a, b), d(a, c), d(b, c) of given rows, the first `pairs` of them. [pairs, N]"""
-
-    @staticmethod
-    def forward(*inputs: Any) -> Tensor:
-        return row_distances_op(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        a, b, c, ctx.metric, ctx.eps, ctx.pairs, ctx.backend = inputs
-        ctx.save_for_backward(a, b, c)
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> Any:
-        da, db, dc = row_distances_grad_op(*ctx.saved_tensors, dout, ctx.metric, ctx.eps, ctx.pairs, ctx.backend)
-        return da, db, None if ctx.saved_tensors[2] is None else dc, None, None, None, None
+def _row_setup(ctx: Any, inputs: Any, output: Tensor) -> None:
+    a, b, c, ctx.metric, ctx.eps, ctx.pairs, ctx.backend = inputs
+    ctx.save_for_backward(a, b, c)
 
 
-row_distances_op.register_autograd(RowDistances.backward, setup_context=RowDistances.setup_context)
+def _row_backward(ctx: Any, dout: Tensor) -> Any:
+    saved = ctx.saved_tensors
+    da, db, dc = row_distances_grad_op(*saved, dout, ctx.metric, ctx.eps, ctx.pairs, ctx.backend)
+    return da, db, dc if ctx.needs_input_grad[2] else None, None, None, None, None
+
+
+row_distances_op.register_autograd(_row_backward, setup_context=_row_setup)
 
 
 def row_distances(a: Tensor, b: Tensor, c: Tensor | None, metric: str, eps: float = 0.0, pairs: int = 1) -> Tensor:
-    return RowDistances.apply(a, b, c, metric, eps, pairs, resolve_backend(a))
+    """d(a, b), d(a, c), d(b, c) of given rows, the first `pairs` of them. [pairs, N]"""
+    return row_distances_op(a, b, c, metric, eps, pairs, resolve_backend(a))

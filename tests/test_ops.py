@@ -1,9 +1,11 @@
 """Integration: custom ops, torch.compile, autocast, no_grad, the choice of backend and the matmul precision."""
 
 import os
+from inspect import signature
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import fusedloss
 from fusedloss import ops
@@ -54,35 +56,49 @@ def test_every_custom_op_passes_opcheck(backend, device, op):
         torch.library.opcheck(op, (*arguments, backend))
 
 
-# torch 2.13 makes an instance of an autograd.Function to trace it, which it deprecates for everyone else.
-traced = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+WITH_REFS = [
+    (loss, refs) for loss in LOSSES for refs in (False, True) if not refs or "ref_labels" in signature(loss).parameters
+]
 
 
-@traced
-@pytest.mark.parametrize("loss", LOSSES)
-def test_compiled_without_graph_breaks_equals_eager(backend, device, loss):
+@pytest.mark.parametrize(("loss", "refs"), WITH_REFS)
+def test_compiled_without_graph_breaks_equals_eager(backend, device, loss, refs):
     torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for N in (9, 11):  # the second size compiles with a symbolic number of rows
-        arguments = example(loss, N, refs=True)
+        arguments = example(loss, N, refs=refs)
         if "margin" in loss.__kwdefaults__:
             arguments["margin"] = torch.tensor(0.5)
-        found, want = (differentiate(f, arguments, torch.float32, device, ()) for f in (compiled, loss))
-        assert found.keys() == want.keys()
-        for name, value in want.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7)
+        assert_equal_outcomes(compiled, loss, arguments, device)
 
 
-@traced
+@pytest.mark.parametrize("function", [*LOSSES, fusedloss.hardest_pairs])
+def test_compiled_for_inputs_that_need_no_gradient_equals_eager(backend, device, function):
+    torch._dynamo.reset()
+    arguments = {name: v.to(device) for name, v in example(function).items()}
+    found, want = torch.compile(function, fullgraph=True, backend="aot_eager")(**arguments), function(**arguments)
+    torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-7, equal_nan=True)
+
+
 def test_compiled_by_inductor_equals_eager(device, backend):
     torch._dynamo.reset()
-    arguments = example(fusedloss.batch_hard_triplet_loss, 41, 23)
-    compiled = torch.compile(fusedloss.batch_hard_triplet_loss, fullgraph=True)
-    found, want = (
-        differentiate(f, arguments, torch.float32, device, ()) for f in (compiled, fusedloss.batch_hard_triplet_loss)
-    )
+    loss = fusedloss.batch_hard_triplet_loss
+    assert_equal_outcomes(torch.compile(loss, fullgraph=True), loss, example(loss, 41, 23), device)
+
+
+def assert_equal_outcomes(compiled, loss, arguments, device):
+    found, want = (differentiate(f, arguments, torch.float32, device, ()) for f in (compiled, loss))
+    assert found.keys() == want.keys()
     for name, value in want.items():
         torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_checkpointed_equals_eager(backend, device, loss):
+    arguments = {name: v.to(device) for name, v in example(loss, refs=True).items()}
+    rows = [v.requires_grad_() for v in arguments.values() if v.is_floating_point()]
+    found = torch.autograd.grad(checkpoint(loss, **arguments, use_reentrant=False), rows)
+    assert all(torch.equal(a, b) for a, b in zip(found, torch.autograd.grad(loss(**arguments), rows), strict=True))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
