@@ -198,8 +198,9 @@ def fold(
     """Row states of every anchor. [states, N]"""
     xs, ys = sides(x, y, x_labels, y_labels, metric, sort=True)
     out = xs.rows.new_zeros(states, len(x))
+    margins = numbers(params)
     for t in tiles(xs, ys, metric):
-        for k, term in enumerate(LOSSES[loss].terms(t.s, t.pos, numbers(params), states)):
+        for k, term in enumerate(LOSSES[loss].terms(t.s, t.pos, margins, states)):
             if term is not None:
                 out[k, t.r] += t.without_itself(term).sum(1)
                 if t.mirrored:
@@ -218,22 +219,25 @@ def fold_grad(
     dy = dx if y is None else torch.zeros_like(ys.rows)
     own_x = torch.zeros_like(xs.norms)
     own_y = own_x if y is None else torch.zeros_like(ys.norms)
+    margins = numbers(params)
     for t in tiles(xs, ys, metric):
-        g = LOSSES[loss].grad(states[:, t.r, None], dstates[:, t.r, None], t.s, t.pos, numbers(params))
+        g = LOSSES[loss].grad(states[:, t.r, None], dstates[:, t.r, None], t.s, t.pos, margins)
         if y is None:  # row j of a self batch is an anchor too
-            g += LOSSES[loss].grad(states[:, None, t.c], dstates[:, None, t.c], t.s, t.pos, numbers(params))
+            g += LOSSES[loss].grad(states[:, None, t.c], dstates[:, None, t.c], t.s, t.pos, margins)
         t.without_itself(g)
         if x.device.type == "cpu" and all(extreme == 0 for extreme in g.aminmax()):
             continue
         both_sides = t.mirrored or (y is not None and want_y)
         if metric == "manhattan":
-            dx[t.r] += manhattan_grad(g, xs.rows[t.r], ys.rows[t.c])
+            if want_x:
+                dx[t.r] += manhattan_grad(g, xs.rows[t.r], ys.rows[t.c])
             if both_sides:
                 dy[t.c] += manhattan_grad(g.T, ys.rows[t.c], xs.rows[t.r])
             continue
         w, u = pull(g, t.s, xs.norms[t.r], ys.norms[t.c], metric)
-        dx[t.r].addmm_(w, ys.rows[t.c])
-        own_x[t.r] += u.sum(1)
+        if want_x:
+            dx[t.r].addmm_(w, ys.rows[t.c])
+            own_x[t.r] += u.sum(1)
         if both_sides:
             dy[t.c].addmm_(w.T, xs.rows[t.r])
             own_y[t.c] += u.sum(0)

@@ -168,9 +168,8 @@ def fold_grad(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dx and dy for derivatives dstates [states, N] of the row states; an empty tensor for a gradient not wanted."""
     unit = None
-    if x.dtype == torch.float16 and len(
-        x
-    ):  # the products take fp16 operands: bring the largest derivative near 1, undo it after
+    if x.dtype == torch.float16 and len(x):
+        # The products take fp16 operands: bring the largest derivative near 1, and undo it after.
         unit = dstates.abs().amax().clamp_min(1e-30)
         dstates = dstates / unit
     sort = LOSSES[loss].sparse and len(x_labels) * len(y_labels) > configs.SORT_FROM
