@@ -29,6 +29,37 @@ ARCHS = {
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class Work(NamedTuple):
+    """How a public loss uses the engine."""
+
+    loss: str  # on a tile
+    pos: tuple[str, ...]
+    neg: tuple[str, ...]
+    numbers: int
+    metrics: tuple[str, ...]
+    two_sided: bool = False  # both sides are anchors of a batch of pairs; otherwise it is a self batch
+    learnable: bool = False  # with the gradient by the numbers
+    lifted: bool = False
+
+
+DISTANCES = ("euclidean", "cosine", "sqeuclidean", "manhattan")
+SIMILARITIES = ("dot", "similarity")
+SUM, LSE = ("sum",), ("lse",)
+LOSSES = {
+    "contrastive": Work("contrastive", SUM, SUM, 2, DISTANCES),
+    "linear_contrastive": Work("linear_contrastive", SUM, SUM, 2, DISTANCES),
+    "nt_xent": Work("softmax", SUM, LSE, 4, SIMILARITIES),
+    "clip": Work("softmax", SUM, LSE, 4, SIMILARITIES, two_sided=True, learnable=True),
+    "siglip": Work("sigmoid", SUM, SUM, 4, ("dot",), two_sided=True, learnable=True),
+    "supcon": Work("softmax", ("sum", "lse", "sum"), LSE, 4, SIMILARITIES),
+    "multi_similarity": Work("softmax", LSE, LSE, 4, SIMILARITIES),
+    "circle": Work("circle", LSE, LSE, 2, SIMILARITIES),
+    "generalized_lifted_structure": Work("softmax", LSE, LSE, 4, ("chord", "euclidean")),
+    "lifted_structure": Work("contrastive", ("sum", "sum", "sum"), (), 2, ("chord", "euclidean"), lifted=True),
+}
+METRICS = (*DISTANCES, *SIMILARITIES, "chord")
+
+
 class Case(NamedTuple):
     """One kernel of one loss as `fusedloss.launch` would launch it on one GPU."""
 
@@ -48,10 +79,12 @@ def cases(
             for D in dims:
                 for metric in metrics:
                     for loss in losses:
-                        yield Case("fold", loss, metric, dtype, D, arch)
-                        yield Case("grad", loss, metric, dtype, D, arch)
-                    yield Case("mine", "", metric, dtype, D, arch)
-            for metric in metrics:  # these walk D in a loop, whatever it is
+                        if metric in LOSSES[loss].metrics:
+                            yield Case("fold", loss, metric, dtype, D, arch)
+                            yield Case("grad", loss, metric, dtype, D, arch)
+                    if metric in DISTANCES:
+                        yield Case("mine", "", metric, dtype, D, arch)
+            for metric in (m for m in metrics if m != "chord"):  # these walk D in a loop, whatever it is
                 for kernel in ("row_distances", "row_distances_grad", "gather_grad"):
                     yield Case(kernel, "", metric, dtype, dims[0], arch)
             yield Case("prepare", "", "", dtype, dims[0], arch)
@@ -59,41 +92,48 @@ def cases(
 
 def launch_of(case: Case) -> Any:
     """The launch, on tensors without data, at a size that splits no columns."""
-    from fusedloss import launch
     from fusedloss.kernels import rows
+    from fusedloss.launch import common, folds, mining
+    from fusedloss.launch import rows as row_launches
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device="meta")
 
-    launch.architecture = lambda: case.arch  # a process compiles for one architecture after another
+    common.architecture = lambda: case.arch  # a process compiles for one architecture after another
     N, D = 65_536, case.D
     x = empty(N, D, dtype=DTYPES[case.dtype])
     if case.kernel == "prepare":
-        return launch.prepare_launch(x, x, empty(N), "", False)
+        return common.prepare_launch(x, x, empty(N), "", False)
     if case.kernel in ("row_distances", "row_distances_grad"):
         outs = (empty(1, N),) if case.kernel == "row_distances" else (empty(2, N), x, x, x)
-        return launch.row_launch(getattr(rows, case.kernel), (x, x, x), None, outs, case.metric, 0.0, 2)
+        return row_launches.row_launch(getattr(rows, case.kernel), (x, x, x), None, outs, case.metric, 0.0, 2)
     if case.kernel == "gather_grad":
         index = empty(2 * N, dtype=torch.int64)
-        return launch.gather_launch(x, x, index, index, empty(4, N), empty(N, D), x, case.metric, True)
+        return row_launches.gather_launch(x, x, index, index, empty(4, N), empty(N, D), x, case.metric, True)
 
     precision = "manhattan" if case.metric == "manhattan" else "ieee"
     if precision == "ieee" and case.dtype == "fp32" and case.arch.startswith("sm_"):
         precision = "tf32x3"
-    side = launch.Side(x.t() if precision == "manhattan" else x, empty(N), empty(N, dtype=torch.int64))
+    side = common.Side(x.t() if precision == "manhattan" else x, empty(N), empty(N, dtype=torch.int64))
     if case.kernel == "mine":
         metric = "sqeuclidean" if case.metric == "euclidean" else case.metric
         best, index = empty(1, 2, N), empty(1, 2, N, dtype=torch.int32)
-        return launch.mine_launch(
-            side, side, side.norms, best, index, D, metric, precision, "farthest", "nearest", True
-        )
-    params = torch.tensor([0.0, 1.0])
+        return mining.mine_launch(side, side, side.norms, best, index, D, metric, precision, "farthest", "nearest")
+    work = LOSSES[case.loss]
+    count = len(work.pos) + len(work.neg)
+    spec = folds.Spec(work.loss, case.metric, work.pos, work.neg, torch.full((work.numbers,), 0.5))
+    side = side._replace(offsets=empty(N) if work.lifted else None)
     if case.kernel == "fold":
-        return launch.fold_launch(side, side, empty(1, 1, N), D, params, case.loss, case.metric, precision, True)
-    states = (empty(1, N), empty(1, N))
-    return launch.grad_launch(
-        side, side, states, empty(1, N, D, dtype=x.dtype), params, case.loss, case.metric, precision, "both"
-    )
+        columns = empty(common.cdiv(N, 16), count, N) if work.two_sided else None
+        return folds.fold_launch(side, copy(side, work), empty(1, count, N), columns, D, spec, precision)
+    side = side._replace(states=(empty(count, N), empty(count, N)))
+    out, sums = empty(1, N, D, dtype=x.dtype), empty(1, 5, N)
+    return folds.grad_launch(side, copy(side, work), out, sums, spec, precision, work.learnable)
+
+
+def copy(side: Any, work: Work) -> Any:
+    """The other side: the same one in a self batch."""
+    return side._replace() if work.two_sided else side
 
 
 class AbsentGPU:
@@ -164,13 +204,11 @@ def report(todo: list[Case]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    from fusedloss.launch import LOSSES
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=list(ARCHS), choices=list(ARCHS))
     parser.add_argument("--d", nargs="+", type=int, default=[64, 128, 256, 512, 1024])
     parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=list(DTYPES))
-    parser.add_argument("--metric", nargs="+", default=["euclidean", "cosine", "sqeuclidean", "manhattan"])
+    parser.add_argument("--metric", nargs="+", default=list(METRICS), choices=list(METRICS))
     parser.add_argument("--loss", nargs="+", default=list(LOSSES), choices=list(LOSSES))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

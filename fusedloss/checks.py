@@ -28,16 +28,16 @@ def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def number(name: str, value: object, *, low: float = 0.0, tensor: bool = True) -> None:
-    """A finite number >= low, or (where a tensor is taken) a 0-d floating tensor, whose value is not read."""
+def number(name: str, value: object, *, low: float = 0.0, above: bool = False, tensor: bool = True) -> None:
+    """A finite number >= low (> low if `above`), or, where a tensor is taken, a 0-d floating one, which is not read."""
     if isinstance(value, Tensor):
         if not tensor or value.dim() != 0 or not value.is_floating_point():
             kind = "a number or a 0-d floating tensor" if tensor else "a number"
             raise TypeError(f"{name} must be {kind}, got a {value.dtype} tensor of shape {tuple(value.shape)}")
     elif isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    elif not math.isfinite(value) or value < low:
-        raise ValueError(f"{name} must be finite and at least {low}, got {value}")
+    elif not math.isfinite(value) or value < low or (above and value == low):
+        raise ValueError(f"{name} must be finite and {'above' if above else 'at least'} {low}, got {value}")
 
 
 def rows(name: str, x: object) -> Tensor:
@@ -74,6 +74,27 @@ def same_kind(name: str, x: Tensor, other_name: str, y: Tensor) -> None:
         raise ValueError(f"{other_name} must be on the device of {name}, {x.device}, got {y.device}")
 
 
+def same_dimensions(name: str, x: Tensor, other_name: str, other: object) -> Tensor:
+    """Another [M, D] tensor to compare x with."""
+    y = rows(other_name, other)
+    if y.shape[1] != x.shape[1]:
+        raise ValueError(f"{other_name} must have the D of {name}, {x.shape[1]}, got shape {tuple(y.shape)}")
+    same_kind(name, x, other_name, y)
+    return y
+
+
+def flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
+def index(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+
+
 def integers(name: str, labels: object, x: Tensor) -> Tensor:
     """One integer label a row of x, as int32 or int64."""
     if not isinstance(labels, Tensor):
@@ -95,10 +116,7 @@ def batch(embeddings: object, labels: object, ref_embeddings: object, ref_labels
         raise ValueError(f"{missing} must be given together with {given}, got None")
     if ref_embeddings is None:
         return Batch(x, x_labels, None, None)
-    refs = rows("ref_embeddings", ref_embeddings)
-    if refs.shape[1] != x.shape[1]:
-        raise ValueError(f"ref_embeddings must have the D of embeddings, {x.shape[1]}, got shape {tuple(refs.shape)}")
-    same_kind("embeddings", x, "ref_embeddings", refs)
+    refs = same_dimensions("embeddings", x, "ref_embeddings", ref_embeddings)
     y_labels = integers("ref_labels", ref_labels, refs)
     if x_labels.dtype != y_labels.dtype:
         x_labels, y_labels = x_labels.long(), y_labels.long()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from .losses import pairs, triplets
+from .losses import pairs, softmax, structured, triplets
 
 
 class LossModule(nn.Module):
@@ -60,3 +60,33 @@ class TripletMarginLoss(LossModule, function=triplets.triplet_margin_loss): ...
 
 
 class BatchHardTripletLoss(LossModule, function=triplets.batch_hard_triplet_loss): ...
+
+
+class InfoNCELoss(LossModule, function=softmax.info_nce_loss): ...
+
+
+class NTXentLoss(LossModule, function=softmax.nt_xent_loss): ...
+
+
+class ClipLoss(LossModule, function=softmax.clip_loss): ...
+
+
+class SigLipLoss(LossModule, function=softmax.siglip_loss): ...
+
+
+class SupConLoss(LossModule, function=softmax.supcon_loss): ...
+
+
+class NPairLoss(LossModule, function=softmax.n_pair_loss): ...
+
+
+class MultiSimilarityLoss(LossModule, function=structured.multi_similarity_loss): ...
+
+
+class CircleLoss(LossModule, function=structured.circle_loss): ...
+
+
+class GeneralizedLiftedStructureLoss(LossModule, function=structured.generalized_lifted_structure_loss): ...
+
+
+class LiftedStructureLoss(LossModule, function=structured.lifted_structure_loss): ...

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,37 +99,54 @@ def _grad_op(name: str, schema: str, fake: Any) -> Any:
 # ------------------------------------------------------------------------------------------------- fold: row states
 
 
-def _fold_grad_fake(x: Tensor, y: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
-    want_x, want_y = args[-3:-1]
-    dx = x.new_empty(x.shape if want_x else 0)
-    return dx, x.new_empty(0) if y is None or not want_y else y.new_empty(y.shape)
+SPEC = "str loss, str metric, str[] pos, str[] neg"  # the loss, its scores, and its folds of positives and negatives
+
+
+def _fold_fake(x: Tensor, y: Tensor | None, xl: Tensor, yl: Tensor, params: Tensor, offsets: Tensor | None, *spec: Any):
+    pos, neg, columns = spec[2:5]
+    return x.new_empty(len(pos) + len(neg), len(x) + (len(yl) if columns else 0), dtype=_state_dtype(x))
+
+
+def _fold_grad_fake(
+    x: Tensor, y: Tensor | None, xl: Tensor, yl: Tensor, params: Tensor, offsets: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    want_x, want_y, want_params = rest[-4:-1]
+
+    def like(t: Tensor | None, wanted: bool) -> Tensor:
+        return t.new_empty(t.shape) if t is not None and wanted else x.new_empty(0)
+
+    return like(x, want_x), like(y, want_y), like(params, want_params), like(offsets, True)
 
 
 fold_op = _op(
     "fold",
-    "(Tensor x, Tensor? y, Tensor x_labels, Tensor y_labels, Tensor params, str loss, str metric, int states, "
-    "str backend) -> Tensor",
-    lambda x, y, xl, yl, params, loss, metric, states, backend: x.new_empty(states, len(x), dtype=_state_dtype(x)),
+    "(Tensor x, Tensor? y, Tensor x_labels, Tensor y_labels, Tensor params, Tensor? offsets, "
+    f"{SPEC}, bool columns, str backend) -> Tensor",
+    _fold_fake,
 )
 fold_grad_op = _grad_op(
     "fold_grad",
-    "(Tensor x, Tensor? y, Tensor x_labels, Tensor y_labels, Tensor params, Tensor states, Tensor dstates, str loss, "
-    "str metric, bool want_x, bool want_y, str backend) -> (Tensor, Tensor)",
+    "(Tensor x, Tensor? y, Tensor x_labels, Tensor y_labels, Tensor params, Tensor? offsets, Tensor states, "
+    f"Tensor dstates, {SPEC}, bool want_x, bool want_y, bool want_params, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     _fold_grad_fake,
 )
 
 
 def _fold_setup(ctx: Any, inputs: Any, output: Tensor) -> None:
-    x, y, x_labels, y_labels, params, ctx.loss, ctx.metric, _, ctx.backend = inputs
-    ctx.save_for_backward(x, y, x_labels, y_labels, params, output)
+    *tensors, loss, metric, pos, neg, _, ctx.backend = inputs
+    ctx.spec = (loss, metric, pos, neg)
+    ctx.save_for_backward(*tensors, output)
 
 
 def _fold_backward(ctx: Any, dstates: Tensor) -> Any:
     """Recomputes the tiles."""
     saved = ctx.saved_tensors  # read once: activation checkpointing unpacks them as they are read
-    want_x, want_y = ctx.needs_input_grad[:2]
-    dx, dy = fold_grad_op(*saved, dstates, ctx.loss, ctx.metric, want_x, want_y, ctx.backend)
-    return dx if want_x else None, dy if want_y else None, *[None] * 7
+    want_x, want_y, _, _, want_params, want_offsets = ctx.needs_input_grad[:6]
+    grads = fold_grad_op(*saved, dstates, *ctx.spec, want_x, want_y, want_params, ctx.backend)
+    wanted = zip(grads, (want_x, want_y, want_params, want_offsets), strict=True)
+    dx, dy, dparams, doffsets = (grad if want else None for grad, want in wanted)
+    return dx, dy, None, None, dparams, doffsets, *[None] * 6
 
 
 fold_op.register_autograd(_fold_backward, setup_context=_fold_setup)
@@ -140,26 +157,37 @@ def fold(
     y: Tensor | None,
     x_labels: Tensor,
     y_labels: Tensor | None,
-    params: list[Any],
+    params: Sequence[float | Tensor],
     loss: str,
     metric: str,
-    states: int,
-) -> Tensor:
-    """Row states of x against y, or against itself without the pairs (i, i). [states, N]"""
-    numbers = _params(params, x)
+    *,
+    pos: Sequence[str] = (),
+    neg: Sequence[str] = (),
+    columns: bool = False,
+    offsets: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Row states of x against y, or against itself without the pairs (i, i): each fold of `pos` and of `neg`, [N].
+
+    pos, neg: the folds, "sum" or "lse", of the loss's terms of the positives and of the negatives.
+    columns: the rows of y are anchors too, and every state is [N + M], theirs last.
+    offsets: [N + M], or [N] in a self batch; log(exp(v_i) + exp(v_j)) of the offsets v is added to every score.
+    Differentiable by x, y, offsets and the numbers in params.
+    """
     y_labels = x_labels if y_labels is None else y_labels
-    return fold_op(x, y, x_labels, y_labels, numbers, loss, metric, states, resolve_backend(x))
+    numbers, backend = _numbers(params, x), resolve_backend(x)
+    spec = (loss, metric, list(pos), list(neg))
+    return fold_op(x, y, x_labels, y_labels, numbers, offsets, *spec, columns, backend).unbind()
 
 
-def _params(params: list[Any], x: Tensor) -> Tensor:
+def _numbers(params: Sequence[float | Tensor], x: Tensor) -> Tensor:
     """A loss's numbers: on the CPU, where reading them takes no sync, unless one of them is a tensor on the device."""
     dtype = _state_dtype(x)
     tensors = [p for p in params if isinstance(p, Tensor)]
     if not tensors:
         return torch.tensor(params, dtype=dtype)
-    device = x.device if any(p.device.type != "cpu" for p in tensors) else "cpu"
+    device = x.device if any(p.device.type != "cpu" for p in tensors) else torch.device("cpu")
     # A fill, unlike a copy from the CPU, can be captured in a CUDA graph.
-    filled = [p.detach() if isinstance(p, Tensor) else torch.full((), p, dtype=dtype, device=device) for p in params]
+    filled = [p if isinstance(p, Tensor) else torch.full((), p, dtype=dtype, device=device) for p in params]
     return torch.stack([p.to(device, dtype) for p in filled])
 
 

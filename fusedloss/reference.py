@@ -26,6 +26,11 @@ def _sqrt(s: Tensor) -> Tensor:
     return torch.where(s > 0, s.where(s > 0, s.new_ones(())).sqrt(), s)
 
 
+def _softplus(z: Tensor) -> Tensor:
+    """log(1 + exp(z)); torch's own drops what is below 2e-9 of it."""
+    return -F.logsigmoid(-z)
+
+
 def _normalize(x: Tensor) -> Tensor:
     return x / _sqrt(x.square().sum(-1, keepdim=True)).clamp_min(EPS)
 
@@ -53,6 +58,11 @@ def row_distance(x: Tensor, y: Tensor, metric: str, eps: float = 0.0) -> Tensor:
 
 def _reduce(terms: Tensor, reduction: str) -> Tensor:
     return terms if reduction == "none" else terms.sum() / (max(len(terms), 1) if reduction == "mean" else 1)
+
+
+def _mean_of(terms, counted, reduction):
+    """The reductions where "mean" is over the terms that count."""
+    return terms if reduction == "none" else terms.sum() / (counted.sum().clamp_min(1) if reduction == "mean" else 1)
 
 
 def _similar(target: Tensor, similar: int) -> Tensor:
@@ -93,7 +103,7 @@ def triplet_margin_loss(
     d_ap, d_an = row_distance(anchor, positive, metric, eps), row_distance(anchor, negative, metric, eps)
     if swap:
         d_an = torch.minimum(d_an, row_distance(positive, negative, metric, eps))
-    return _reduce(F.softplus(d_ap - d_an) if soft_margin else F.relu(d_ap - d_an + margin), reduction)
+    return _reduce(_softplus(d_ap - d_an) if soft_margin else F.relu(d_ap - d_an + margin), reduction)
 
 
 def _pairs(embeddings, labels, ref_embeddings, ref_labels):
@@ -165,5 +175,124 @@ def batch_hard_triplet_loss(
     )
     counts = (mined.positive_index >= 0) & (mined.negative_index >= 0)
     gap = torch.where(counts, mined.positive_distance - mined.negative_distance, 0)
-    terms = torch.where(counts, F.softplus(gap) if soft_margin else F.relu(gap + margin), 0)
-    return terms if reduction == "none" else terms.sum() / (counts.sum().clamp_min(1) if reduction == "mean" else 1)
+    terms = torch.where(counts, _softplus(gap) if soft_margin else F.relu(gap + margin), 0)
+    return _mean_of(terms, counts, reduction)
+
+
+def _logits(x, y, scale, normalize=True):
+    return scale * (_normalize(x) @ _normalize(y).T if normalize else x @ y.T)
+
+
+def _cross_entropy(logits, pos, neg):
+    """-log of the positive's share, of its row's logits: pos has one pair a row. [N]"""
+    return -logits.masked_fill(~(pos | neg), -torch.inf).log_softmax(1).where(pos, logits.new_zeros(())).sum(1)
+
+
+def _own(logits, offset=0):
+    """Which logits are those of row i and column i + offset."""
+    return (
+        torch.arange(logits.shape[1], device=logits.device)
+        == torch.arange(len(logits), device=logits.device)[:, None] + offset
+    )
+
+
+def info_nce_loss(
+    query, key, negatives=None, *,
+    temperature=0.07, normalize=True, in_batch_negatives=True, symmetric=False, offset=0, reduction="mean",
+):  # fmt: skip
+    logits = _logits(query, key, 1 / temperature, normalize)
+    pos = _own(logits, offset)
+    neg = ~pos & in_batch_negatives
+    by_key = _cross_entropy(logits.T, pos.T, neg.T) if symmetric else None
+    if negatives is not None:
+        queue = torch.ones(len(query), len(negatives), dtype=torch.bool, device=query.device)
+        logits = torch.cat([logits, _logits(query, negatives, 1 / temperature, normalize)], 1)
+        pos, neg = torch.cat([pos, ~queue], 1), torch.cat([neg, queue], 1)
+    by_query = _cross_entropy(logits, pos, neg)
+    return _reduce((by_query + by_key) / 2 if symmetric else by_query, reduction)
+
+
+def nt_xent_loss(z1, z2, *, temperature=0.5, reduction="mean"):
+    z, labels = torch.cat([z1, z2]), torch.arange(len(z1), device=z1.device).repeat(2)
+    _, pos, neg = _pairs(z, labels, None, None)
+    return _reduce(_cross_entropy(_logits(z, z, 1 / temperature), pos, neg), reduction)
+
+
+def clip_loss(image, text, logit_scale, *, logit_bias=None, reduction="mean"):
+    logits = logit_scale * image @ text.T + (0 if logit_bias is None else logit_bias)
+    pos = _own(logits)
+    return _reduce((_cross_entropy(logits, pos, ~pos) + _cross_entropy(logits.T, pos, ~pos)) / 2, reduction)
+
+
+def siglip_loss(image, text, logit_scale, logit_bias, *, reduction="mean"):
+    logits = logit_scale * image @ text.T + logit_bias
+    return _reduce(-F.logsigmoid(torch.where(_own(logits), logits, -logits)).sum(1), reduction)
+
+
+def supcon_loss(
+    embeddings, labels, ref_embeddings=None, ref_labels=None, *, temperature=0.1, normalize=True, reduction="mean"
+):
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels)
+    logits = _logits(embeddings, refs, 1 / temperature, normalize).masked_fill(~(pos | neg), -torch.inf)
+    counts = pos.sum(1)
+    terms = -logits.log_softmax(1).where(pos, logits.new_zeros(())).sum(1) / counts.clamp_min(1)
+    return _mean_of(terms, counts > 0, reduction)
+
+
+def n_pair_loss(anchor, positive, *, l2_reg=0.0, reduction="mean"):
+    logits = anchor @ positive.T
+    pos = _own(logits)
+    return _reduce(_cross_entropy(logits, pos, ~pos) + l2_reg * (anchor.square() + positive.square()).sum(1), reduction)
+
+
+def _log_sum_exp(terms, mask):
+    """Over the pairs in mask; -inf, with gradient 0, where there is none. [N]"""
+    some = mask.any(1)
+    return terms.masked_fill(~mask & some[:, None], -torch.inf).logsumexp(1).masked_fill(~some, -torch.inf)
+
+
+def multi_similarity_loss(
+    embeddings, labels, ref_embeddings=None, ref_labels=None, *,
+    alpha=2.0, beta=50.0, base=0.5, normalize=True, reduction="mean",
+):  # fmt: skip
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels)
+    s = _logits(embeddings, refs, 1.0, normalize)
+    pull, push = _log_sum_exp(-alpha * (s - base), pos), _log_sum_exp(beta * (s - base), neg)
+    return _reduce(_softplus(pull) / alpha + _softplus(push) / beta, reduction)
+
+
+def circle_loss(
+    embeddings, labels, ref_embeddings=None, ref_labels=None, *,
+    margin=0.4, gamma=80.0, normalize=True, reduction="mean",
+):  # fmt: skip
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels)
+    s = _logits(embeddings, refs, 1.0, normalize)
+    pull = _log_sum_exp(-gamma * F.relu(1 + margin - s.detach()) * (s - (1 - margin)), pos)
+    push = _log_sum_exp(gamma * F.relu(s.detach() + margin) * (s - margin), neg)
+    terms = _softplus(pull + push).where(pos.any(1) & neg.any(1), s.new_zeros(()))
+    return _mean_of(terms, terms > 0, reduction)
+
+
+def _lifted_distance(x, y, normalize):
+    return pairwise_distance(*((_normalize(x), _normalize(y)) if normalize else (x, y)), "euclidean")
+
+
+def generalized_lifted_structure_loss(
+    embeddings, labels, ref_embeddings=None, ref_labels=None, *,
+    neg_margin=1.0, pos_margin=0.0, normalize=True, reduction="mean",
+):  # fmt: skip
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels)
+    d = _lifted_distance(embeddings, refs, normalize)
+    pull, push = _log_sum_exp(d - pos_margin, pos), _log_sum_exp(neg_margin - d, neg)
+    return _reduce(F.relu(pull.masked_fill(~pos.any(1), 0) + push.masked_fill(~neg.any(1), 0)), reduction)
+
+
+def lifted_structure_loss(
+    embeddings, labels, ref_embeddings=None, ref_labels=None, *,
+    neg_margin=1.0, pos_margin=0.0, normalize=True, reduction="mean",
+):  # fmt: skip
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels)
+    d = _lifted_distance(embeddings, refs, normalize)
+    own, other = (_log_sum_exp(neg_margin - m, of).clamp_min(-1e30) for m, of in ((d, neg), (d.T, neg.T)))
+    terms = F.relu(torch.logaddexp(own[:, None], other) + d - pos_margin).square().where(pos, d.new_zeros(())) / 2
+    return _mean_of(terms.sum(1) if reduction == "none" else terms, pos, reduction)

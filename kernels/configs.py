@@ -24,6 +24,7 @@ SPLIT_TARGET = (
 SORT_FROM = (
     1 << 24
 )  # pairs from which a sparse loss sorts its rows by label before the backward (not timed on a GPU yet)
+WORKSPACE = 256 << 20  # bytes; states of the columns, folded in the same pass as those of the rows, take at most these
 
 # All rows: chosen with `python -m bench.compile_report` (Triton 3.7.1, 2026-11-22) for tensor-core instructions, shared
 # memory within the limits and few or no spills; not timed on a GPU yet.

@@ -1,28 +1,32 @@
 """The two kernels that run every loss made of row folds.
 
-`fold` turns each anchor's row of scores into a few numbers; `grad` recomputes the tiles and turns the derivatives of
-those numbers into dx. A side (`x`, `y`) is the tuple (rows [N, D], norms [N], labels [N]). Each program owns its
-output rows, so there are no atomics and results are the same bit for bit from run to run.
+`fold` turns each anchor's row of scores into a few numbers, its row states; `grad` recomputes the tiles and turns the
+derivatives of those numbers into dx. A side (`x`, `y`) is the tuple (rows [N, D], norms [N], labels [N]) and, for
+scores that are lifted, offsets [N]. Each program owns its output rows, so there are no atomics and results are the
+same bit for bit from run to run.
 """
 
 import triton
 import triton.language as tl
 
+from .folds import empty_folds, fold_tile, store_folds, term_weight
 from .tiles import (
     accumulate,
     accumulate_grad,
+    load_anchors,
     load_chunks,
     load_params,
     load_rows,
-    load_states,
     pair_masks,
     round_weights,
+    share_labels,
 )
 
 
 def _composed(spec):
-    """The name a profiler shows, contrastive_step_euclidean say: the loss's piece and the score."""
-    return "_".join(spec.constants[k].__name__ for k in ("STEP", "GRAD", "SCORE") if k in spec.constants)
+    """The name a profiler shows: fold_contrastive_euclidean, say."""
+    kernel = "grad" if "SLAB" in spec.constants else "fold"
+    return "_".join([kernel, spec.constants["LOSS"].__name__, spec.constants["SCORE"].__name__])
 
 
 @triton.jit
@@ -36,6 +40,16 @@ def load_norms(side, rows, n):
 
 
 @triton.jit
+def lift(x, y, r, c, N, M):
+    """log(exp(v_i) + exp(v_j)) of the offsets v, and its derivative by v_i. [BM, BN] each"""
+    v = tl.load(x[3] + r, mask=r < N, other=0.0)[:, None]
+    w = tl.load(y[3] + c, mask=c < M, other=0.0)[None, :]
+    high = tl.maximum(v, w)
+    apart = tl.exp(tl.where(v == w, 0.0, tl.where(v < w, v - w, w - v)))  # two of -inf are equal, not NaN apart
+    return high + tl.log(1.0 + apart), tl.where(v < w, apart, 1.0) / (1.0 + apart)
+
+
+@triton.jit
 def split_columns(M, BN: tl.constexpr):
     """The columns of this program's split, which starts at a multiple of BN. Grid axis 1 counts the splits."""
     width = tl.cdiv(tl.cdiv(M, BN), tl.num_programs(1)) * BN
@@ -45,19 +59,21 @@ def split_columns(M, BN: tl.constexpr):
 
 @triton.jit(do_not_specialize=["N", "M"], repr=_composed)
 def fold(
-    x, y, states_ptr, numbers, neutral, N, M, D,  # states [splits, len(neutral), N]
-    SCORE: tl.constexpr, STEP: tl.constexpr, SELF: tl.constexpr,
-    PARAMS_FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    x, y, states_ptr, columns_ptr, numbers, N, M, D,  # states [splits, folds, N]; columns [row blocks, folds, M]
+    SCORE: tl.constexpr, LOSS: tl.constexpr, POS: tl.constexpr, NEG: tl.constexpr, SELF: tl.constexpr,
+    COLUMNS: tl.constexpr, FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Row states of x over the columns of this program's split. Grid: (row blocks, splits)."""
+    """Row states of x over the columns of this program's split. Grid: (row blocks, splits).
+
+    POS and NEG name the folds of the positives and of the negatives, see folds.py. COLUMNS: every y is an anchor too,
+    and this program writes its states over the rows of this program.
+    """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
     xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
-    params = load_params(numbers, PARAMS_FROM_MEMORY)
-    state = ()
-    for k in tl.static_range(len(neutral)):
-        state = state + (tl.zeros([BM], tl.float32) + neutral[k],)
+    params = load_params(numbers, FROM_MEMORY)
+    pos_folds, neg_folds = empty_folds(POS, BM), empty_folds(NEG, BM)
 
     start, end = split_columns(M, BN)
     for c0 in range(start, end, BN):
@@ -65,58 +81,117 @@ def fold(
         other, yl = load_norms(y, c, M)[None, :], load_labels(y, c, M)
         e = accumulate(x[0], y[0], xs, load_chunks(y[0], c, M, D, BD, CHUNKS), r, c, N, M, D, BD, PRECISION)
         s, _, _ = SCORE(e, own, other)
+        if len(x) > 3:
+            s += lift(x, y, r, c, N, M)[0]
         pos, neg = pair_masks(xl, yl, r, c, M, SELF)
-        state = STEP(state, s, pos, neg, params)
+        if len(NEG) > 0:
+            neg_folds = fold_tile(neg_folds, LOSS(s, params, False), neg, NEG, 1)
+        if len(POS) > 0:
+            if share_labels(xl, yl):
+                pos_folds = fold_tile(pos_folds, LOSS(s, params, True), pos, POS, 1)
+        if COLUMNS:
+            inside = (r < N)[:, None]
+            at = columns_ptr + tl.program_id(0).to(tl.int64) * (len(POS) + len(NEG)) * M
+            store_folds(at, fold_tile(empty_folds(POS, BN), LOSS(s, params, True), pos & inside, POS, 0), c, M, POS)
+            at += len(POS) * M.to(tl.int64)
+            store_folds(at, fold_tile(empty_folds(NEG, BN), LOSS(s, params, False), neg & inside, NEG, 0), c, M, NEG)
 
-    out = states_ptr + tl.program_id(1).to(tl.int64) * len(neutral) * N + r
-    for k in tl.static_range(len(neutral)):
-        tl.store(out + k * N.to(tl.int64), state[k], mask=r < N)
+    out = states_ptr + tl.program_id(1).to(tl.int64) * (len(POS) + len(NEG)) * N
+    store_folds(out, pos_folds, r, N, POS)
+    store_folds(out + len(POS) * N.to(tl.int64), neg_folds, r, N, NEG)
+
+
+@triton.jit
+def tile_grad(
+    s, params, mask, row, column,  # row, column: (states, derivatives of them) of the anchors on either side
+    LOSS: tl.constexpr, POSITIVE: tl.constexpr, KINDS: tl.constexpr, FIRST: tl.constexpr, ANCHORS: tl.constexpr,
+    COUNT: tl.constexpr,
+):  # fmt: skip
+    """dL/ds of the pairs in mask, which are all positive or all negative, then dL by each number of the loss: the first
+    COUNT of them. A tuple of [BM, BN]
+
+    KINDS are the folds of these pairs, FIRST where their states begin.
+    """
+    terms = LOSS(s, params, POSITIVE)
+    total = ()
+    for k in tl.static_range(len(KINDS)):
+        term = terms[k]
+        if len(term) > 1:  # not a constant
+            weight = 0.0
+            if ANCHORS != "y":
+                weight += term_weight(term[0], row[0][FIRST + k], row[1][FIRST + k], KINDS[k])
+            if ANCHORS != "x":
+                weight += term_weight(term[0], column[0][FIRST + k], column[1][FIRST + k], KINDS[k])
+            grown = ()
+            for p in tl.static_range(COUNT):
+                by = weight * term[p + 1]
+                grown = grown + ((total[p] + by) if k > 0 else by,)
+            total = grown
+    masked = ()
+    for p in tl.static_range(COUNT):
+        masked = masked + (tl.where(mask, total[p], 0.0),)
+    return masked
 
 
 @triton.jit(do_not_specialize=["N", "M"], repr=_composed)
 def grad(
-    x, y, states_ptr, dstates_ptr, out_ptr, numbers, N, M, D,  # states, dstates [STATES, anchors]; out [splits, N, D]
-    SCORE: tl.constexpr, GRAD: tl.constexpr, STATES: tl.constexpr, ANCHORS: tl.constexpr, SKIP: tl.constexpr,
-    PARAMS_FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
-    CHUNKS: tl.constexpr, SLAB: tl.constexpr,
+    x, y, x_states, y_states, out_ptr, sums_ptr, numbers, N, M, D,  # out [splits, N, D]; sums [splits, sums, N]
+    SCORE: tl.constexpr, LOSS: tl.constexpr, POS: tl.constexpr, NEG: tl.constexpr, ANCHORS: tl.constexpr,
+    BY_NUMBERS: tl.constexpr, SKIP: tl.constexpr, FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
     """dx of the rows this program owns, SLAB chunks of D of them. Grid: (row blocks, splits, slabs).
 
-    ANCHORS says whose row states there are: "x" (the own rows), "y" (the other side's), or "both": a self batch, where
-    every row is an anchor and a partner, and both roles are folded into one gradient product.
+    x_states, y_states: (states, derivatives of them), [folds, N] and [folds, M] each. ANCHORS says which there are: "x"
+    (of the own rows), "y" (of the other side), "both", whose gradients go through one product, or "self": both, of a self batch.
+    Each row's sums: of dL by its offset, if it has one, and, if BY_NUMBERS, by each of the loss's numbers.
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
     xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
-    params = load_params(numbers, PARAMS_FROM_MEMORY)
-    if ANCHORS != "y":
-        row_state = load_states(states_ptr, r, N, STATES, 1)
-        row_dstate = load_states(dstates_ptr, r, N, STATES, 1)
+    params = load_params(numbers, FROM_MEMORY)
+    row = load_anchors(x_states, r, N, len(POS) + len(NEG), 1, ANCHORS != "y")
     first = tl.program_id(2) * SLAB * BD
     acc = ()
     for _ in tl.static_range(SLAB):
         acc = acc + (tl.zeros([BM, BD], tl.float32),)
     own_share = tl.zeros([BM], tl.float32)  # sum_j w_ij t_ij
+    COUNT: tl.constexpr = 1 + len(numbers) if BY_NUMBERS else 1
+    sums = ()
+    for _ in tl.static_range(COUNT):
+        sums = sums + (tl.zeros([BM], tl.float32),)
 
     start, end = split_columns(M, BN)
     for c0 in range(start, end, BN):
         c = c0 + tl.arange(0, BN)
         other, yl = load_norms(y, c, M)[None, :], load_labels(y, c, M)
-        if ANCHORS != "x":
-            column_state = load_states(states_ptr, c, M, STATES, 0)
-            column_dstate = load_states(dstates_ptr, c, M, STATES, 0)
+        column = load_anchors(y_states, c, M, len(POS) + len(NEG), 0, ANCHORS != "x")
         ys = load_chunks(y[0], c, M, D, BD, CHUNKS)
         s, d_e, t = SCORE(accumulate(x[0], y[0], xs, ys, r, c, N, M, D, BD, PRECISION), own, other)
-        pos, neg = pair_masks(xl, yl, r, c, M, ANCHORS == "both")
-        g = tl.zeros([BM, BN], tl.float32)
-        if ANCHORS != "y":
-            g += GRAD(row_state, row_dstate, s, pos, neg, params)
-        if ANCHORS != "x":
-            g += GRAD(column_state, column_dstate, s, pos, neg, params)
-        if (not SKIP) or tl.max((g != 0.0).to(tl.int32)) > 0:
-            w = round_weights(g * d_e, x[0].dtype.element_ty, PRECISION)
+        if len(x) > 3:
+            lifted, share = lift(x, y, r, c, N, M)
+            s += lifted
+        pos, neg = pair_masks(xl, yl, r, c, M, ANCHORS == "self")
+        d = ()
+        for _ in tl.static_range(COUNT):
+            d = d + (tl.zeros([BM, BN], tl.float32),)
+        if len(NEG) > 0:
+            d = tile_grad(s, params, neg, row, column, LOSS, False, NEG, len(POS), ANCHORS, COUNT)
+        if len(POS) > 0:
+            if share_labels(xl, yl):
+                up = tile_grad(s, params, pos, row, column, LOSS, True, POS, 0, ANCHORS, COUNT)
+                both = ()
+                for p in tl.static_range(COUNT):
+                    both = both + (d[p] + up[p],)
+                d = both
+        if (not SKIP) or tl.max((d[0] != 0.0).to(tl.int32)) > 0:
+            w = round_weights(d[0] * d_e, x[0].dtype.element_ty, PRECISION)
             own_share += tl.sum(w.to(tl.float32) * t, 1)
             acc = accumulate_grad(acc, w, x[0], y[0], ys, r, c, first, N, M, D, BD, PRECISION)
+            grown = (sums[0] + tl.sum(d[0] * share, 1) if len(x) > 3 else sums[0],)
+            for p in tl.static_range(1, COUNT):
+                grown = grown + (sums[p] + tl.sum(d[p], 1),)
+            sums = grown
 
     out_ptr += tl.program_id(1).to(tl.int64) * N * D + r.to(tl.int64)[:, None] * D
     for k in tl.static_range(SLAB):
@@ -125,3 +200,7 @@ def grad(
         if PRECISION != "manhattan":
             dx -= own_share[:, None] * load_rows(x[0], r, dims, N, D).to(tl.float32)
         tl.store(out_ptr + dims[None, :], dx.to(out_ptr.dtype.element_ty), mask=(r < N)[:, None] & (dims < D)[None, :])
+    if (BY_NUMBERS or len(x) > 3) and tl.program_id(2) == 0:
+        at = sums_ptr + tl.program_id(1).to(tl.int64) * COUNT * N + r
+        for p in tl.static_range(COUNT):
+            tl.store(at + p * N.to(tl.int64), sums[p], mask=r < N)

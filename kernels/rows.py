@@ -1,7 +1,7 @@
-"""Distances of given rows: pairs, triplets and mined pairs, exact in fp32 from the original rows.
+"""Distances (or similarities) of given rows: pairs, triplets and mined pairs, exact in fp32 from the original rows.
 
 A pair's distance and gradient come from up to three sums over D (`stats`), then
-    gradient by a = alpha (a - b + eps)   or   alpha sign(a - b + eps)   or, for cosine,   alpha b + beta a.
+    gradient by a = alpha (a - b + eps)   or   alpha sign(a - b + eps)   or, for products,   alpha b + beta a.
 """
 
 import triton
@@ -18,7 +18,7 @@ def load_chunk(ptr, rows, valid, dims, D):
 @triton.jit
 def pair_stats(stats, a, b, in_row, eps, METRIC: tl.constexpr):
     """The sums over D that a pair's distance and gradient need, plus one chunk. A tuple of [BM]"""
-    if METRIC == "cosine":
+    if METRIC == "cosine" or METRIC == "similarity" or METRIC == "dot":
         return (stats[0] + tl.sum(a * b, 1), stats[1] + tl.sum(a * a, 1), stats[2] + tl.sum(b * b, 1))
     else:
         diff = tl.where(in_row, a - b + eps, 0.0)
@@ -34,9 +34,11 @@ def inverse_norm(sq):
 
 @triton.jit
 def pair_distance(stats, METRIC: tl.constexpr):
-    """Distance of each pair. [BM]"""
+    """Distance of each pair, or its similarity. [BM]"""
     if METRIC == "cosine":
         return 1.0 - stats[0] * (inverse_norm(stats[1]) * inverse_norm(stats[2]))
+    elif METRIC == "similarity":
+        return stats[0] * (inverse_norm(stats[1]) * inverse_norm(stats[2]))
     elif METRIC == "euclidean":
         return tl.sqrt(stats[0])
     else:
@@ -46,7 +48,8 @@ def pair_distance(stats, METRIC: tl.constexpr):
 @triton.jit
 def pair_slopes(stats, g, METRIC: tl.constexpr):
     """alpha, and beta of either end, for upstream derivative g; 0 for a distance of 0. Three of [BM]"""
-    if METRIC == "cosine":
+    if METRIC == "cosine" or METRIC == "similarity":
+        g = g if METRIC == "cosine" else -g
         ra = inverse_norm(stats[1])
         rb = inverse_norm(stats[2])
         cos = stats[0] * (ra * rb)
@@ -57,6 +60,8 @@ def pair_slopes(stats, g, METRIC: tl.constexpr):
         return tl.where(d == 0.0, 0.0, g / tl.where(d == 0.0, 1.0, d)), g, g
     elif METRIC == "sqeuclidean":
         return 2.0 * g, g, g
+    elif METRIC == "dot":
+        return g, 0.0 * g, 0.0 * g
     else:
         return g, g, g
 
@@ -64,7 +69,7 @@ def pair_slopes(stats, g, METRIC: tl.constexpr):
 @triton.jit
 def pull(a, b, alpha, beta, in_row, eps, METRIC: tl.constexpr):
     """Gradient of a pair by its first end. [BM, BD]"""
-    if METRIC == "cosine":
+    if METRIC == "cosine" or METRIC == "similarity" or METRIC == "dot":
         return alpha[:, None] * b + beta[:, None] * a
     diff = tl.where(in_row, a - b + eps, 0.0)
     if METRIC == "manhattan":

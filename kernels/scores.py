@@ -22,19 +22,46 @@ def sqeuclidean(e, own, other):
 
 
 @triton.jit
+def root(sq):
+    """The root of a squared distance and its inverse, 0 where there is none: the gradient of a distance at 0 is 0."""
+    away = (sq > 0.0) & (sq < float("inf"))
+    inv = tl.where(away, tl.rsqrt(tl.where(away, sq, 1.0)), 0.0)
+    return tl.where(sq <= 0.0, 0.0, tl.where(away, sq * inv, sq)), inv
+
+
+@triton.jit
 def euclidean(e, own, other):
-    """|x - y|; its gradient at 0 is 0."""
-    s = own + other - 2.0 * e
-    away = (s > 0.0) & (s < float("inf"))
-    inv = tl.where(away, tl.rsqrt(tl.where(away, s, 1.0)), 0.0)
-    return tl.where(s <= 0.0, 0.0, tl.where(away, s * inv, s)), -inv, 1.0
+    """|x - y|."""
+    s, inv = root(own + other - 2.0 * e)
+    return s, -inv, 1.0
+
+
+@triton.jit
+def dot(e, own, other):
+    """<x, y>."""
+    return e, 1.0, 0.0
+
+
+@triton.jit
+def similarity(e, own, other):
+    """cos; the norms are 1 / max(|x|, 1e-8), and a clamped norm is a constant."""
+    both = own * other
+    return e * both, both, e * tl.where(own < 9.9e7, own * own, 0.0)
 
 
 @triton.jit
 def cosine(e, own, other):
-    """1 - cos; the norms are 1 / max(|x|, 1e-8), and a clamped norm is a constant."""
-    both = own * other
-    return 1.0 - e * both, -both, e * tl.where(own < 9.9e7, own * own, 0.0)
+    """1 - cos."""
+    s, d_e, t = similarity(e, own, other)
+    return 1.0 - s, -d_e, t
+
+
+@triton.jit
+def chord(e, own, other):
+    """The euclidean distance of the rows scaled to length 1; a row of length 0 stays at the origin."""
+    cos, d_cos, t = similarity(e, own, other)
+    s, inv = root(tl.where(own < 9.9e7, 1.0, 0.0) + tl.where(other < 9.9e7, 1.0, 0.0) - 2.0 * cos)
+    return s, -d_cos * inv, t
 
 
 @triton.jit

@@ -36,15 +36,24 @@ def load_states(ptr, rows, n, COUNT: tl.constexpr, AXIS: tl.constexpr):
 
 
 @triton.jit
-def load_params(params, FROM_MEMORY: tl.constexpr):
+def load_anchors(states, rows, n, COUNT: tl.constexpr, AXIS: tl.constexpr, ARE: tl.constexpr):
+    """The states of a side's anchors and the derivatives of these; nothing if its rows are no anchors."""
+    if ARE:
+        return load_states(states[0], rows, n, COUNT, AXIS), load_states(states[1], rows, n, COUNT, AXIS)
+    else:
+        return (), ()
+
+
+@triton.jit
+def load_params(numbers, FROM_MEMORY: tl.constexpr):
     """The loss's numbers: given by value, or as pointers to fp32 scalars on the device."""
     if FROM_MEMORY:
-        numbers = ()
-        for k in tl.static_range(len(params)):
-            numbers = numbers + (tl.load(params[k]),)
-        return numbers
-    else:
+        params = ()
+        for k in tl.static_range(len(numbers)):
+            params = params + (tl.load(numbers[k]),)
         return params
+    else:
+        return numbers
 
 
 @triton.jit
@@ -141,3 +150,9 @@ def pair_masks(xl, yl, r, c, M, SELF: tl.constexpr):
     if SELF:
         valid = valid & (r[:, None] != c[None, :])
     return same & valid, ~same & valid
+
+
+@triton.jit
+def share_labels(xl, yl):
+    """Whether the ranges of two blocks' labels meet: if they do not, no pair of the tile is positive."""
+    return (tl.min(xl) <= tl.max(yl)) & (tl.min(yl) <= tl.max(xl))

@@ -40,7 +40,7 @@ def running(backend: str, plan: str) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch, fusedloss.use_backend(backend):
         if backend == "blocked":
             if plan == "small":
-                patch.setattr("fusedloss.blocked.BLOCK", 16)
+                patch.setattr("fusedloss.blocked.tiles.BLOCK", 16)
             yield "cpu"
             return
         pytest.importorskip("triton")

@@ -198,19 +198,10 @@ def pairwise_contrastive_loss(
     checks.one_of("reduction", reduction, (*REDUCTIONS, "active"))
     x, labels, refs, ref_labels = checks.batch(embeddings, labels, ref_embeddings, ref_labels)
 
-    margins = (pos_margin, neg_margin)
-    learn = [isinstance(m, Tensor) and m.requires_grad for m in margins]
     loss = "contrastive" if power == 2 else "linear_contrastive"
-    apart = reduction == "active" or any(learn)  # positives and negatives counted separately, with counts and slopes
-    states = ops.fold(x, refs, labels, ref_labels, list(margins), loss, metric, 6 if apart else 1)
-    pairs = len(x) * (len(x) - 1 if refs is None else len(refs))
-    if not apart:
-        return reduce(states.squeeze(0), reduction, pairs)
-
-    sums, counts, slopes = list(states[:2]), states[2:4].detach(), states[4:].detach()
-    for kind, (margin, sign) in enumerate(zip(margins, (-1, 1), strict=True)):
-        if isinstance(margin, Tensor):  # the value stays; the derivative by the margin is the sum of the hinges' slopes
-            sums[kind] = sums[kind] + sign * slopes[kind] * (margin - margin.detach())
+    folds = ["sum", "sum"] if reduction == "active" else ["sum"]  # of the terms, and of whether they are active
+    states = ops.fold(x, refs, labels, ref_labels, [pos_margin, neg_margin], loss, metric, pos=folds, neg=folds)
     if reduction == "active":
-        return reduce(sums[0], "mean", counts[0].sum()) + reduce(sums[1], "mean", counts[1].sum())
-    return reduce(sums[0] + sums[1], reduction, pairs)
+        positive, positives, negative, negatives = states
+        return reduce(positive, "mean", positives.detach().sum()) + reduce(negative, "mean", negatives.detach().sum())
+    return reduce(states[0] + states[1], reduction, len(x) * (len(x) - 1 if refs is None else len(refs)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -15,3 +16,8 @@ def reduce(terms: Tensor, reduction: str, count: Tensor | int) -> Tensor:
     if reduction == "sum":
         return total
     return total / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
+
+
+def softplus(z: Tensor) -> Tensor:
+    """log(1 + exp(z)) to the last bits for every z; torch's own is linear from a threshold on."""
+    return -F.logsigmoid(-z)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks, ops
-from .reduce import REDUCTIONS, reduce
+from .reduce import REDUCTIONS, reduce, softplus
 
 POSITIVES = {"hardest": "farthest", "easiest": "nearest"}
 NEGATIVES = {"hardest": "nearest", "easiest": "farthest", "semihard": "beyond"}
@@ -70,7 +70,7 @@ def triplet_margin_loss(
 
 
 def _hinge(gap: Tensor, margin: float | Tensor, soft_margin: bool) -> Tensor:
-    return F.softplus(gap) if soft_margin else F.relu(gap + margin)
+    return softplus(gap) if soft_margin else F.relu(gap + margin)
 
 
 def hardest_pairs(

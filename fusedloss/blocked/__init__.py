@@ -1,0 +1,19 @@
+"""The PyTorch backend: the same functions as `launch`, tile by tile, on any device and in float64.
+
+Memory is O((N + M) D) plus one tile. On a CPU the rows are sorted by label first, so that most tiles hold no positive
+pair and need no masks, and tiles that contribute nothing are left early. The files are those of `kernels`.
+"""
+
+from .folds import fold, fold_grad
+from .mining import mine
+from .rows import mined_distances, mined_distances_grad, row_distances, row_distances_grad
+
+__all__ = [
+    "fold",
+    "fold_grad",
+    "mine",
+    "mined_distances",
+    "mined_distances_grad",
+    "row_distances",
+    "row_distances_grad",
+]

@@ -1,0 +1,93 @@
+"""The score matrix tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .scores import score, score_norms
+
+BLOCK = 512  # rows and columns of a tile: 1 MiB in float32 stays in a core's L2 cache
+
+
+class Side(NamedTuple):
+    """One side of the score matrix in the order it is walked."""
+
+    rows: Tensor
+    norms: Tensor
+    labels: Tensor
+    order: Tensor | None
+    bounds: list[tuple[int, int]] | None  # first and last label of each block, where reading them costs no sync
+
+    @staticmethod
+    def of(x: Tensor, labels: Tensor, metric: str, sort: bool) -> Side:
+        order = labels.argsort(stable=True) if sort and x.device.type == "cpu" else None
+        if order is not None:
+            x, labels = x[order], labels[order]
+        rows = widen(x)
+        blocks = labels.split(BLOCK) if order is not None and len(labels) else ()
+        bounds = [(int(b[0]), int(b[-1])) for b in blocks] if order is not None else None
+        return Side(rows, score_norms(rows, metric), labels, order, bounds)
+
+    def ordered(self, t: Tensor) -> Tensor:
+        """t [K, N] in the walking order."""
+        return t if self.order is None else t[:, self.order]
+
+    def restore(self, t: Tensor, dim: int) -> Tensor:
+        """t, in the walking order, in the order of the inputs."""
+        return t if self.order is None else t.new_empty(t.shape).index_copy_(dim, self.order, t)
+
+
+def widen(x: Tensor) -> Tensor:
+    return x if x.element_size() == 8 else x.float()
+
+
+def sides(
+    x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, metric: str, sort: bool
+) -> tuple[Side, Side]:
+    own = Side.of(x, x_labels, metric, sort)
+    return own, own if y is None else Side.of(y, y_labels, metric, sort)
+
+
+class Tile(NamedTuple):
+    r: slice
+    c: slice
+    s: Tensor  # scores [BM, BN]
+    pos: Tensor | None  # [BM, BN] bool, None where every pair is negative
+    neg: Tensor | None
+    itself: bool  # its diagonal holds the pairs (i, i) of a self batch, which are neither
+    mirrored: bool  # a self batch walks each pair of blocks once; off the diagonal it stands for both orders
+
+
+def row_tiles(x: Side, y: Side, metric: str, r: slice, first: int = 0) -> Iterator[Tile]:
+    """The tiles of a block of rows, columns from `first` on."""
+    for j in range(first, len(y.rows), BLOCK):
+        c = slice(j, j + BLOCK)
+        s = score(x.rows[r], y.rows[c], x.norms[r], y.norms[c], metric)
+        itself = x is y and r == c
+        pos = neg = None
+        if not disjoint(x.bounds, y.bounds, r.start // BLOCK, j // BLOCK):
+            pos = x.labels[r, None] == y.labels[c]
+            neg = ~pos
+            if itself:
+                pos.fill_diagonal_(False)
+        yield Tile(r, c, s, pos, neg, itself, x is y and not itself)
+
+
+def row_blocks(x: Side) -> Iterator[slice]:
+    return (slice(i, i + BLOCK) for i in range(0, len(x.rows), BLOCK))
+
+
+def tiles(x: Side, y: Side, metric: str) -> Iterator[Tile]:
+    """Every tile; of a self batch only those on and above the diagonal."""
+    for r in row_blocks(x):
+        yield from row_tiles(x, y, metric, r, first=r.start if x is y else 0)
+
+
+def disjoint(x_bounds: list[tuple[int, int]] | None, y_bounds: list[tuple[int, int]] | None, i: int, j: int) -> bool:
+    """Whether two blocks of sorted rows share no label."""
+    if x_bounds is None or y_bounds is None:
+        return False
+    return x_bounds[i][1] < y_bounds[j][0] or y_bounds[j][1] < x_bounds[i][0]

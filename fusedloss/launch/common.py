@@ -1,0 +1,113 @@
+"""What the kernel families share: a launch, the choice of its tile, and one side of the score matrix."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels import configs, scores
+from ..kernels.prepare import prepare as prepare_kernel
+from ..kernels.tiles import INTERPRETED
+
+SCORES = {
+    name: getattr(scores, name)
+    for name in ("euclidean", "sqeuclidean", "cosine", "manhattan", "dot", "similarity", "chord")
+}
+SCALED = ("cosine", "similarity", "chord")  # scores of rows scaled to length 1: their norms are inverse
+
+
+class Launch(NamedTuple):
+    """One kernel launch, complete: `run` starts it, the compile report compiles it for a GPU that is not there."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def run(self) -> None:
+        if 0 not in self.grid:
+            self.kernel[self.grid](*self.args, **self.options)
+
+
+class Side(NamedTuple):
+    """One side of the score matrix as the kernels see it: rows [n, D] ([D, n] for manhattan), norms [n], labels [n].
+
+    Where they are needed: the offsets [n] of lifted scores, (states, derivatives of them) [folds, n] each of the rows
+    that are anchors, and the order in which the rows were put.
+    """
+
+    rows: Tensor
+    norms: Tensor
+    labels: Tensor
+    offsets: Tensor | None = None
+    states: tuple[Tensor, Tensor] | None = None
+    order: Tensor | None = None
+
+    @property
+    def argument(self) -> tuple[Tensor, ...]:
+        """The side as a kernel's argument."""
+        return self[:3] if self.offsets is None else self[:4]
+
+    def restore(self, t: Tensor, dim: int) -> Tensor:
+        """t, computed in the side's order, in the order of the inputs."""
+        return t if self.order is None else torch.empty_like(t).index_copy_(dim, self.order, t)
+
+
+def compute_format(x: Tensor) -> tuple[str, str]:
+    """How `prepare` rounds rows, and the input_precision of the products; fp32 follows torch's matmul precision."""
+    if x.dtype != torch.float32:
+        return "", "ieee"
+    mode = torch.get_float32_matmul_precision()
+    if mode == "medium":
+        return "bf16", "ieee"
+    if INTERPRETED or torch.version.hip or x.device.type == "xpu":
+        return ("tf32", "tf32") if mode == "high" and INTERPRETED else ("", "ieee")
+    return ("tf32", "tf32") if mode == "high" else ("", "tf32x3")
+
+
+def prepare_launch(x: Tensor, rounded: Tensor, norms: Tensor, rounding: str, inverse: bool) -> Launch:
+    BM = configs.ROWS_PER_PROGRAM
+    args = (x, rounded, norms, *x.shape)
+    options = dict(ROUND=rounding, INVERSE=inverse, BM=BM, BD=configs.ROW_CHUNK, num_warps=4)
+    return Launch(prepare_kernel, (cdiv(len(x), BM),), args, options)
+
+
+def prepare(x: Tensor, labels: Tensor, metric: str) -> tuple[Side, str]:
+    """A side in its compute format, and the precision of its products."""
+    norms = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    rounding, precision = ("", "manhattan") if metric == "manhattan" else compute_format(x)
+    rounded = torch.empty_like(x, dtype=torch.bfloat16 if rounding == "bf16" else x.dtype) if rounding else x
+    prepare_launch(x, rounded, norms, rounding, metric in SCALED).run()
+    return Side(x.t().contiguous() if metric == "manhattan" else rounded, norms, labels), precision
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def splits(N: int, M: int, tile: configs.Tile) -> int:
+    """How many programs share the columns of a row block, so that a small N still fills the device."""
+    return max(1, min(configs.SPLIT_TARGET // max(1, cdiv(N, tile.BM)), cdiv(M, tile.BN)))
+
+
+@functools.cache
+def architecture() -> str:
+    """The name of the GPU's architecture, sm_90 or gfx942 say; sm_90 where there is none (the interpreter)."""
+    if not torch.cuda.is_available():
+        return "sm_90"
+    if torch.version.hip:
+        return str(torch.cuda.get_device_properties().gcnArchName).split(":")[0]
+    return "sm_{}{}".format(*torch.cuda.get_device_capability())
+
+
+def pick(kernel: str, side: Side, precision: str, D: int) -> tuple[configs.Tile, dict[str, Any]]:
+    """The tile of a kernel and the launch options that follow from it."""
+    manhattan = precision == "manhattan"
+    itemsize = 4 if manhattan else side.rows.element_size()
+    tile = configs.choose("manhattan" if manhattan else kernel, itemsize, D, architecture())
+    chunks = 0 if manhattan or tile.held < D else cdiv(D, tile.BD)
+    options = dict(PRECISION=precision, BM=tile.BM, BN=tile.BN, BD=tile.BD, CHUNKS=chunks)
+    return tile, options | dict(num_warps=tile.num_warps, num_stages=tile.num_stages)

@@ -1,0 +1,182 @@
+"""Row folds: the states of every anchor, and the gradient through them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels import configs, engine, losses
+from .common import SCORES, Launch, Side, cdiv, pick, prepare, splits
+
+
+class Loss(NamedTuple):
+    """A loss on a tile. `sparse`: most gradients of a trained model are exactly 0, so tiles of zeros are skipped."""
+
+    terms: Any
+    sparse: bool = False
+
+
+LOSSES = {
+    "contrastive": Loss(losses.contrastive, sparse=True),
+    "linear_contrastive": Loss(losses.linear_contrastive, sparse=True),
+    "softmax": Loss(losses.softmax),
+    "sigmoid": Loss(losses.sigmoid),
+    "circle": Loss(losses.circle),
+}
+
+
+class Spec(NamedTuple):
+    """What is folded: a loss of scores with its numbers, and the folds of its positives and of its negatives."""
+
+    loss: str
+    metric: str
+    pos: tuple[str, ...]
+    neg: tuple[str, ...]
+    params: Tensor
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return self.pos + self.neg
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """The loss's numbers as kernel arguments: by value from the CPU, else pointers to scalars on the device."""
+        return tuple(self.params.tolist()) if self.params.device.type == "cpu" else self.params.unbind()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        pieces = dict(SCORE=SCORES[self.metric], LOSS=LOSSES[self.loss].terms, POS=self.pos, NEG=self.neg)
+        return pieces | dict(FROM_MEMORY=self.params.device.type != "cpu")
+
+
+def fold_launch(x: Side, y: Side, out: Tensor, columns: Tensor | None, D: int, spec: Spec, precision: str) -> Launch:
+    """Of a self batch if x is y."""
+    tile, options = pick("fold", x, precision, D)
+    N, M = len(x.labels), len(y.labels)
+    options |= spec.options | dict(SELF=x is y, COLUMNS=columns is not None)
+    args = (x.argument, y.argument, out, out if columns is None else columns, spec.numbers, N, M, D)
+    return Launch(engine.fold, (cdiv(N, tile.BM), len(out)), args, options)
+
+
+def fold(
+    x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, params: Tensor, offsets: Tensor | None, loss: str,
+    metric: str, pos: Sequence[str], neg: Sequence[str], columns: bool,
+) -> Tensor:  # fmt: skip
+    """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too. float32"""
+    spec = Spec(loss, metric, tuple(pos), tuple(neg), params)
+    (N, D), folds = x.shape, len(spec.kinds)
+    own, precision = prepare(x, x_labels, metric)
+    other = own if y is None else prepare(y, y_labels, metric)[0]
+    if offsets is not None:
+        own = own._replace(offsets=offsets[:N])
+        other = own if y is None else other._replace(offsets=offsets[N:])
+    tile, _ = pick("fold", own, precision, D)
+
+    def states(x: Side, y: Side, by_column: Tensor | None = None) -> Tensor:
+        n = len(x.labels)
+        out = torch.empty(splits(n, len(y.labels), tile), folds, n, dtype=torch.float32, device=own.norms.device)
+        fold_launch(x, y, out, by_column, D, spec, precision).run()
+        return merge(out, spec.kinds)
+
+    if not columns:
+        return states(own, other)
+    blocks, M = cdiv(N, tile.BM), len(other.labels)
+    if blocks == 0 or blocks * folds * M * 4 > configs.WORKSPACE:  # the other way round, the scores once more
+        return torch.cat([states(own, other), states(other, own)], 1)
+    by_column = torch.empty(blocks, folds, M, dtype=torch.float32, device=x.device)
+    return torch.cat([states(own, other, by_column), merge(by_column, spec.kinds)], 1)
+
+
+def merge(parts: Tensor, kinds: tuple[str, ...]) -> Tensor:
+    """The states [folds, n] of all pairs from those of parts of them [parts, folds, n]."""
+    if len(parts) == 1:
+        return parts[0]
+    if "lse" not in kinds:
+        return parts.sum(0)
+    columns = zip(kinds, parts.unbind(1), strict=True)
+    return torch.stack([part.logsumexp(0) if kind == "lse" else part.sum(0) for kind, part in columns])
+
+
+def grad_launch(
+    x: Side, y: Side, out: Tensor, sums: Tensor | None, spec: Spec, precision: str, by_numbers: bool
+) -> Launch:
+    """Of a self batch if x is y."""
+    D = out.shape[2]
+    tile, options = pick("grad", x, precision, D)
+    slab = cdiv(min(tile.held, D), tile.BD)  # chunks of the gradient that one program owns
+    N, M = len(x.labels), len(y.labels)
+    anchors = "self" if x is y else "both" if x.states and y.states else "x" if x.states else "y"
+    options |= spec.options | dict(ANCHORS=anchors, BY_NUMBERS=by_numbers, SLAB=slab)
+    options |= dict(SKIP=LOSSES[spec.loss].sparse)
+    grid = (cdiv(N, tile.BM), len(out), cdiv(D, slab * tile.BD))
+    x_states, y_states = x.states or y.states, y.states or x.states
+    args = (x.argument, y.argument, x_states, y_states, out, out if sums is None else sums, spec.numbers, N, M, D)
+    return Launch(engine.grad, grid, args, options)
+
+
+def fold_grad(
+    x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, params: Tensor, offsets: Tensor | None,
+    states: Tensor, dstates: Tensor, loss: str, metric: str, pos: Sequence[str], neg: Sequence[str],
+    want_x: bool, want_y: bool, want_params: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dx, dy, dparams and doffsets for derivatives dstates of the states; empty tensors for those not wanted."""
+    spec = Spec(loss, metric, tuple(pos), tuple(neg), params)
+    N = len(x)
+    unit = None
+    if x.dtype == torch.float16 and dstates.numel():
+        # The products take fp16 operands: bring the largest derivative near 1, and undo it after.
+        unit = dstates.abs().amax().clamp_min(1e-30)
+        dstates = dstates / unit
+    sort = LOSSES[loss].sparse and N * len(y_labels) > configs.SORT_FROM
+
+    def side(x: Tensor, labels: Tensor, part: slice) -> tuple[Side, str]:
+        order = labels.argsort(stable=True) if sort else None
+        prepared, precision = prepare(reorder(x, order), reorder(labels, order), metric)
+        anchors = None
+        if states.shape[1] >= (part.stop or N + len(x)):  # the rows are anchors
+            anchors = tuple(reorder(t[:, part].contiguous(), order, 1) for t in (states, dstates))
+        lifts = None if offsets is None else reorder(offsets[part], order)
+        return prepared._replace(offsets=lifts, states=anchors, order=order), precision
+
+    own, precision = side(x, x_labels, slice(0, N))
+    other = own if y is None else side(y, y_labels, slice(N, None))[0]
+
+    def gradient(x: Side, y: Side, like: Tensor, by_numbers: bool) -> tuple[Tensor, Tensor]:
+        """By the rows of x, in their dtype, and the sums over each row [sums, n]."""
+        n, D = like.shape
+        tile, _ = pick("grad", x, precision, D)
+        parts = splits(n, len(y.labels), tile)
+        plain = parts == 1 and unit is None
+        out = torch.empty(parts, n, D, dtype=like.dtype if plain else torch.float32, device=like.device)
+        count = 1 + len(params) if by_numbers else int(offsets is not None)
+        sums = torch.empty(parts, count, n, dtype=torch.float32, device=like.device)
+        grad_launch(x, y, out, sums if count else None, spec, precision, by_numbers).run()
+        both = [out[0] if parts == 1 else out.sum(0), sums.sum(0)]
+        if unit is not None:
+            both = [t * unit for t in both]
+        return x.restore(both[0].to(like.dtype), 0), x.restore(both[1], 1)
+
+    found: dict[str, Tensor] = {}
+    lifts = []
+    if want_x or offsets is not None or (want_params and not want_y):
+        found["x"], sums = gradient(own, other, x, want_params)
+        found["params"], lifts = sums[1:].sum(1), [sums[:1]]
+    if y is not None and (want_y or offsets is not None):
+        found["y"], sums = gradient(other, own, y, want_params and not lifts)
+        found.setdefault("params", sums[1:].sum(1))
+        lifts.append(sums[:1])
+    if y is None:
+        found["params"] = 0.5 * found["params"]  # every pair was seen from both of its rows
+    return (
+        found["x"] if want_x else x.new_empty(0),
+        found["y"] if want_y and y is not None else x.new_empty(0),
+        found["params"].to(params.device) if want_params else x.new_empty(0),
+        x.new_empty(0) if offsets is None else torch.cat(lifts, 1)[0],
+    )
+
+
+def reorder(t: Tensor, order: Tensor | None, dim: int = 0) -> Tensor:
+    return t if order is None else t.index_select(dim, order)

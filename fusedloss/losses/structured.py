@@ -1,0 +1,226 @@
+"""Losses that weigh the pairs of a batch against each other: multi-similarity, circle, lifted structure."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import checks, ops
+from .reduce import REDUCTIONS, reduce, softplus
+
+
+def multi_similarity_loss(
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
+    alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, normalize: bool = True, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Multi-similarity loss: positives below and negatives above a base similarity, each kind against its own.
+
+    $$ \ell_i = \tfrac1\alpha \log\Bigl(1 + \sum_{p} e^{-\alpha (s_{ip} - b)}\Bigr)
+       + \tfrac1\beta \log\Bigl(1 + \sum_{n} e^{\beta (s_{in} - b)}\Bigr) $$
+
+    with s the cosine, or the dot product if `normalize` is False. Memory is O((N + M) D).
+
+    Args:
+        embeddings: [N, D], float16, bfloat16, float32 or float64.
+        labels: [N], any integer dtype; equal labels are positive pairs, all others negative.
+        ref_embeddings, ref_labels: [M, D] and [M], the set to compare with; without them the batch itself, without
+            (i, i).
+        alpha, beta: sharpness for positives and for negatives, above 0.
+        base: similarity b that separates them.
+        normalize: cosines instead of dot products; norms are clamped to at least 1e-8.
+        reduction: "mean" over all anchors, "sum", or "none" (one value per anchor).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). An anchor without a pair counts as 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen.
+
+    Equivalent to::
+
+        s = F.normalize(embeddings) @ F.normalize(embeddings).T
+        pull = (-alpha * (s - base)).exp().where(same & ~eye, 0).sum(1).log1p() / alpha
+        push = (beta * (s - base)).exp().where(~same, 0).sum(1).log1p() / beta
+        (pull + push).mean()
+
+    Equals `MultiSimilarityLoss` of pytorch-metric-learning (without its miner).
+
+    Source: Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning", CVPR 2019.
+
+    >>> x, labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 1])
+    >>> multi_similarity_loss(x, labels, reduction="none")
+    tensor([0.1566, 0.1566, 0.0000])
+    """
+    checks.number("alpha", alpha, above=True, tensor=False)
+    checks.number("beta", beta, above=True, tensor=False)
+    checks.number("base", base, low=-float("inf"), tensor=False)
+    checks.flag("normalize", normalize)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    x, labels, refs, ref_labels = checks.batch(embeddings, labels, ref_embeddings, ref_labels)
+    logits = [-alpha, alpha * base, beta, -beta * base]
+    metric = "similarity" if normalize else "dot"
+    pull, push = ops.fold(x, refs, labels, ref_labels, logits, "softmax", metric, pos=["lse"], neg=["lse"])
+    return reduce(softplus(pull) / alpha + softplus(push) / beta, reduction, len(x))
+
+
+def circle_loss(
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
+    margin: float = 0.4, gamma: float = 80.0, normalize: bool = True, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Circle loss: every similarity is weighed by how far it is from its optimum.
+
+    $$ \ell_i = \log\Bigl(1 + \sum_{n} e^{\gamma [s_{in} + m]_+ (s_{in} - m)}
+       \sum_{p} e^{-\gamma [1 + m - s_{ip}]_+ (s_{ip} - 1 + m)}\Bigr) $$
+
+    with s the cosine, or the dot product if `normalize` is False. The weights in brackets are constants to the
+    gradient. Memory is O((N + M) D).
+
+    Args:
+        embeddings, labels, ref_embeddings, ref_labels, normalize: as for `multi_similarity_loss`.
+        margin: m, the relaxation.
+        gamma: the scale, above 0.
+        reduction: "mean" over the anchors that have both kinds of pairs and a value above 0, "sum", or "none" ([N], 0
+            for an anchor that lacks a kind).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without such an anchor 0, with zero
+        gradient.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen.
+
+    Equivalent to::
+
+        s = F.normalize(embeddings) @ F.normalize(embeddings).T
+        pull = -gamma * F.relu(1 + margin - s.detach()) * (s - (1 - margin))
+        push = gamma * F.relu(s.detach() + margin) * (s - margin)
+        F.softplus(pull.where(same & ~eye, -inf).logsumexp(1) + push.where(~same, -inf).logsumexp(1)).mean()
+
+    Equals `CircleLoss` of pytorch-metric-learning.
+
+    Source: Sun et al., "Circle Loss: A Unified Perspective of Pair Similarity Optimization", CVPR 2020.
+
+    >>> x, labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]]), torch.tensor([0, 0, 1])
+    >>> circle_loss(x, labels, gamma=1.0, reduction="none")
+    tensor([0.7142, 0.7142, 0.0000])
+    """
+    checks.number("margin", margin, tensor=False)
+    checks.number("gamma", gamma, above=True, tensor=False)
+    checks.flag("normalize", normalize)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    x, labels, refs, ref_labels = checks.batch(embeddings, labels, ref_embeddings, ref_labels)
+    metric = "similarity" if normalize else "dot"
+    pull, push = ops.fold(x, refs, labels, ref_labels, [margin, gamma], "circle", metric, pos=["lse"], neg=["lse"])
+    terms = softplus(pull + push)  # 0 where a kind is missing: its log sum exp is -inf
+    return reduce(terms, reduction, (terms.detach() > 0).sum())
+
+
+def generalized_lifted_structure_loss(
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
+    neg_margin: float = 1.0, pos_margin: float = 0.0, normalize: bool = True, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Generalised lifted structure loss: the smooth maximum of an anchor's positives against that of its negatives.
+
+    $$ \ell_i = \Bigl[\log \sum_{p} e^{d_{ip} - m_+} + \log \sum_{n} e^{m_- - d_{in}}\Bigr]_+ $$
+
+    with d the euclidean distance, of the rows scaled to length 1 if `normalize`; a kind that an anchor lacks adds 0.
+    Memory is O((N + M) D).
+
+    Args:
+        embeddings, labels, ref_embeddings, ref_labels: as for `multi_similarity_loss`.
+        neg_margin, pos_margin: added to negative distances with the minus sign, taken from positive ones.
+        normalize: scale the rows to length 1 first.
+        reduction: "mean" over all anchors, "sum", or "none" (one value per anchor).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen.
+
+    Equivalent to::
+
+        d = torch.cdist(F.normalize(embeddings), F.normalize(embeddings))
+        pull = (d - pos_margin).where(same & ~eye, -inf).logsumexp(1)
+        push = (neg_margin - d).where(~same, -inf).logsumexp(1)
+        F.relu(pull + push).mean()
+
+    Equals `GeneralizedLiftedStructureLoss` of pytorch-metric-learning.
+
+    Source: Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017.
+
+    >>> x, labels = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 1])
+    >>> generalized_lifted_structure_loss(x, labels, reduction="none")
+    tensor([1.5858, 1.5858, 0.2789])
+    """
+    x, labels, refs, ref_labels, metric = _lifted(
+        embeddings, labels, ref_embeddings, ref_labels, neg_margin, pos_margin, normalize, reduction
+    )
+    logits = [1.0, -pos_margin, -1.0, neg_margin]
+    states = ops.fold(x, refs, labels, ref_labels, logits, "softmax", metric, pos=["lse"], neg=["lse"])
+    pull, push = (state.masked_fill(state == -float("inf"), 0.0) for state in states)
+    return reduce(F.relu(pull + push), reduction, len(x))
+
+
+def lifted_structure_loss(
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
+    neg_margin: float = 1.0, pos_margin: float = 0.0, normalize: bool = True, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Lifted structure loss: every positive pair against the negatives of both of its ends.
+
+    $$ \ell_{ij} = \tfrac12 \Bigl[\log\Bigl(\sum_{n} e^{m_- - d_{in}} + \sum_{n} e^{m_- - d_{jn}}\Bigr)
+       + d_{ij} - m_+\Bigr]_+^2 $$
+
+    with d the euclidean distance, of the rows scaled to length 1 if `normalize`. The sums over negatives are row
+    states, so that no pairs x negatives tensor exists: memory is O((N + M) D).
+
+    Args:
+        embeddings, labels: as for `multi_similarity_loss`.
+        ref_embeddings, ref_labels: [M, D] and [M], the set to compare with; the negatives of a reference are then the
+            anchors with another label (pytorch-metric-learning takes those of the anchor with the reference's index).
+        neg_margin, pos_margin, normalize: as for `generalized_lifted_structure_loss`.
+        reduction: "mean" over the ordered positive pairs, "sum", or "none" ([N]: the sum of each anchor's pairs).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any positive pair, or any negative,
+        0, with zero gradient.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen.
+
+    Equivalent to::
+
+        d = torch.cdist(F.normalize(embeddings), F.normalize(embeddings))
+        push = (neg_margin - d).where(~same, -inf).logsumexp(1)
+        F.relu(torch.logaddexp(push[:, None], push) + d - pos_margin)[same & ~eye].square().mean() / 2
+
+    Equals `LiftedStructureLoss` of pytorch-metric-learning.
+
+    Source: Song et al., "Deep Metric Learning via Lifted Structured Feature Embedding", CVPR 2016.
+
+    >>> x, labels = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 1])
+    >>> lifted_structure_loss(x, labels, reduction="none")
+    tensor([2.5930, 2.5930, 0.0000])
+    """
+    x, labels, refs, ref_labels, metric = _lifted(
+        embeddings, labels, ref_embeddings, ref_labels, neg_margin, pos_margin, normalize, reduction
+    )
+    tensors = (x, refs, labels, ref_labels)
+    logits = [0.0, 0.0, -1.0, neg_margin]
+    (push,) = ops.fold(*tensors, logits, "softmax", metric, neg=["lse"], columns=refs is not None)
+    folds = ["sum", "sum", "sum"]  # of half the squared hinges, of those that are active, and of 1
+    terms, _, count = ops.fold(*tensors, [pos_margin, 0.0], "contrastive", metric, pos=folds, offsets=push)
+    return reduce(terms, reduction, count.detach().sum())
+
+
+def _lifted(
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None, ref_labels: Tensor | None, neg_margin: float,
+    pos_margin: float, normalize: bool, reduction: str,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, str]:  # fmt: skip
+    """The checked batch and its distance."""
+    checks.number("neg_margin", neg_margin, tensor=False)
+    checks.number("pos_margin", pos_margin, tensor=False)
+    checks.flag("normalize", normalize)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels)
+    return *batch, "chord" if normalize else "euclidean"
