@@ -53,7 +53,7 @@ LOSSES = {
     "siglip": Work("sigmoid", SUM, SUM, 4, ("dot",), two_sided=True, learnable=True),
     "supcon": Work("softmax", ("sum", "lse", "sum"), LSE, 4, SIMILARITIES),
     "multi_similarity": Work("softmax", LSE, LSE, 4, SIMILARITIES),
-    "circle": Work("circle", LSE, LSE, 2, SIMILARITIES),
+    "circle": Work("circle", LSE, LSE, 4, SIMILARITIES),
     "generalized_lifted_structure": Work("softmax", LSE, LSE, 4, ("chord", "euclidean")),
     "lifted_structure": Work("contrastive", ("sum", "sum", "sum"), (), 2, ("chord", "euclidean"), lifted=True),
 }

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .states import loss_dtype, state_dtype
+
 BACKENDS = {"triton": "launch", "blocked": "blocked"}
 TRITON_DEVICES = ("cuda", "xpu")  # ROCm devices are "cuda" too
 _selected = "auto"
@@ -66,10 +68,6 @@ def _module(backend: str) -> Any:
     return importlib.import_module(f".{BACKENDS[backend]}", __package__)
 
 
-def _state_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _no_double_backward(ctx: Any, *grads: Any) -> Any:
     raise RuntimeError("fusedloss losses can be differentiated once: double backward is not implemented")
 
@@ -104,7 +102,7 @@ SPEC = "str loss, str metric, str[] pos, str[] neg"  # the loss, its scores, and
 
 def _fold_fake(x: Tensor, y: Tensor | None, xl: Tensor, yl: Tensor, params: Tensor, offsets: Tensor | None, *spec: Any):
     pos, neg, columns = spec[2:5]
-    return x.new_empty(len(pos) + len(neg), len(x) + (len(yl) if columns else 0), dtype=_state_dtype(x))
+    return x.new_empty(len(pos) + len(neg), len(x) + (len(yl) if columns else 0), dtype=state_dtype(x))
 
 
 def _fold_grad_fake(
@@ -175,13 +173,14 @@ def fold(
     """
     y_labels = x_labels if y_labels is None else y_labels
     numbers, backend = _numbers(params, x), resolve_backend(x)
+    offsets = None if offsets is None else offsets.to(loss_dtype(x))
     spec = (loss, metric, list(pos), list(neg))
     return fold_op(x, y, x_labels, y_labels, numbers, offsets, *spec, columns, backend).unbind()
 
 
 def _numbers(params: Sequence[float | Tensor], x: Tensor) -> Tensor:
     """A loss's numbers: on the CPU, where reading them takes no sync, unless one of them is a tensor on the device."""
-    dtype = _state_dtype(x)
+    dtype = loss_dtype(x)
     tensors = [p for p in params if isinstance(p, Tensor)]
     if not tensors:
         return torch.tensor(params, dtype=dtype)
@@ -225,7 +224,7 @@ def mine(
 mined_distances_op = _op(
     "mined_distances",
     "(Tensor x, Tensor? y, Tensor index, str metric, str backend) -> Tensor",
-    lambda x, y, index, metric, backend: x.new_empty(index.shape, dtype=_state_dtype(x)),
+    lambda x, y, index, metric, backend: x.new_empty(index.shape, dtype=loss_dtype(x)),
 )
 mined_distances_grad_op = _grad_op(
     "mined_distances_grad",
@@ -261,7 +260,7 @@ def mined_distances(x: Tensor, y: Tensor | None, index: Tensor, metric: str) -> 
 row_distances_op = _op(
     "row_distances",
     "(Tensor a, Tensor b, Tensor? c, str metric, float eps, int pairs, str backend) -> Tensor",
-    lambda a, b, c, metric, eps, pairs, backend: a.new_empty(pairs, len(a), dtype=_state_dtype(a)),
+    lambda a, b, c, metric, eps, pairs, backend: a.new_empty(pairs, len(a), dtype=loss_dtype(a)),
 )
 row_distances_grad_op = _grad_op(
     "row_distances_grad",

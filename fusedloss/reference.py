@@ -293,6 +293,7 @@ def lifted_structure_loss(
 ):  # fmt: skip
     refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels)
     d = _lifted_distance(embeddings, refs, normalize)
-    own, other = (_log_sum_exp(neg_margin - m, of).clamp_min(-1e30) for m, of in ((d, neg), (d.T, neg.T)))
+    lowest = torch.finfo(d.dtype).min / 2  # two of -inf would have the gradient NaN
+    own, other = (_log_sum_exp(neg_margin - m, of).clamp_min(lowest) for m, of in ((d, neg), (d.T, neg.T)))
     terms = F.relu(torch.logaddexp(own[:, None], other) + d - pos_margin).square().where(pos, d.new_zeros(())) / 2
     return _mean_of(terms.sum(1) if reduction == "none" else terms, pos, reduction)

@@ -1,6 +1,7 @@
 """Tile numbers: the only place that has them.
 
-A row of TILES is (kernel, bytes of the compute format) -> [(largest D, or 0 for any, Tile)].
+A row of TILES is (kernel, bytes of the compute format) -> [(largest D, or 0 for any, Tile)]. Kernels with exponentials,
+and those of lifted scores, need more registers for a tile.
 """
 
 from typing import NamedTuple
@@ -32,6 +33,10 @@ TILES: dict[str, dict[tuple[str, int], list[tuple[int, Tile]]]] = {
     "sm_90": {
         ("fold", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 128, 64, 8, 3, 0))],
         ("fold", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
+        ("fold exp", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
+        ("fold exp", 4): [(0, Tile(128, 32, 32, 8, 3, 0))],
+        ("fold lifted", 2): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 64, 8, 3, 0))],
+        ("fold lifted", 4): [(0, Tile(128, 32, 32, 8, 3, 0))],
         ("mine", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
         ("mine", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
         ("grad", 2): [
@@ -40,15 +45,31 @@ TILES: dict[str, dict[tuple[str, int], list[tuple[int, Tile]]]] = {
             (0, Tile(128, 32, 64, 8, 2, 256)),
         ],
         ("grad", 4): [(64, Tile(128, 32, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
+        ("grad exp", 2): [
+            (64, Tile(128, 32, 64, 8, 2, 64)),
+            (128, Tile(128, 32, 64, 8, 2, 128)),
+            (0, Tile(128, 16, 64, 8, 2, 256)),
+        ],
+        ("grad exp", 4): [(64, Tile(128, 16, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
+        ("grad lifted", 2): [(128, Tile(128, 16, 64, 8, 2, 128)), (0, Tile(128, 16, 64, 8, 2, 256))],
+        ("grad lifted", 4): [(64, Tile(128, 16, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
         ("manhattan", 4): [(0, Tile(64, 64, 32, 8, 1, 32))],
     },
     "other": {
         ("fold", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
         ("fold", 4): [(0, Tile(64, 64, 32, 8, 3, 0))],
+        ("fold exp", 2): [(128, Tile(64, 64, 64, 8, 3, 128)), (0, Tile(64, 64, 64, 8, 3, 0))],
+        ("fold exp", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
+        ("fold lifted", 2): [(128, Tile(64, 32, 64, 8, 3, 128)), (0, Tile(64, 32, 64, 8, 3, 0))],
+        ("fold lifted", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
         ("mine", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
         ("mine", 4): [(0, Tile(64, 64, 32, 8, 3, 0))],
         ("grad", 2): [(128, Tile(128, 32, 64, 8, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
         ("grad", 4): [(0, Tile(64, 32, 32, 8, 2, 64))],
+        ("grad exp", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
+        ("grad exp", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
+        ("grad lifted", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
+        ("grad lifted", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         ("manhattan", 4): [(0, Tile(64, 64, 32, 8, 1, 32))],
     },
 }

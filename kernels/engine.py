@@ -9,13 +9,12 @@ same bit for bit from run to run.
 import triton
 import triton.language as tl
 
-from .folds import empty_folds, fold_tile, store_folds, term_weight
+from .folds import empty_folds, fold_tile, load_anchors, store_folds, term_weight
 from .tiles import (
     accumulate,
     accumulate_grad,
-    load_anchors,
     load_chunks,
-    load_params,
+    load_numbers,
     load_rows,
     pair_masks,
     round_weights,
@@ -61,18 +60,20 @@ def split_columns(M, BN: tl.constexpr):
 def fold(
     x, y, states_ptr, columns_ptr, numbers, N, M, D,  # states [splits, folds, N]; columns [row blocks, folds, M]
     SCORE: tl.constexpr, LOSS: tl.constexpr, POS: tl.constexpr, NEG: tl.constexpr, SELF: tl.constexpr,
-    COLUMNS: tl.constexpr, FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BD: tl.constexpr, CHUNKS: tl.constexpr,
+    COLUMNS: tl.constexpr, BRANCH: tl.constexpr, FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Row states of x over the columns of this program's split. Grid: (row blocks, splits).
 
     POS and NEG name the folds of the positives and of the negatives, see folds.py. COLUMNS: every y is an anchor too,
-    and this program writes its states over the rows of this program.
+    and this program writes its states over the rows of this program. BRANCH "near": leave the positives out where the
+    labels of a tile say that there are none.
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
     xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
-    params = load_params(numbers, FROM_MEMORY)
+    up = load_numbers(numbers, 0, FROM_MEMORY)  # of the positives
+    down = load_numbers(numbers, len(numbers) // 2, FROM_MEMORY)  # of the negatives
     pos_folds, neg_folds = empty_folds(POS, BM), empty_folds(NEG, BM)
 
     start, end = split_columns(M, BN)
@@ -85,16 +86,16 @@ def fold(
             s += lift(x, y, r, c, N, M)[0]
         pos, neg = pair_masks(xl, yl, r, c, M, SELF)
         if len(NEG) > 0:
-            neg_folds = fold_tile(neg_folds, LOSS(s, params, False), neg, NEG, 1)
+            neg_folds = fold_tile(neg_folds, LOSS(s, down, False), neg, NEG, 1)
         if len(POS) > 0:
-            if share_labels(xl, yl):
-                pos_folds = fold_tile(pos_folds, LOSS(s, params, True), pos, POS, 1)
+            if BRANCH != "near" or share_labels(xl, yl):
+                pos_folds = fold_tile(pos_folds, LOSS(s, up, True), pos, POS, 1)
         if COLUMNS:
             inside = (r < N)[:, None]
             at = columns_ptr + tl.program_id(0).to(tl.int64) * (len(POS) + len(NEG)) * M
-            store_folds(at, fold_tile(empty_folds(POS, BN), LOSS(s, params, True), pos & inside, POS, 0), c, M, POS)
+            store_folds(at, fold_tile(empty_folds(POS, BN), LOSS(s, up, True), pos & inside, POS, 0), c, M, POS)
             at += len(POS) * M.to(tl.int64)
-            store_folds(at, fold_tile(empty_folds(NEG, BN), LOSS(s, params, False), neg & inside, NEG, 0), c, M, NEG)
+            store_folds(at, fold_tile(empty_folds(NEG, BN), LOSS(s, down, False), neg & inside, NEG, 0), c, M, NEG)
 
     out = states_ptr + tl.program_id(1).to(tl.int64) * (len(POS) + len(NEG)) * N
     store_folds(out, pos_folds, r, N, POS)
@@ -103,95 +104,91 @@ def fold(
 
 @triton.jit
 def tile_grad(
-    s, params, mask, row, column,  # row, column: (states, derivatives of them) of the anchors on either side
-    LOSS: tl.constexpr, POSITIVE: tl.constexpr, KINDS: tl.constexpr, FIRST: tl.constexpr, ANCHORS: tl.constexpr,
-    COUNT: tl.constexpr,
+    terms, mask, row, column, sums,  # row, column: (state, dL/dstate) of the anchors on either side, for each fold
+    KINDS: tl.constexpr, ANCHORS: tl.constexpr, BY: tl.constexpr,
 ):  # fmt: skip
-    """dL/ds of the pairs in mask, which are all positive or all negative, then dL by each number of the loss: the first
-    COUNT of them. A tuple of [BM, BN]
-
-    KINDS are the folds of these pairs, FIRST where their states begin.
-    """
-    terms = LOSS(s, params, POSITIVE)
-    total = ()
+    """dL/ds [BM, BN] of the pairs in mask, folded as KINDS; and `sums` [BM] of dL by each of BY numbers of the loss."""
+    g = 0.0
     for k in tl.static_range(len(KINDS)):
         term = terms[k]
         if len(term) > 1:  # not a constant
             weight = 0.0
             if ANCHORS != "y":
-                weight += term_weight(term[0], row[0][FIRST + k], row[1][FIRST + k], KINDS[k])
+                weight += term_weight(term[0], row[k], KINDS[k])
             if ANCHORS != "x":
-                weight += term_weight(term[0], column[0][FIRST + k], column[1][FIRST + k], KINDS[k])
+                weight += term_weight(term[0], column[k], KINDS[k])
+            g += weight * term[1]
             grown = ()
-            for p in tl.static_range(COUNT):
-                by = weight * term[p + 1]
-                grown = grown + ((total[p] + by) if k > 0 else by,)
-            total = grown
-    masked = ()
-    for p in tl.static_range(COUNT):
-        masked = masked + (tl.where(mask, total[p], 0.0),)
-    return masked
+            for p in tl.static_range(BY):
+                grown = grown + (sums[p] + tl.sum(tl.where(mask, weight * term[2 + p], 0.0), 1),)
+            sums = grown
+    return tl.where(mask, g, 0.0), sums
+
+
+@triton.jit
+def zeros(COUNT: tl.constexpr, SIZE: tl.constexpr):
+    """A tuple of [SIZE]"""
+    found = ()
+    for _ in tl.static_range(COUNT):
+        found = found + (tl.zeros([SIZE], tl.float32),)
+    return found
 
 
 @triton.jit(do_not_specialize=["N", "M"], repr=_composed)
 def grad(
     x, y, x_states, y_states, out_ptr, sums_ptr, numbers, N, M, D,  # out [splits, N, D]; sums [splits, sums, N]
     SCORE: tl.constexpr, LOSS: tl.constexpr, POS: tl.constexpr, NEG: tl.constexpr, ANCHORS: tl.constexpr,
-    BY_NUMBERS: tl.constexpr, SKIP: tl.constexpr, FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr,
+    BY_NUMBERS: tl.constexpr, BRANCH: tl.constexpr, FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
     """dx of the rows this program owns, SLAB chunks of D of them. Grid: (row blocks, splits, slabs).
 
     x_states, y_states: (states, derivatives of them), [folds, N] and [folds, M] each. ANCHORS says which there are: "x"
-    (of the own rows), "y" (of the other side), "both", whose gradients go through one product, or "self": both, of a self batch.
+    (of the own rows), "y" (of the other side), "both", whose gradients go through one product, or "self": both, of a
+    self batch.
+    BRANCH as in `fold`; "zero": leave the product out where the gradient is zero.
     Each row's sums: of dL by its offset, if it has one, and, if BY_NUMBERS, by each of the loss's numbers.
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
     xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
-    params = load_params(numbers, FROM_MEMORY)
-    row = load_anchors(x_states, r, N, len(POS) + len(NEG), 1, ANCHORS != "y")
+    up = load_numbers(numbers, 0, FROM_MEMORY)  # of the positives
+    down = load_numbers(numbers, len(numbers) // 2, FROM_MEMORY)  # of the negatives
+    row_up = load_anchors(x_states, r, N, POS, 0, 1, ANCHORS != "y")
+    row_down = load_anchors(x_states, r, N, NEG, len(POS), 1, ANCHORS != "y")
     first = tl.program_id(2) * SLAB * BD
     acc = ()
     for _ in tl.static_range(SLAB):
         acc = acc + (tl.zeros([BM, BD], tl.float32),)
     own_share = tl.zeros([BM], tl.float32)  # sum_j w_ij t_ij
-    COUNT: tl.constexpr = 1 + len(numbers) if BY_NUMBERS else 1
-    sums = ()
-    for _ in tl.static_range(COUNT):
-        sums = sums + (tl.zeros([BM], tl.float32),)
+    BY: tl.constexpr = len(numbers) // 2 if BY_NUMBERS else 0
+    by_up, by_down, by_offset = zeros(BY, BM), zeros(BY, BM), tl.zeros([BM], tl.float32)
 
     start, end = split_columns(M, BN)
     for c0 in range(start, end, BN):
         c = c0 + tl.arange(0, BN)
         other, yl = load_norms(y, c, M)[None, :], load_labels(y, c, M)
-        column = load_anchors(y_states, c, M, len(POS) + len(NEG), 0, ANCHORS != "x")
+        column_up = load_anchors(y_states, c, M, POS, 0, 0, ANCHORS != "x")
+        column_down = load_anchors(y_states, c, M, NEG, len(POS), 0, ANCHORS != "x")
         ys = load_chunks(y[0], c, M, D, BD, CHUNKS)
         s, d_e, t = SCORE(accumulate(x[0], y[0], xs, ys, r, c, N, M, D, BD, PRECISION), own, other)
         if len(x) > 3:
             lifted, share = lift(x, y, r, c, N, M)
             s += lifted
         pos, neg = pair_masks(xl, yl, r, c, M, ANCHORS == "self")
-        d = ()
-        for _ in tl.static_range(COUNT):
-            d = d + (tl.zeros([BM, BN], tl.float32),)
+        g = tl.zeros([BM, BN], tl.float32)
         if len(NEG) > 0:
-            d = tile_grad(s, params, neg, row, column, LOSS, False, NEG, len(POS), ANCHORS, COUNT)
+            g, by_down = tile_grad(LOSS(s, down, False), neg, row_down, column_down, by_down, NEG, ANCHORS, BY)
         if len(POS) > 0:
-            if share_labels(xl, yl):
-                up = tile_grad(s, params, pos, row, column, LOSS, True, POS, 0, ANCHORS, COUNT)
-                both = ()
-                for p in tl.static_range(COUNT):
-                    both = both + (d[p] + up[p],)
-                d = both
-        if (not SKIP) or tl.max((d[0] != 0.0).to(tl.int32)) > 0:
-            w = round_weights(d[0] * d_e, x[0].dtype.element_ty, PRECISION)
+            if BRANCH != "near" or share_labels(xl, yl):
+                own_g, by_up = tile_grad(LOSS(s, up, True), pos, row_up, column_up, by_up, POS, ANCHORS, BY)
+                g += own_g
+        if BRANCH != "zero" or tl.max((g != 0.0).to(tl.int32)) > 0:
+            w = round_weights(g * d_e, x[0].dtype.element_ty, PRECISION)
             own_share += tl.sum(w.to(tl.float32) * t, 1)
             acc = accumulate_grad(acc, w, x[0], y[0], ys, r, c, first, N, M, D, BD, PRECISION)
-            grown = (sums[0] + tl.sum(d[0] * share, 1) if len(x) > 3 else sums[0],)
-            for p in tl.static_range(1, COUNT):
-                grown = grown + (sums[p] + tl.sum(d[p], 1),)
-            sums = grown
+            if len(x) > 3:
+                by_offset += tl.sum(g * share, 1)
 
     out_ptr += tl.program_id(1).to(tl.int64) * N * D + r.to(tl.int64)[:, None] * D
     for k in tl.static_range(SLAB):
@@ -200,7 +197,10 @@ def grad(
         if PRECISION != "manhattan":
             dx -= own_share[:, None] * load_rows(x[0], r, dims, N, D).to(tl.float32)
         tl.store(out_ptr + dims[None, :], dx.to(out_ptr.dtype.element_ty), mask=(r < N)[:, None] & (dims < D)[None, :])
-    if (BY_NUMBERS or len(x) > 3) and tl.program_id(2) == 0:
-        at = sums_ptr + tl.program_id(1).to(tl.int64) * COUNT * N + r
-        for p in tl.static_range(COUNT):
-            tl.store(at + p * N.to(tl.int64), sums[p], mask=r < N)
+    if tl.program_id(2) == 0:
+        at = sums_ptr + tl.program_id(1).to(tl.int64) * (2 * BY + 1) * N + r
+        for p in tl.static_range(BY):
+            tl.store(at + p * N.to(tl.int64), by_up[p], mask=r < N)
+            tl.store(at + (BY + p) * N.to(tl.int64), by_down[p], mask=r < N)
+        if len(x) > 3:
+            tl.store(at + 2 * BY * N.to(tl.int64), by_offset, mask=r < N)

@@ -44,15 +44,37 @@ def store_folds(ptr, folds, rows, n, KINDS: tl.constexpr):
     """ptr[:, rows] of [len(KINDS), n]: the sums and log sum exps."""
     for k in tl.static_range(len(KINDS)):
         value, mass = folds[k]
+        value = value.to(ptr.dtype.element_ty)
         if KINDS[k] == "lse":
-            value += tl.log(mass)
+            value += tl.log(mass).to(ptr.dtype.element_ty)
         tl.store(ptr + k * n.to(tl.int64) + rows, value, mask=rows < n)
 
 
 @triton.jit
-def term_weight(term, state, dstate, KIND: tl.constexpr):
-    """dL/dterm for the derivative dstate of the state that the term is folded into."""
+def load_anchors(states, rows, n, KINDS: tl.constexpr, FIRST: tl.constexpr, AXIS: tl.constexpr, ARE: tl.constexpr):
+    """(state, dL/dstate) of the folds KINDS, which begin at FIRST, of [folds, n] each; nothing if rows are no anchors.
+
+    Shaped for a tile whose rows (AXIS 1) or columns (AXIS 0) they are. A logit of 10,000 is rounded to 5e-4 in fp32,
+    and so would be all weights of its row: of a log sum exp, what fp32 has no room for is a factor of its derivative.
+    """
+    anchors = ()
+    if ARE:
+        for k in tl.static_range(len(KINDS)):
+            at = (FIRST + k) * n.to(tl.int64) + rows
+            exact = tl.load(states[0] + at, mask=rows < n, other=0.0)
+            state = exact.to(tl.float32)
+            dstate = tl.load(states[1] + at, mask=rows < n, other=0.0).to(tl.float32)
+            if KINDS[k] == "lse":
+                rest = tl.where(exact == state.to(exact.dtype), 0.0, exact - state.to(exact.dtype))  # not inf - inf
+                dstate *= tl.exp(-rest.to(tl.float32))
+            anchors = anchors + ((tl.expand_dims(state, AXIS), tl.expand_dims(dstate, AXIS)),)
+    return anchors
+
+
+@triton.jit
+def term_weight(term, anchor, KIND: tl.constexpr):
+    """dL/dterm for the (state, dL/dstate) of the anchor whose term it is."""
     if KIND == "lse":
-        return dstate * tl.exp(term - state)
+        return anchor[1] * tl.exp(term - anchor[0])
     else:
-        return dstate
+        return anchor[1]

@@ -1,9 +1,10 @@
 """Losses on a tile: the terms that are folded, and their derivatives.
 
-    loss(s, params, POSITIVE) -> ((term, by s, by params[0], by params[1], ...), ...)
+    loss(s, numbers, POSITIVE) -> ((term, by s, by numbers[0], by numbers[1], ...), ...)
 
-`s` are the scores [BM, BN] of pairs which are all positive, or all negative: one tuple for each fold a loss may want of
-them. A term with no derivatives is a constant. What is not used costs nothing: the compiler drops it.
+`s` are the scores [BM, BN] of pairs which are all positive, or all negative, and `numbers` those of that kind: one
+tuple for each fold a loss may want of its terms. A term with no derivatives is a constant. What is not used costs
+nothing: the compiler drops it.
 """
 
 import triton
@@ -11,9 +12,9 @@ import triton.language as tl
 
 
 @triton.jit
-def hinge(s, params, POSITIVE: tl.constexpr):
-    """How far a positive is beyond params[0], or a negative short of params[1]; at least 0."""
-    h = s - params[0] if POSITIVE else params[1] - s
+def hinge(s, numbers, POSITIVE: tl.constexpr):
+    """How far a positive is beyond the margin, or a negative short of it; at least 0."""
+    h = s - numbers[0] if POSITIVE else numbers[0] - s
     return tl.where(h <= 0.0, 0.0, h)  # NaN stays NaN
 
 
@@ -21,45 +22,30 @@ def hinge(s, params, POSITIVE: tl.constexpr):
 def with_slope(term, slope, POSITIVE: tl.constexpr):
     """A term of a hinge with its derivatives: a positive pulls the score down, a negative pushes it up."""
     if POSITIVE:
-        return (term, slope, -slope, 0.0)
+        return (term, slope, -slope)
     else:
-        return (term, -slope, 0.0, slope)
+        return (term, -slope, slope)
 
 
 @triton.jit
-def contrastive(s, params, POSITIVE: tl.constexpr):
+def contrastive(s, numbers, POSITIVE: tl.constexpr):
     """h^2 / 2 of the hinge h, whether it is active, and 1."""
-    h = hinge(s, params, POSITIVE)
+    h = hinge(s, numbers, POSITIVE)
     return with_slope(0.5 * h * h, h, POSITIVE), (tl.where(h == 0.0, 0.0, 1.0),), (1.0,)
 
 
 @triton.jit
-def linear_contrastive(s, params, POSITIVE: tl.constexpr):
+def linear_contrastive(s, numbers, POSITIVE: tl.constexpr):
     """The hinge h, and whether it is active."""
-    h = hinge(s, params, POSITIVE)
+    h = hinge(s, numbers, POSITIVE)
     active = tl.where(h == 0.0, 0.0, 1.0)
     return with_slope(h, active, POSITIVE), (active,)
 
 
 @triton.jit
-def logit(s, params, POSITIVE: tl.constexpr):
-    """params[0] s + params[1] of a positive, params[2] s + params[3] of a negative."""
-    return params[0] * s + params[1] if POSITIVE else params[2] * s + params[3]
-
-
-@triton.jit
-def by_logit(term, slope, s, params, POSITIVE: tl.constexpr):
-    """A term of a logit with its derivatives."""
-    if POSITIVE:
-        return (term, slope * params[0], slope * s, slope, 0.0, 0.0)
-    else:
-        return (term, slope * params[2], 0.0, 0.0, slope * s, slope)
-
-
-@triton.jit
-def softmax(s, params, POSITIVE: tl.constexpr):
-    """The logit, to be folded twice, and 1."""
-    term = by_logit(logit(s, params, POSITIVE), 1.0, s, params, POSITIVE)
+def softmax(s, numbers, POSITIVE: tl.constexpr):
+    """The logit numbers[0] s + numbers[1], to be folded twice, and 1."""
+    term = (numbers[0] * s + numbers[1], numbers[0], s, 1.0)
     return term, term, (1.0,)
 
 
@@ -73,20 +59,20 @@ def log1p(v):
 
 
 @triton.jit
-def sigmoid(s, params, POSITIVE: tl.constexpr):
-    """log(1 + exp(z)) of the logit z."""
-    z = logit(s, params, POSITIVE)
+def sigmoid(s, numbers, POSITIVE: tl.constexpr):
+    """log(1 + exp(z)) of the logit z = numbers[0] s + numbers[1]."""
+    z = numbers[0] * s + numbers[1]
     v = tl.exp(-tl.abs(z))
-    term = tl.where(z <= 0.0, 0.0, z) + log1p(v)
-    return (by_logit(term, tl.where(z < 0.0, v, 1.0) / (1.0 + v), s, params, POSITIVE),)
+    slope = tl.where(z < 0.0, v, 1.0) / (1.0 + v)
+    return ((tl.where(z <= 0.0, 0.0, z) + log1p(v), numbers[0] * slope, slope * s, slope),)
 
 
 @triton.jit
-def circle(s, params, POSITIVE: tl.constexpr):
-    """Circle loss of margin params[0] and scale params[1]: its weight is a constant to the derivative."""
+def circle(s, numbers, POSITIVE: tl.constexpr):
+    """Circle loss of margin numbers[0] and scale numbers[1]: its weight is a constant to the derivative."""
     if POSITIVE:
-        w = -params[1] * tl.where(s >= 1.0 + params[0], 0.0, 1.0 + params[0] - s)
-        return ((w * (s - (1.0 - params[0])), w),)
+        w = -numbers[1] * tl.where(s >= 1.0 + numbers[0], 0.0, 1.0 + numbers[0] - s)
+        return ((w * (s - (1.0 - numbers[0])), w),)
     else:
-        w = params[1] * tl.where(s <= -params[0], 0.0, s + params[0])
-        return ((w * (s - params[0]), w),)
+        w = numbers[1] * tl.where(s <= -numbers[0], 0.0, s + numbers[0])
+        return ((w * (s - numbers[0]), w),)

@@ -27,33 +27,12 @@ def load_column(ptr, rows, d, n):
 
 
 @triton.jit
-def load_states(ptr, rows, n, COUNT: tl.constexpr, AXIS: tl.constexpr):
-    """ptr[:, rows] of [COUNT, n] as a tuple, shaped for a tile whose rows (AXIS 1) or columns (AXIS 0) they are."""
-    state = ()
-    for k in tl.static_range(COUNT):
-        state = state + (tl.expand_dims(tl.load(ptr + k * n.to(tl.int64) + rows, mask=rows < n, other=0.0), AXIS),)
-    return state
-
-
-@triton.jit
-def load_anchors(states, rows, n, COUNT: tl.constexpr, AXIS: tl.constexpr, ARE: tl.constexpr):
-    """The states of a side's anchors and the derivatives of these; nothing if its rows are no anchors."""
-    if ARE:
-        return load_states(states[0], rows, n, COUNT, AXIS), load_states(states[1], rows, n, COUNT, AXIS)
-    else:
-        return (), ()
-
-
-@triton.jit
-def load_params(numbers, FROM_MEMORY: tl.constexpr):
-    """The loss's numbers: given by value, or as pointers to fp32 scalars on the device."""
-    if FROM_MEMORY:
-        params = ()
-        for k in tl.static_range(len(numbers)):
-            params = params + (tl.load(numbers[k]),)
-        return params
-    else:
-        return numbers
+def load_numbers(numbers, FIRST: tl.constexpr, FROM_MEMORY: tl.constexpr):
+    """Half of the loss's numbers, from FIRST on: given by value, or as pointers to fp32 scalars on the device."""
+    loaded = ()
+    for k in tl.static_range(len(numbers) // 2):
+        loaded = loaded + (tl.load(numbers[FIRST + k]) if FROM_MEMORY else numbers[FIRST + k],)
+    return loaded
 
 
 @triton.jit

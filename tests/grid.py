@@ -14,8 +14,15 @@ from torch import Tensor
 
 import fusedloss
 
-LOSSES = [getattr(fusedloss, name) for name in fusedloss.__all__ if name.endswith("_loss")]
 METRICS = ("euclidean", "sqeuclidean", "cosine", "manhattan")
+LOSSES = [getattr(fusedloss, name) for name in fusedloss.__all__ if name.endswith("_loss")]
+# (loss, name) of every number that may be a tensor and then receives its gradient
+LEARNABLE = [
+    (loss, p.name)
+    for loss in LOSSES
+    for p in inspect.signature(loss).parameters.values()
+    if p.kind is p.KEYWORD_ONLY and p.annotation == "float | Tensor"
+]
 DTYPES = {
     "triton": (torch.float32, torch.float16, torch.bfloat16),
     "blocked": (torch.float32, torch.float64, torch.float16, torch.bfloat16),
@@ -111,8 +118,12 @@ def example(loss: Callable[..., Any], N: int = 9, D: int = 5, *, M: int = 7, ref
     """Tensors for a loss by the names of its parameters, float32."""
     arguments = {}
     for seed, p in enumerate(inspect.signature(loss).parameters.values()):
-        if p.kind is p.KEYWORD_ONLY or (p.name.startswith("ref_") and not refs):
+        optional = p.name.startswith("ref_") or p.name == "negatives"
+        if p.kind is p.KEYWORD_ONLY or (optional and not refs):
             continue
-        rows, labels = batch(M if p.name.startswith("ref_") else N, D, classes=2, seed=seed)
+        if p.name.startswith("logit_"):
+            arguments[p.name] = torch.tensor(dict(logit_scale=2.0, logit_bias=-1.0)[p.name])
+            continue
+        rows, labels = batch(M if optional else N, D, classes=2, seed=seed)
         arguments[p.name] = labels if "label" in p.name or p.name == "target" else rows.float()
     return arguments

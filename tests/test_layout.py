@@ -25,9 +25,9 @@ FUNCTIONS = [
 LAYERS = {
     "kernels": ("triton", "kernels."),
     "fusedloss/reference.py": ("torch",),
-    "fusedloss/blocked.py": ("torch",),
+    "fusedloss/blocked": ("torch", "fusedloss.blocked."),
     "fusedloss/checks.py": ("torch",),
-    "fusedloss/launch.py": ("torch", "fusedloss.kernels."),
+    "fusedloss/launch": ("torch", "fusedloss.kernels.", "fusedloss.launch."),
     "fusedloss/ops.py": ("torch",),
     "fusedloss/losses": ("torch", "fusedloss.checks", "fusedloss.ops", "fusedloss.losses."),
     "fusedloss/modules.py": ("torch", "fusedloss.losses."),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fusedloss
-from tests.grid import LOSSES, example
+from tests.grid import LEARNABLE, LOSSES, example
 
 MODULES = {cls.function: cls for cls in vars(fusedloss).values() if inspect.isclass(cls) and hasattr(cls, "function")}
 
@@ -32,13 +32,8 @@ def test_a_module_equals_its_function(loss):
     assert "reduction='sum'" in repr(module)
 
 
-MARGINS = [
-    (loss, name) for loss in LOSSES for name in ("margin", "pos_margin", "neg_margin") if name in loss.__kwdefaults__
-]
-
-
-@pytest.mark.parametrize(("loss", "name"), MARGINS)
-def test_a_parameter_given_as_margin_is_trained_and_saved(backend, device, loss, name):
+@pytest.mark.parametrize(("loss", "name"), LEARNABLE)
+def test_a_parameter_given_as_a_number_is_trained_and_saved(backend, device, loss, name):
     arguments = {k: v.to(device) for k, v in example(loss, 23).items()}
     start = 0.1 if "cosine" in loss.__name__ else 0.9
     module = MODULES[loss](**{name: nn.Parameter(torch.tensor(start))}).to(device)

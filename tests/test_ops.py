@@ -20,30 +20,35 @@ def op_inputs(device):
     x, labels = (t.to(device) for t in batch(9, 5, classes=2))
     y, ref_labels = (t.to(device) for t in batch(7, 5, classes=2, seed=1))
     x, y = x.float(), y.float().t().contiguous().t()
-    margins, states = torch.tensor([0.0, 1.0]), torch.ones(1, 9, device=device)
-    loss = ("contrastive", "euclidean")
+    margins, states = torch.tensor([0.0, 1.0]), torch.ones(2, 9, device=device)
+    hinges = ("contrastive", "euclidean", ["sum"], ["sum"])
+    logits, both, offsets = torch.tensor([2.0, 0.0, 2.0, 0.0]), torch.ones(2, 16, device=device), x.new_ones(16)
+    softmax = ("softmax", "similarity", ["sum"], ["lse"])
     index = torch.tensor([[1, -1, 2, 3, 0, 0, 0, 5, 6], [2, 3, 4, -1, 6, 0, 1, 1, 1]], device=device)
     a, b = (batch(5, 9, seed=seed)[0].float().to(device).t() for seed in range(2))
-    yield ops.fold_op, (x, None, labels, labels, margins, *loss, 1)
-    yield ops.fold_op, (x, y, labels, ref_labels, margins.to(device), *loss, 6)
-    yield ops.fold_grad_op, (x, None, labels, labels, margins, states, states, *loss, True, False)
-    yield ops.fold_grad_op, (x, y, labels, ref_labels, margins, states, states, *loss, False, True)
+    pairs = (x, y, labels, ref_labels)
+    yield ops.fold_op, (x, None, labels, labels, margins, None, *hinges, False)
+    yield ops.fold_op, (*pairs, margins.to(device), None, *hinges, False)
+    yield ops.fold_op, (*pairs, logits.to(device).requires_grad_(), None, *softmax, True)
+    yield ops.fold_op, (*pairs, margins, offsets.requires_grad_(), *hinges[:3], [], False)
+    yield ops.fold_grad_op, (x, None, labels, labels, margins, None, states, states, *hinges, True, False, True)
+    yield ops.fold_grad_op, (*pairs, margins, None, states, states, *hinges, False, True, False)
+    yield ops.fold_grad_op, (*pairs, logits, None, both, both, *softmax, True, True, True)
+    yield ops.fold_grad_op, (*pairs, margins, offsets.detach(), both[:1], both[:1], *hinges[:3], [], True, False, False)
     yield ops.mine_op, (x, y, labels, ref_labels, "manhattan", "nearest", "beyond")
     yield ops.mined_distances_op, (x, None, index.abs(), "euclidean")  # opcheck finds no NaN equal to another
     yield ops.mined_distances_op, (x, y, index.abs(), "cosine")
-    yield ops.mined_distances_grad_op, (x, None, index, states.expand(2, 9), "euclidean", True)
-    yield ops.mined_distances_grad_op, (x, y, index, states.expand(2, 9), "cosine", True)
-    yield ops.mined_distances_grad_op, (x, y, index, states.expand(2, 9), "manhattan", False)
+    yield ops.mined_distances_grad_op, (x, None, index, states, "euclidean", True)
+    yield ops.mined_distances_grad_op, (x, y, index, states, "cosine", True)
+    yield ops.mined_distances_grad_op, (x, y, index, states, "manhattan", False)
     yield ops.row_distances_op, (x, a, b, "cosine", 0.0, 3)
-    yield ops.row_distances_grad_op, (x, a, None, states, "manhattan", 1e-6, 1)
-    yield ops.row_distances_grad_op, (x, a, b, states.expand(3, 9), "euclidean", 1e-6, 3)
+    yield ops.row_distances_grad_op, (x, a, None, states[:1], "manhattan", 1e-6, 1)
+    yield ops.row_distances_grad_op, (x, a, b, torch.ones(3, 9, device=device), "euclidean", 1e-6, 3)
 
 
 def differentiable(value):
-    if isinstance(value, list):
-        return [differentiable(v) for v in value]
     floating = isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape[-1] == 5
-    return value.detach().requires_grad_() if floating else value
+    return value.detach().requires_grad_() if floating and not value.requires_grad else value
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op._name)

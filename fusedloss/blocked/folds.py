@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..states import state_dtype
 from .losses import LOSSES
 from .scores import manhattan_grad, own_factor, pull
 from .tiles import Side, Tile, sides, tiles
@@ -16,18 +17,20 @@ EMPTY = {"sum": 0.0, "lse": -torch.inf}  # what a fold over no pair is
 SAFE = 60.0  # exponents this far apart stay in the range of float32 together
 
 
-def numbers(params: Tensor) -> Sequence[Any]:
-    return params.tolist() if params.device.type == "cpu" else params.unbind()
+class Kind(NamedTuple):
+    """The positives of a tile, or its negatives."""
 
+    positive: bool
+    mask: Tensor | None  # None where all pairs of the tile are of this kind
+    folds: Sequence[str]
+    first: int  # where their states begin
+    numbers: Sequence[Any]  # of the loss
 
-def kinds_of(
-    t: Tile, pos: Sequence[str], neg: Sequence[str]
-) -> Iterator[tuple[bool, Tensor | None, Sequence[str], int]]:
-    """The pairs of a tile by kind: whether they are positive, their mask, their folds and where the states begin."""
-    if t.pos is not None and pos:
-        yield True, t.pos, pos, 0
-    if neg:
-        yield False, t.neg, neg, len(pos)
+    @staticmethod
+    def of(t: Tile, pos: Sequence[str], neg: Sequence[str], params: Sequence[Any]) -> list[Kind]:
+        half = len(params) // 2
+        positives = [Kind(True, t.pos, pos, 0, params[:half])] if pos and t.pos is not None else []
+        return positives + ([Kind(False, t.neg, neg, len(pos), params[half:])] if neg else [])
 
 
 def fold(
@@ -37,23 +40,27 @@ def fold(
     """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
     xs, ys = sides(x, y, x_labels, y_labels, metric, sort=True)
     v, w = lifts(offsets, xs, ys)
-    values, kinds = numbers(params), [*pos, *neg]
-    wide = xs.norms.dtype if x.device.type == "mps" else torch.float64  # what tiles are added up in
-    by_row = torch.tensor([EMPTY[kind] for kind in kinds], dtype=wide, device=x.device)[:, None].repeat(1, len(x))
-    by_column = by_row if y is None else by_row[:, :1].repeat(1, len(y))
+    numbers, kinds = listed(params), [*pos, *neg]
+    start = torch.tensor([EMPTY[kind] for kind in kinds], dtype=state_dtype(x), device=x.device)
+    by_row = start[:, None].repeat(1, len(x))
+    by_column = by_row if y is None else start[:, None].repeat(1, len(y))
     for t in tiles(xs, ys, metric):
         s = t.s if v is None else t.s + lift(v[t.r], w[t.c])[0]
-        for positive, mask, folds, first in kinds_of(t, pos, neg):
-            terms = LOSSES[loss].terms(s, values, positive)
-            for k, (kind, term) in enumerate(zip(folds, terms, strict=False), first):
-                if mask is not None:
-                    term = term.where(mask, term.new_tensor(EMPTY[kind]))
+        for of in Kind.of(t, pos, neg, numbers):
+            terms = LOSSES[loss].terms(s, of.numbers, of.positive)
+            for k, (kind, term) in enumerate(zip(of.folds, terms, strict=False), of.first):
+                if of.mask is not None:
+                    term = term.where(of.mask, term.new_tensor(EMPTY[kind]))
                 rows, cols = fold_tile(term, kind, t.mirrored or columns)
                 add(by_row[k, t.r], rows, kind)
                 if cols is not None:
                     add(by_column[k, t.c], cols, kind)
     found = [xs.restore(by_row, 1), *([ys.restore(by_column, 1)] if columns else [])]
-    return torch.cat(found, 1).to(xs.norms.dtype)
+    return torch.cat(found, 1)
+
+
+def listed(params: Tensor) -> Sequence[Any]:
+    return params.tolist() if params.device.type == "cpu" else params.unbind()
 
 
 def fold_tile(term: Tensor, kind: str, columns: bool) -> tuple[Tensor, Tensor | None]:
@@ -64,8 +71,19 @@ def fold_tile(term: Tensor, kind: str, columns: bool) -> tuple[Tensor, Tensor | 
         low, high = term.aminmax()
         if high - low < SAFE:  # one exponential serves both
             p = (term - high).exp_()
-            return p.sum(1).log_().add_(high), p.sum(0).log_().add_(high)
-    return term.logsumexp(1), term.logsumexp(0) if columns else None
+            return log_sum(p, high, 1), log_sum(p, high, 0)
+    return log_sum_exp(term, 1), log_sum_exp(term, 0) if columns else None
+
+
+def log_sum_exp(term: Tensor, dim: int) -> Tensor:
+    high = term.amax(dim, keepdim=True).nan_to_num_(neginf=0.0, posinf=torch.inf, nan=torch.nan)  # -inf - -inf is NaN
+    return log_sum((term - high).exp_(), high.squeeze(dim), dim)
+
+
+def log_sum(p: Tensor, high: Tensor, dim: int) -> Tensor:
+    """log(sum(p)) + high; a logit of 10,000 leaves float32 no room for the logarithm."""
+    dtype = state_dtype(p)
+    return p.sum(dim).to(dtype).log_().add_(high.to(dtype))
 
 
 def add(state: Tensor, part: Tensor, kind: str) -> None:
@@ -97,7 +115,7 @@ def fold_grad(
     """dx, dy, dparams and doffsets for derivatives dstates of the states; empty tensors for those not wanted."""
     xs, ys = sides(x, y, x_labels, y_labels, metric, sort=True)
     v, w = lifts(offsets, xs, ys)
-    N, values = len(x), numbers(params)
+    N, numbers = len(x), listed(params)
     row_anchors = [xs.ordered(t[:, :N])[:, :, None] for t in (states, dstates)]  # [folds, N, 1]
     column_anchors = None  # [folds, 1, M]
     if y is None:  # row j of a self batch is an anchor too
@@ -117,17 +135,16 @@ def fold_grad(
         if column_anchors is not None:
             anchors.append([a[:, :, t.c] for a in column_anchors])
         g = None
-        for positive, mask, folds, first in kinds_of(t, pos, neg):
-            terms = LOSSES[loss].terms(s, values, positive) if "lse" in folds else folds
-            slopes = LOSSES[loss].slopes(s, values, positive)
-            for k, (kind, term, (by_s, by_params)) in enumerate(zip(folds, terms, slopes, strict=False), first):
-                weight = term_weight(term, kind, [(state[k], dstate[k]) for state, dstate in anchors])
+        for of in Kind.of(t, pos, neg, numbers):
+            terms = LOSSES[loss].terms(s, of.numbers, of.positive) if "lse" in of.folds else of.folds
+            slopes = LOSSES[loss].slopes(s, of.numbers, of.positive)
+            for k, (kind, term, (by_s, by_numbers)) in enumerate(zip(of.folds, terms, slopes, strict=False), of.first):
+                weight = term_weight(term, kind, [(state[k], dstate[k]) for state, dstate in anchors], s.dtype)
                 if want_params:
                     once = 0.5 if t.itself else 1.0  # a diagonal tile shows each of its pairs twice
-                    for p, by in by_params().items():
-                        by = by.clone() if by is s else by
-                        dparams[p] += (once * times(by, weight, mask, s).sum()).to(dparams.device)
-                part = times(by_s, weight, mask, s)
+                    for p, by in enumerate(by_numbers(), 0 if of.positive else len(numbers) // 2):
+                        dparams[p] += (once * times(by, weight, of.mask, s).sum()).to(dparams.device)
+                part = times(by_s, weight, of.mask, s)
                 g = part if g is None else g.add_(part)
         if g is None or (x.device.type == "cpu" and all(extreme == 0 for extreme in g.aminmax())):
             continue
@@ -166,16 +183,24 @@ def fold_grad(
     )
 
 
-def term_weight(term: Tensor | str, kind: str, anchors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """dL/dterm of a tile, summed over its anchors: the (state, derivative of it) of the rows, and of the columns."""
+def term_weight(term: Tensor | str, kind: str, anchors: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
+    """dL/dterm of a tile, summed over its anchors: the (state, dL/dstate) of the rows, and of the columns."""
     if kind == "sum":
-        return sum(dstate for _, dstate in anchors)  # type: ignore[return-value]
+        return sum(dstate for _, dstate in anchors).to(dtype)  # type: ignore[union-attr]
     if term.device.type == "cpu":
         extremes = [extreme for state, _ in anchors for extreme in state.aminmax()]
         high = max(extremes)
         if high - min(extremes) < SAFE:  # one exponential serves all
-            return (term - high).exp_().mul_(sum(dstate * (high - state).exp() for state, dstate in anchors))
-    return sum((term - state).exp_().mul_(dstate) for state, dstate in anchors)
+            scale = sum(dstate * (high.to(dtype) - state).exp() for state, dstate in anchors)
+            return (term - high.to(dtype)).exp_().mul_(scale.to(dtype))
+    return sum(exponential(term, state, dstate) for state, dstate in anchors)
+
+
+def exponential(term: Tensor, state: Tensor, dstate: Tensor) -> Tensor:
+    """dL/dterm of a log sum exp, whose rounding to the tile's dtype is a factor of its derivative."""
+    rounded = state.to(term.dtype)
+    rest = (state - rounded).where(state != rounded, state.new_zeros(()))  # not inf - inf
+    return (term - rounded).exp_().mul_((dstate * (-rest).exp()).to(term.dtype))
 
 
 def times(slope: Tensor | float, weight: Tensor, mask: Tensor | None, like: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import configs, engine, losses
+from ..states import state_dtype
 from .common import SCORES, Launch, Side, cdiv, pick, prepare, splits
 
 
@@ -41,6 +42,10 @@ class Spec(NamedTuple):
     def kinds(self) -> tuple[str, ...]:
         return self.pos + self.neg
 
+    def kernel(self, name: str, lifted: bool) -> str:
+        """What the tile of a kernel is chosen by."""
+        return f"{name} lifted" if lifted else name if LOSSES[self.loss].sparse else f"{name} exp"
+
     @property
     def numbers(self) -> tuple[Any, ...]:
         """The loss's numbers as kernel arguments: by value from the CPU, else pointers to scalars on the device."""
@@ -49,12 +54,13 @@ class Spec(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         pieces = dict(SCORE=SCORES[self.metric], LOSS=LOSSES[self.loss].terms, POS=self.pos, NEG=self.neg)
-        return pieces | dict(FROM_MEMORY=self.params.device.type != "cpu")
+        branch = "zero" if LOSSES[self.loss].sparse else "near" if "lse" in self.pos else ""
+        return pieces | dict(BRANCH=branch, FROM_MEMORY=self.params.device.type != "cpu")
 
 
 def fold_launch(x: Side, y: Side, out: Tensor, columns: Tensor | None, D: int, spec: Spec, precision: str) -> Launch:
     """Of a self batch if x is y."""
-    tile, options = pick("fold", x, precision, D)
+    tile, options = pick(spec.kernel("fold", x.offsets is not None), x, precision, D)
     N, M = len(x.labels), len(y.labels)
     options |= spec.options | dict(SELF=x is y, COLUMNS=columns is not None)
     args = (x.argument, y.argument, out, out if columns is None else columns, spec.numbers, N, M, D)
@@ -65,7 +71,7 @@ def fold(
     x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, params: Tensor, offsets: Tensor | None, loss: str,
     metric: str, pos: Sequence[str], neg: Sequence[str], columns: bool,
 ) -> Tensor:  # fmt: skip
-    """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too. float32"""
+    """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
     spec = Spec(loss, metric, tuple(pos), tuple(neg), params)
     (N, D), folds = x.shape, len(spec.kinds)
     own, precision = prepare(x, x_labels, metric)
@@ -73,20 +79,20 @@ def fold(
     if offsets is not None:
         own = own._replace(offsets=offsets[:N])
         other = own if y is None else other._replace(offsets=offsets[N:])
-    tile, _ = pick("fold", own, precision, D)
+    tile, _ = pick(spec.kernel("fold", offsets is not None), own, precision, D)
 
     def states(x: Side, y: Side, by_column: Tensor | None = None) -> Tensor:
         n = len(x.labels)
-        out = torch.empty(splits(n, len(y.labels), tile), folds, n, dtype=torch.float32, device=own.norms.device)
+        out = torch.empty(splits(n, len(y.labels), tile), folds, n, dtype=state_dtype(x.rows), device=x.rows.device)
         fold_launch(x, y, out, by_column, D, spec, precision).run()
         return merge(out, spec.kinds)
 
     if not columns:
         return states(own, other)
     blocks, M = cdiv(N, tile.BM), len(other.labels)
-    if blocks == 0 or blocks * folds * M * 4 > configs.WORKSPACE:  # the other way round, the scores once more
+    if blocks == 0 or blocks * folds * M * 8 > configs.WORKSPACE:  # the other way round, the scores once more
         return torch.cat([states(own, other), states(other, own)], 1)
-    by_column = torch.empty(blocks, folds, M, dtype=torch.float32, device=x.device)
+    by_column = torch.empty(blocks, folds, M, dtype=state_dtype(x), device=x.device)
     return torch.cat([states(own, other, by_column), merge(by_column, spec.kinds)], 1)
 
 
@@ -100,20 +106,17 @@ def merge(parts: Tensor, kinds: tuple[str, ...]) -> Tensor:
     return torch.stack([part.logsumexp(0) if kind == "lse" else part.sum(0) for kind, part in columns])
 
 
-def grad_launch(
-    x: Side, y: Side, out: Tensor, sums: Tensor | None, spec: Spec, precision: str, by_numbers: bool
-) -> Launch:
+def grad_launch(x: Side, y: Side, out: Tensor, sums: Tensor, spec: Spec, precision: str, by_numbers: bool) -> Launch:
     """Of a self batch if x is y."""
     D = out.shape[2]
-    tile, options = pick("grad", x, precision, D)
+    tile, options = pick(spec.kernel("grad", x.offsets is not None), x, precision, D)
     slab = cdiv(min(tile.held, D), tile.BD)  # chunks of the gradient that one program owns
     N, M = len(x.labels), len(y.labels)
     anchors = "self" if x is y else "both" if x.states and y.states else "x" if x.states else "y"
     options |= spec.options | dict(ANCHORS=anchors, BY_NUMBERS=by_numbers, SLAB=slab)
-    options |= dict(SKIP=LOSSES[spec.loss].sparse)
     grid = (cdiv(N, tile.BM), len(out), cdiv(D, slab * tile.BD))
     x_states, y_states = x.states or y.states, y.states or x.states
-    args = (x.argument, y.argument, x_states, y_states, out, out if sums is None else sums, spec.numbers, N, M, D)
+    args = (x.argument, y.argument, x_states, y_states, out, sums, spec.numbers, N, M, D)
     return Launch(engine.grad, grid, args, options)
 
 
@@ -147,27 +150,27 @@ def fold_grad(
     def gradient(x: Side, y: Side, like: Tensor, by_numbers: bool) -> tuple[Tensor, Tensor]:
         """By the rows of x, in their dtype, and the sums over each row [sums, n]."""
         n, D = like.shape
-        tile, _ = pick("grad", x, precision, D)
+        tile, _ = pick(spec.kernel("grad", offsets is not None), x, precision, D)
         parts = splits(n, len(y.labels), tile)
         plain = parts == 1 and unit is None
         out = torch.empty(parts, n, D, dtype=like.dtype if plain else torch.float32, device=like.device)
-        count = 1 + len(params) if by_numbers else int(offsets is not None)
+        count = (len(params) if by_numbers else 0) + 1
         sums = torch.empty(parts, count, n, dtype=torch.float32, device=like.device)
-        grad_launch(x, y, out, sums if count else None, spec, precision, by_numbers).run()
-        both = [out[0] if parts == 1 else out.sum(0), sums.sum(0)]
-        if unit is not None:
-            both = [t * unit for t in both]
-        return x.restore(both[0].to(like.dtype), 0), x.restore(both[1], 1)
+        grad_launch(x, y, out, sums, spec, precision, by_numbers).run()
+        d = merge(out, ()) if unit is None else merge(out, ()) * unit
+        if by_numbers or offsets is not None:
+            sums = x.restore(merge(sums, ()) if unit is None else merge(sums, ()) * unit, 1)
+        return x.restore(d.to(like.dtype), 0), sums
 
     found: dict[str, Tensor] = {}
     lifts = []
     if want_x or offsets is not None or (want_params and not want_y):
         found["x"], sums = gradient(own, other, x, want_params)
-        found["params"], lifts = sums[1:].sum(1), [sums[:1]]
+        found["params"], lifts = sums[:-1].sum(1), [sums[-1:]]
     if y is not None and (want_y or offsets is not None):
         found["y"], sums = gradient(other, own, y, want_params and not lifts)
-        found.setdefault("params", sums[1:].sum(1))
-        lifts.append(sums[:1])
+        found.setdefault("params", sums[:-1].sum(1))
+        lifts.append(sums[-1:])
     if y is None:
         found["params"] = 0.5 * found["params"]  # every pair was seen from both of its rows
     return (

@@ -81,7 +81,7 @@ def _given_pairs_hinge(
 ) -> Tensor:
     checks.one_of("metric", metric, checks.METRICS)
     is_similar, d = _given_distances(x1, x2, target, metric, similar, reduction)
-    return reduce(scale * torch.where(is_similar, d, F.relu(margin - d)).square(), reduction, len(d))
+    return reduce(scale * torch.where(is_similar, d, F.relu(margin - d)).square(), reduction, len(d), x1)
 
 
 def _given_distances(
@@ -118,9 +118,9 @@ def cosine_similarity_loss(
         checks.one_of("similar", similar, (0, 1))
         x1, x2 = checks.same_rows(("x1", "x2"), (x1, x2))
         d = ops.row_distances(x1, x2, None, "cosine")[0]
-        return reduce(d, reduction, len(d))
+        return reduce(d, reduction, len(d), x1)
     is_similar, d = _given_distances(x1, x2, target, "cosine", similar, reduction)
-    return reduce(torch.where(is_similar, 0.5 * d, 1 - 0.5 * d), reduction, len(d))
+    return reduce(torch.where(is_similar, 0.5 * d, 1 - 0.5 * d), reduction, len(d), x1)
 
 
 def cosine_embedding_loss(
@@ -143,7 +143,7 @@ def cosine_embedding_loss(
     """
     checks.number("margin", margin, low=-1.0)
     is_similar, d = _given_distances(x1, x2, target, "cosine", similar, reduction)
-    return reduce(torch.where(is_similar, d, F.relu(1 - d - margin)), reduction, len(d))
+    return reduce(torch.where(is_similar, d, F.relu(1 - d - margin)), reduction, len(d), x1)
 
 
 def pairwise_contrastive_loss(
@@ -203,5 +203,7 @@ def pairwise_contrastive_loss(
     states = ops.fold(x, refs, labels, ref_labels, [pos_margin, neg_margin], loss, metric, pos=folds, neg=folds)
     if reduction == "active":
         positive, positives, negative, negatives = states
-        return reduce(positive, "mean", positives.detach().sum()) + reduce(negative, "mean", negatives.detach().sum())
-    return reduce(states[0] + states[1], reduction, len(x) * (len(x) - 1 if refs is None else len(refs)))
+        return reduce(positive, "mean", positives.detach().sum(), x) + reduce(
+            negative, "mean", negatives.detach().sum(), x
+        )
+    return reduce(states[0] + states[1], reduction, len(x) * (len(x) - 1 if refs is None else len(refs)), x)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..states import loss_dtype
+
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def reduce(terms: Tensor, reduction: str, count: Tensor | int) -> Tensor:
-    """ "none": the terms [N]; "sum"; "mean" over `count` of them, 0 (still attached to the graph) when count is 0."""
-    if reduction == "none":
-        return terms
-    total = terms.sum()
-    if reduction == "sum":
-        return total
-    return total / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
+def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor) -> Tensor:
+    """The loss of rows x. "none": the terms [N]; "sum"; "mean" over `count` of them, 0 (still attached to the graph)
+    when count is 0."""
+    if reduction != "none":
+        terms = terms.sum()
+    if reduction == "mean":
+        terms = terms / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
+    return terms.to(loss_dtype(x))
 
 
 def softplus(z: Tensor) -> Tensor:

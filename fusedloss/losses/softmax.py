@@ -87,7 +87,7 @@ def info_nce_loss(
         of_queue = _competition(q, queue, torch.full_like(own, -1), scale, metric)[1]
         negative = _log_add_exp(negative[:N], of_queue) if in_batch_negatives else of_queue
     by_query = softplus(negative[:N] - positive[:N])
-    return reduce(by_query if by_key is None else (by_query + by_key) / 2, reduction, N)
+    return reduce(by_query if by_key is None else (by_query + by_key) / 2, reduction, N, q)
 
 
 def _competition(
@@ -140,7 +140,7 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float | Tensor = 0.5, r
     scale = 1 / temperature
     logits = [scale, 0.0, scale, 0.0]
     positive, negative = ops.fold(z, None, labels, None, logits, "softmax", "similarity", pos=["sum"], neg=["lse"])
-    return reduce(softplus(negative - positive), reduction, len(z))
+    return reduce(softplus(negative - positive), reduction, len(z), z)
 
 
 def clip_loss(
@@ -186,7 +186,7 @@ def clip_loss(
     rows = torch.arange(len(x), device=x.device)
     positive, negative = _competition(x, y, rows, logit_scale, "dot", columns=True)
     by_image, by_text = softplus(negative - positive).split(len(x))
-    loss = reduce((by_image + by_text) / 2, reduction, len(x))
+    loss = reduce((by_image + by_text) / 2, reduction, len(x), x)
     return loss + 0 * logit_bias if isinstance(logit_bias, Tensor) else loss
 
 
@@ -229,7 +229,7 @@ def siglip_loss(
     rows = torch.arange(len(x), device=x.device)
     logits = [-logit_scale, -logit_bias, logit_scale, logit_bias]
     positive, negative = ops.fold(x, y, rows, rows, logits, "sigmoid", "dot", pos=["sum"], neg=["sum"])
-    return reduce(positive + negative, reduction, len(x))
+    return reduce(positive + negative, reduction, len(x), x)
 
 
 def supcon_loss(
@@ -287,7 +287,7 @@ def supcon_loss(
     # How much the positives differ, exactly 0 of one, and how they compare with the negatives.
     spread = torch.where(count > 1, positive - total / count.clamp(min=1), 0.0)
     terms = torch.where(count > 0, spread + softplus(negative - positive), 0.0)
-    return reduce(terms, reduction, (count > 0).sum())
+    return reduce(terms, reduction, (count > 0).sum(), x)
 
 
 def n_pair_loss(anchor: Tensor, positive: Tensor, *, l2_reg: float = 0.0, reduction: str = "mean") -> Tensor:
@@ -324,4 +324,4 @@ def n_pair_loss(anchor: Tensor, positive: Tensor, *, l2_reg: float = 0.0, reduct
     terms = softplus(negative - own)
     if l2_reg:
         terms = terms + l2_reg * (a.to(terms.dtype).square() + p.to(terms.dtype).square()).sum(1)
-    return reduce(terms, reduction, len(a))
+    return reduce(terms, reduction, len(a), a)

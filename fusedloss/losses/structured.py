@@ -60,7 +60,7 @@ def multi_similarity_loss(
     logits = [-alpha, alpha * base, beta, -beta * base]
     metric = "similarity" if normalize else "dot"
     pull, push = ops.fold(x, refs, labels, ref_labels, logits, "softmax", metric, pos=["lse"], neg=["lse"])
-    return reduce(softplus(pull) / alpha + softplus(push) / beta, reduction, len(x))
+    return reduce(softplus(pull) / alpha + softplus(push) / beta, reduction, len(x), x)
 
 
 def circle_loss(
@@ -110,9 +110,9 @@ def circle_loss(
     checks.one_of("reduction", reduction, REDUCTIONS)
     x, labels, refs, ref_labels = checks.batch(embeddings, labels, ref_embeddings, ref_labels)
     metric = "similarity" if normalize else "dot"
-    pull, push = ops.fold(x, refs, labels, ref_labels, [margin, gamma], "circle", metric, pos=["lse"], neg=["lse"])
+    pull, push = ops.fold(x, refs, labels, ref_labels, 2 * [margin, gamma], "circle", metric, pos=["lse"], neg=["lse"])
     terms = softplus(pull + push)  # 0 where a kind is missing: its log sum exp is -inf
-    return reduce(terms, reduction, (terms.detach() > 0).sum())
+    return reduce(terms, reduction, (terms.detach() > 0).sum(), x)
 
 
 def generalized_lifted_structure_loss(
@@ -159,7 +159,7 @@ def generalized_lifted_structure_loss(
     logits = [1.0, -pos_margin, -1.0, neg_margin]
     states = ops.fold(x, refs, labels, ref_labels, logits, "softmax", metric, pos=["lse"], neg=["lse"])
     pull, push = (state.masked_fill(state == -float("inf"), 0.0) for state in states)
-    return reduce(F.relu(pull + push), reduction, len(x))
+    return reduce(F.relu(pull + push), reduction, len(x), x)
 
 
 def lifted_structure_loss(
@@ -210,7 +210,7 @@ def lifted_structure_loss(
     (push,) = ops.fold(*tensors, logits, "softmax", metric, neg=["lse"], columns=refs is not None)
     folds = ["sum", "sum", "sum"]  # of half the squared hinges, of those that are active, and of 1
     terms, _, count = ops.fold(*tensors, [pos_margin, 0.0], "contrastive", metric, pos=folds, offsets=push)
-    return reduce(terms, reduction, count.detach().sum())
+    return reduce(terms, reduction, count.detach().sum(), x)
 
 
 def _lifted(

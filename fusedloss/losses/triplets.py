@@ -66,7 +66,7 @@ def triplet_margin_loss(
     a, p, n = checks.same_rows(("anchor", "positive", "negative"), (anchor, positive, negative))
     d = ops.row_distances(a, p, n, metric, eps, pairs=3 if swap else 2)
     d_an = torch.minimum(d[1], d[2]) if swap else d[1]
-    return reduce(_hinge(d[0] - d_an, margin, soft_margin), reduction, len(d_an))
+    return reduce(_hinge(d[0] - d_an, margin, soft_margin), reduction, len(d_an), a)
 
 
 def _hinge(gap: Tensor, margin: float | Tensor, soft_margin: bool) -> Tensor:
@@ -164,4 +164,4 @@ def batch_hard_triplet_loss(
     counts = (mined.positive_index >= 0) & (mined.negative_index >= 0)
     gap = torch.where(counts, mined.positive_distance - mined.negative_distance, 0.0)
     terms = torch.where(counts, _hinge(gap, margin, soft_margin), 0.0)
-    return reduce(terms, reduction, counts.sum())
+    return reduce(terms, reduction, counts.sum(), embeddings)
