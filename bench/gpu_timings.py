@@ -21,7 +21,7 @@ import torch
 from fusedloss import measure
 from fusedloss.measure import Run
 
-from . import report
+from . import report, workloads
 from .workloads import CLASSES, IMPLEMENTATIONS, Case, Oracle
 
 SIZES = [2**k for k in range(12, 17)]
@@ -33,6 +33,7 @@ CASES = {  # as called by default, and with every negative of unit rows active
     "contrastive": Case("pairwise_contrastive_loss", {}),
     "contrastive, all active": Case("pairwise_contrastive_loss", {"neg_margin": 2.5}),
     "batch-hard": Case("batch_hard_triplet_loss", {}),
+    **{name: workloads.CASES[name] for name in ("supcon", "nt-xent", "clip", "siglip")},
 }
 CEILINGS = {"cuda": (8192, 2**30), "cpu": (1024, 2**26)}  # rows of the square matrix product, bytes copied
 
@@ -82,7 +83,7 @@ def ceilings(device: str, clock: Clock) -> dict[str, float]:
 
 
 def maker(case: Case, implementation: str, n: int, d: int, device: str, dtype: str) -> Run:
-    return measure.in_batch(case.loss, implementation, n, d, CLASSES, device, dtype, **case.options)
+    return measure.training_step(IMPLEMENTATIONS[implementation](*case), *measure.batch(n, d, CLASSES, device, dtype))
 
 
 def timings(make: Callable[[], Run], clock: Clock) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import fusedloss
 from fusedloss import measure, reference
 from fusedloss.measure import Loss, Run
 
@@ -16,10 +17,14 @@ CLASSES = 32
 
 
 class Case(NamedTuple):
-    """A loss as `pytorch-metric-learning` computes it too, by its public name in fusedloss."""
+    """A loss by its public name in fusedloss, as the peers compute it too."""
 
     loss: str
     options: dict[str, Any]
+
+
+# Losses of pairs, row i of one half of the batch with row i of the other, instead of labels.
+PAIRED = ("nt_xent_loss", "info_nce_loss", "clip_loss", "siglip_loss", "n_pair_loss")
 
 
 # Random unit rows are about sqrt(2) apart and never more than 2. At margin 1 nearly every negative is inactive, so that
@@ -29,6 +34,16 @@ CASES = {
     "contrastive": Case("pairwise_contrastive_loss", {"neg_margin": 1.0, **PEER_FORM}),
     "contrastive, all active": Case("pairwise_contrastive_loss", {"neg_margin": 2.5, **PEER_FORM}),
     "batch-hard": Case("batch_hard_triplet_loss", {"margin": 0.2}),
+    "supcon": Case("supcon_loss", {"temperature": 0.1}),
+    "circle": Case("circle_loss", {"margin": 0.4, "gamma": 80.0}),
+    "multi-similarity": Case("multi_similarity_loss", {}),
+    "generalised lifted": Case("generalized_lifted_structure_loss", {}),
+    "lifted": Case("lifted_structure_loss", {}),
+    "nt-xent": Case("nt_xent_loss", {"temperature": 0.5}),
+    "info-nce": Case("info_nce_loss", {"temperature": 0.07}),
+    "clip": Case("clip_loss", {"logit_scale": 20.0}),
+    "siglip": Case("siglip_loss", {"logit_scale": 10.0, "logit_bias": -10.0}),
+    "n-pair": Case("n_pair_loss", {}),
 }
 
 
@@ -53,31 +68,68 @@ def metric_learning_batch_hard(*, margin: float) -> Loss:
     return lambda x, labels: loss(x, labels, miner(x, labels))
 
 
+def metric_learning(name: str, **names: str) -> Callable[..., Loss]:
+    """One of its losses of all pairs, which has these names for our options."""
+
+    def make(**options: Any) -> Loss:
+        from pytorch_metric_learning import losses
+
+        loss: Loss = getattr(losses, name)(**{names.get(option, option): v for option, v in options.items()})
+        return loss
+
+    return make
+
+
+def metric_learning_nt_xent(*, temperature: float) -> Loss:
+    from pytorch_metric_learning import losses
+
+    loss = losses.NTXentLoss(temperature=temperature)
+    return lambda x, labels: loss(x, torch.arange(len(x) // 2, device=x.device).repeat(2))  # two views a class
+
+
 METRIC_LEARNING: dict[str, Callable[..., Loss]] = {
     "pairwise_contrastive_loss": metric_learning_contrastive,
     "batch_hard_triplet_loss": metric_learning_batch_hard,
+    "supcon_loss": metric_learning("SupConLoss"),
+    "circle_loss": metric_learning("CircleLoss", margin="m"),
+    "multi_similarity_loss": metric_learning("MultiSimilarityLoss"),
+    "generalized_lifted_structure_loss": metric_learning("GeneralizedLiftedStructureLoss"),
+    "lifted_structure_loss": metric_learning("LiftedStructureLoss"),
+    "nt_xent_loss": metric_learning_nt_xent,
 }
 
 
+def of_batch(module: Any, loss: str, options: dict[str, Any]) -> Loss:
+    """A loss of fusedloss or of its reference as a function of embeddings and labels."""
+    function = getattr(module, loss)
+    if loss in PAIRED:
+        return lambda x, labels: function(*x.chunk(2), **options)
+    return lambda x, labels: function(x, labels, **options)
+
+
 def compiled(loss: str, options: dict[str, Any]) -> Loss:
-    function = getattr(reference, loss)
     # fullgraph: a break would time eager code; static shapes: what a fixed batch size gets
-    return torch.compile(lambda x, labels: function(x, labels, **options), fullgraph=True, dynamic=False)
+    return torch.compile(of_batch(reference, loss, options), fullgraph=True, dynamic=False)
 
 
-IMPLEMENTATIONS = {
-    **measure.IMPLEMENTATIONS,
+IMPLEMENTATIONS: dict[str, Callable[[str, dict[str, Any]], Loss]] = {
+    "fusedloss": lambda loss, options: of_batch(fusedloss, loss, options),
+    "reference": lambda loss, options: of_batch(reference, loss, options),
     "torch.compile": compiled,
     "pytorch-metric-learning": lambda loss, options: METRIC_LEARNING[loss](**options),
 }
 NEEDS = {"pytorch-metric-learning": "pytorch_metric_learning"}
 ONLY_FLOAT32 = {"pytorch-metric-learning"}  # torch.cdist has no 16-bit kernel
+# Its N-pair and lifted losses and NT-Xent compare every positive pair with every negative pair: N = 512 takes seconds.
+MOST_ROWS = {"nt_xent_loss": 512, "lifted_structure_loss": 128}
 
 
-def available(dtype: str) -> list[str]:
-    """The implementations that are installed and take the dtype."""
+def available(case: Case, n: int, dtype: str) -> list[str]:
+    """The implementations that are installed, have the loss, take the dtype and end in this life."""
     installed = [name for name in IMPLEMENTATIONS if importlib.util.find_spec(NEEDS.get(name, "torch"))]
-    return [name for name in installed if dtype == "float32" or name not in ONLY_FLOAT32]
+    peer = case.loss in METRIC_LEARNING and n <= MOST_ROWS.get(case.loss, n)
+    possible = [name for name in installed if peer or name != "pytorch-metric-learning"]
+    return [name for name in possible if dtype == "float32" or name not in ONLY_FLOAT32]
 
 
 def in_batch(

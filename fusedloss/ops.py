@@ -100,7 +100,9 @@ def _grad_op(name: str, schema: str, fake: Any) -> Any:
 SPEC = "str loss, str metric, str[] pos, str[] neg"  # the loss, its scores, and its folds of positives and negatives
 
 
-def _fold_fake(x: Tensor, y: Tensor | None, xl: Tensor, yl: Tensor, params: Tensor, offsets: Tensor | None, *spec: Any):
+def _fold_fake(
+    x: Tensor, y: Tensor | None, xl: Tensor, yl: Tensor, params: Tensor, offsets: Tensor | None, *spec: Any
+) -> Tensor:
     pos, neg, columns = spec[2:5]
     return x.new_empty(len(pos) + len(neg), len(x) + (len(yl) if columns else 0), dtype=state_dtype(x))
 

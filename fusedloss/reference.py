@@ -274,7 +274,7 @@ def circle_loss(
 
 
 def _lifted_distance(x, y, normalize):
-    return pairwise_distance(*((_normalize(x), _normalize(y)) if normalize else (x, y)), "euclidean")
+    return pairwise_distance(_normalize(x) if normalize else x, _normalize(y) if normalize else y, "euclidean")
 
 
 def generalized_lifted_structure_loss(

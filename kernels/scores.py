@@ -1,11 +1,11 @@
 """Scores: how similar or far apart two embeddings are, from what a tile accumulates.
 
-`s, d_e, t = score(e, own, other)` where
+`s, d_e, t, f = score(e, own, other)` where
     e      [BM, BN]  what the tile accumulated over D: <x, y>, or sum|x - y| for manhattan
     own    [BM, 1]   the norm of the row whose gradient is wanted, as `prepare` wrote it
     other  [1, BN]   the norm of the row on the other side
-    s      the score,  d_e = ds/de,  and t, how much of x itself comes with each y in the gradient:
-    dL/dx_i = sum_j w_ij (y_j - t_ij x_i),   w = dL/ds d_e
+    s      the score,  d_e = ds/de,  and t f, how much of x itself comes with each y in the gradient:
+    dL/dx_i = sum_j w_ij y_j - f_i x_i sum_j w_ij t_ij,   w = dL/ds d_e
 Every score is symmetric in its two rows, so this is the gradient of either side. With the same rounded w in front of
 y_j and of x_i, a close pair loses nothing to the rounding of w.
 """
@@ -18,7 +18,7 @@ import triton.language as tl
 def sqeuclidean(e, own, other):
     """|x - y|^2 from the norms of the rounded rows, so a row is at distance 0 from itself up to summation error."""
     s = own + other - 2.0 * e
-    return tl.where(s < 0.0, 0.0, s), -2.0, 1.0  # NaN stays NaN
+    return tl.where(s < 0.0, 0.0, s), -2.0, 1.0, 1.0  # NaN stays NaN
 
 
 @triton.jit
@@ -33,38 +33,38 @@ def root(sq):
 def euclidean(e, own, other):
     """|x - y|."""
     s, inv = root(own + other - 2.0 * e)
-    return s, -inv, 1.0
+    return s, -inv, 1.0, 1.0
 
 
 @triton.jit
 def dot(e, own, other):
     """<x, y>."""
-    return e, 1.0, 0.0
+    return e, 1.0, 0.0, 0.0
 
 
 @triton.jit
 def similarity(e, own, other):
     """cos; the norms are 1 / max(|x|, 1e-8), and a clamped norm is a constant."""
     both = own * other
-    return e * both, both, e * tl.where(own < 9.9e7, own * own, 0.0)
+    return e * both, both, e, tl.where(own < 9.9e7, own * own, 0.0)
 
 
 @triton.jit
 def cosine(e, own, other):
     """1 - cos."""
-    s, d_e, t = similarity(e, own, other)
-    return 1.0 - s, -d_e, t
+    s, d_e, t, f = similarity(e, own, other)
+    return 1.0 - s, -d_e, t, f
 
 
 @triton.jit
 def chord(e, own, other):
     """The euclidean distance of the rows scaled to length 1; a row of length 0 stays at the origin."""
-    cos, d_cos, t = similarity(e, own, other)
+    cos, d_cos, t, f = similarity(e, own, other)
     s, inv = root(tl.where(own < 9.9e7, 1.0, 0.0) + tl.where(other < 9.9e7, 1.0, 0.0) - 2.0 * cos)
-    return s, -d_cos * inv, t
+    return s, -d_cos * inv, t, f
 
 
 @triton.jit
 def manhattan(e, own, other):
     """sum|x - y|, accumulated as it is; its gradient sums signs, not rows."""
-    return e, 1.0, 0.0
+    return e, 1.0, 0.0, 0.0

@@ -8,19 +8,22 @@ import sys
 import pytest
 
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
-# Every loss where there is a bound on spills, the other scores and formats once: a compilation takes seconds, and the
-# whole grid is in bench/results. D = 1 because Triton turns an argument of 1 into a constant.
+# Every loss with every score once, and a few of them elsewhere: a compilation takes seconds, and the whole grid is in
+# bench/results. D = 1 because Triton turns an argument of 1 into a constant.
 GRIDS = {
+    "every loss": ["--arch sm_90 --dtype bf16 --d 128"],
     "16-bit": [
-        "--arch sm_90 --dtype bf16 --d 64 128 256 --metric euclidean",
-        "--arch sm_90 --dtype fp16 --d 128 256 --metric cosine --loss contrastive",
-        "--arch sm_90 --dtype bf16 --d 1 --metric sqeuclidean --loss contrastive",
+        "--arch sm_90 --dtype bf16 --d 64 256 --metric euclidean dot --loss contrastive supcon siglip",
+        "--arch sm_90 --dtype fp16 --d 128 256 --metric cosine similarity chord --loss contrastive clip lifted_structure",
+        "--arch sm_90 --dtype bf16 --d 1 --metric sqeuclidean similarity --loss contrastive clip",
     ],
     "fp32": [
-        "--arch sm_90 --dtype fp32 --d 128 768 --metric sqeuclidean --loss contrastive",
+        "--arch sm_90 --dtype fp32 --d 128 768 --metric sqeuclidean similarity --loss contrastive clip",
         "--arch sm_90 --dtype fp32 --d 1 --metric manhattan --loss contrastive",
     ],
-    "other architectures": ["--arch sm_80 sm_100 gfx942 --dtype bf16 --d 128 --metric euclidean --loss contrastive"],
+    "other architectures": [
+        "--arch sm_80 sm_100 gfx942 --dtype bf16 --d 128 --metric euclidean similarity --loss contrastive supcon"
+    ],
 }
 
 

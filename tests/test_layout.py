@@ -25,11 +25,12 @@ FUNCTIONS = [
 LAYERS = {
     "kernels": ("triton", "kernels."),
     "fusedloss/reference.py": ("torch",),
-    "fusedloss/blocked": ("torch", "fusedloss.blocked."),
+    "fusedloss/states.py": ("torch",),
+    "fusedloss/blocked": ("torch", "fusedloss.states", "fusedloss.blocked."),
     "fusedloss/checks.py": ("torch",),
-    "fusedloss/launch": ("torch", "fusedloss.kernels.", "fusedloss.launch."),
-    "fusedloss/ops.py": ("torch",),
-    "fusedloss/losses": ("torch", "fusedloss.checks", "fusedloss.ops", "fusedloss.losses."),
+    "fusedloss/launch": ("torch", "fusedloss.states", "fusedloss.kernels.", "fusedloss.launch."),
+    "fusedloss/ops.py": ("torch", "fusedloss.states"),
+    "fusedloss/losses": ("torch", "fusedloss.checks", "fusedloss.ops", "fusedloss.states", "fusedloss.losses."),
     "fusedloss/modules.py": ("torch", "fusedloss.losses."),
 }
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import fusedloss
 from fusedloss import ops
 from tests.compare import differentiate
-from tests.grid import LOSSES, batch, example, running
+from tests.grid import LEARNABLE, LOSSES, batch, example, running
 
 OPS = [op for op in vars(ops).values() if isinstance(op, torch.library.CustomOpDef)]
 
@@ -29,12 +29,12 @@ def op_inputs(device):
     pairs = (x, y, labels, ref_labels)
     yield ops.fold_op, (x, None, labels, labels, margins, None, *hinges, False)
     yield ops.fold_op, (*pairs, margins.to(device), None, *hinges, False)
-    yield ops.fold_op, (*pairs, logits.to(device).requires_grad_(), None, *softmax, True)
-    yield ops.fold_op, (*pairs, margins, offsets.requires_grad_(), *hinges[:3], [], False)
+    yield ops.fold_op, (*pairs, logits.to(device, copy=True).requires_grad_(), None, *softmax, True)
+    yield ops.fold_op, (*pairs, margins, offsets.clone().requires_grad_(), *hinges[:3], [], False)
     yield ops.fold_grad_op, (x, None, labels, labels, margins, None, states, states, *hinges, True, False, True)
     yield ops.fold_grad_op, (*pairs, margins, None, states, states, *hinges, False, True, False)
     yield ops.fold_grad_op, (*pairs, logits, None, both, both, *softmax, True, True, True)
-    yield ops.fold_grad_op, (*pairs, margins, offsets.detach(), both[:1], both[:1], *hinges[:3], [], True, False, False)
+    yield ops.fold_grad_op, (*pairs, margins, offsets, both[:1], both[:1], *hinges[:3], [], True, False, False)
     yield ops.mine_op, (x, y, labels, ref_labels, "manhattan", "nearest", "beyond")
     yield ops.mined_distances_op, (x, None, index.abs(), "euclidean")  # opcheck finds no NaN equal to another
     yield ops.mined_distances_op, (x, y, index.abs(), "cosine")
@@ -72,8 +72,7 @@ def test_compiled_without_graph_breaks_equals_eager(backend, device, loss, refs)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for N in (9, 11):  # the second size compiles with a symbolic number of rows
         arguments = example(loss, N, refs=refs)
-        if "margin" in loss.__kwdefaults__:
-            arguments["margin"] = torch.tensor(0.5)
+        arguments |= {name: torch.tensor(0.5) for of, name in LEARNABLE if of is loss}
         assert_equal_outcomes(compiled, loss, arguments, device)
 
 
@@ -113,7 +112,7 @@ def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_inputs(back
     with torch.autocast(device, torch.bfloat16):
         value = loss(**arguments)
     grads = torch.autograd.grad(value, rows)
-    rounded = {name: v.bfloat16() if v.is_floating_point() else v for name, v in arguments.items()}
+    rounded = {name: v.bfloat16() if v.is_floating_point() and v.dim() else v for name, v in arguments.items()}
     want = loss(**rounded)
     assert value.dtype == torch.float32
     assert torch.equal(value, want)

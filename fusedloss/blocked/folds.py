@@ -27,10 +27,17 @@ class Kind(NamedTuple):
     numbers: Sequence[Any]  # of the loss
 
     @staticmethod
-    def of(t: Tile, pos: Sequence[str], neg: Sequence[str], params: Sequence[Any]) -> list[Kind]:
-        half = len(params) // 2
-        positives = [Kind(True, t.pos, pos, 0, params[:half])] if pos and t.pos is not None else []
-        return positives + ([Kind(False, t.neg, neg, len(pos), params[half:])] if neg else [])
+    def of(t: Tile, pos: Sequence[str], neg: Sequence[str], numbers: Sequence[Any]) -> list[Kind]:
+        half = len(numbers) // 2
+        positives = [Kind(True, t.pos, pos, 0, numbers[:half])] if pos and t.pos is not None else []
+        return positives + ([Kind(False, t.neg, neg, len(pos), numbers[half:])] if neg else [])
+
+
+def listed(params: Tensor) -> Sequence[Any]:
+    return params.tolist() if params.device.type == "cpu" else params.unbind()
+
+
+# ---------------------------------------------------------------------------------------------------------- forward
 
 
 def fold(
@@ -40,8 +47,8 @@ def fold(
     """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
     xs, ys = sides(x, y, x_labels, y_labels, metric, sort=True)
     v, w = lifts(offsets, xs, ys)
-    numbers, kinds = listed(params), [*pos, *neg]
-    start = torch.tensor([EMPTY[kind] for kind in kinds], dtype=state_dtype(x), device=x.device)
+    numbers = listed(params)
+    start = torch.tensor([EMPTY[kind] for kind in [*pos, *neg]], dtype=state_dtype(x), device=x.device)
     by_row = start[:, None].repeat(1, len(x))
     by_column = by_row if y is None else start[:, None].repeat(1, len(y))
     for t in tiles(xs, ys, metric):
@@ -57,10 +64,6 @@ def fold(
                     add(by_column[k, t.c], cols, kind)
     found = [xs.restore(by_row, 1), *([ys.restore(by_column, 1)] if columns else [])]
     return torch.cat(found, 1)
-
-
-def listed(params: Tensor) -> Sequence[Any]:
-    return params.tolist() if params.device.type == "cpu" else params.unbind()
 
 
 def fold_tile(term: Tensor, kind: str, columns: bool) -> tuple[Tensor, Tensor | None]:
@@ -90,7 +93,7 @@ def add(state: Tensor, part: Tensor, kind: str) -> None:
     if kind == "sum":
         state += part
     else:
-        torch.logaddexp(state, part.to(state.dtype), out=state)
+        torch.logaddexp(state, part, out=state)
 
 
 def lifts(offsets: Tensor | None, x: Side, y: Side) -> tuple[Any, Any]:
@@ -107,6 +110,34 @@ def lift(v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return lifted, (v[:, None] - lifted).exp_().where(v[:, None] != w, lifted.new_tensor(0.5))  # also of two infinities
 
 
+# --------------------------------------------------------------------------------------------------------- backward
+
+
+class Anchors(NamedTuple):
+    """States and derivatives of a side's anchors, [folds, n, 1] of rows or [folds, 1, n] of columns."""
+
+    states: Tensor
+    dstates: Tensor
+
+    def at(self, part: slice) -> Anchors:
+        return Anchors(*(t[:, part] if t.shape[2] == 1 else t[:, :, part] for t in self))
+
+
+class Gradient:
+    """What the tiles add up to on one side."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self.rows = torch.zeros_like(side.rows)
+        self.own = torch.zeros_like(side.norms)  # how much of each row itself
+        self.offsets = torch.zeros_like(side.norms)
+
+    def finish(self, metric: str, like: Tensor) -> Tensor:
+        if metric not in ("manhattan", "dot"):
+            self.rows.addcmul_(self.side.rows, (self.own * own_factor(self.side.norms, metric))[:, None])
+        return self.side.restore(self.rows, 0).to(like.dtype)
+
+
 def fold_grad(
     x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, params: Tensor, offsets: Tensor | None,
     states: Tensor, dstates: Tensor, loss: str, metric: str, pos: Sequence[str], neg: Sequence[str],
@@ -116,30 +147,28 @@ def fold_grad(
     xs, ys = sides(x, y, x_labels, y_labels, metric, sort=True)
     v, w = lifts(offsets, xs, ys)
     N, numbers = len(x), listed(params)
-    row_anchors = [xs.ordered(t[:, :N])[:, :, None] for t in (states, dstates)]  # [folds, N, 1]
-    column_anchors = None  # [folds, 1, M]
+    rows = Anchors(*(xs.ordered(t[:, :N])[:, :, None] for t in (states, dstates)))
+    columns = None
     if y is None:  # row j of a self batch is an anchor too
-        column_anchors = [t.mT for t in row_anchors]
+        columns = Anchors(*(t.mT for t in rows))
     elif states.shape[1] > N:
-        column_anchors = [ys.ordered(t[:, N:])[:, None] for t in (states, dstates)]
-    dx, own_x, dv = torch.zeros_like(xs.rows), torch.zeros_like(xs.norms), torch.zeros_like(xs.norms)
-    dy, own_y, dw = (dx, own_x, dv) if y is None else (torch.zeros_like(ys.rows), *torch.zeros(2, len(y)).to(ys.norms))
+        columns = Anchors(*(ys.ordered(t[:, N:])[:, None] for t in (states, dstates)))
+    of_x = Gradient(xs)
+    of_y = of_x if y is None else Gradient(ys)
     dparams = torch.zeros_like(params)
 
     for t in tiles(xs, ys, metric):
-        s = t.s
+        s, share = t.s, None
         if v is not None:
             lifted, share = lift(v[t.r], w[t.c])
             s = s + lifted
-        anchors = [[a[:, t.r] for a in row_anchors]]
-        if column_anchors is not None:
-            anchors.append([a[:, :, t.c] for a in column_anchors])
+        anchors = [rows.at(t.r), *([] if columns is None else [columns.at(t.c)])]
         g = None
         for of in Kind.of(t, pos, neg, numbers):
-            terms = LOSSES[loss].terms(s, of.numbers, of.positive) if "lse" in of.folds else of.folds
+            terms = LOSSES[loss].terms(s, of.numbers, of.positive) if "lse" in of.folds else [s] * len(of.folds)
             slopes = LOSSES[loss].slopes(s, of.numbers, of.positive)
             for k, (kind, term, (by_s, by_numbers)) in enumerate(zip(of.folds, terms, slopes, strict=False), of.first):
-                weight = term_weight(term, kind, [(state[k], dstate[k]) for state, dstate in anchors], s.dtype)
+                weight = term_weight(term, kind, [(a.states[k], a.dstates[k]) for a in anchors])
                 if want_params:
                     once = 0.5 if t.itself else 1.0  # a diagonal tile shows each of its pairs twice
                     for p, by in enumerate(by_numbers(), 0 if of.positive else len(numbers) // 2):
@@ -148,59 +177,55 @@ def fold_grad(
                 g = part if g is None else g.add_(part)
         if g is None or (x.device.type == "cpu" and all(extreme == 0 for extreme in g.aminmax())):
             continue
-        both_sides = t.mirrored or (y is not None and want_y)
-        if v is not None:
-            dv[t.r] += (g * share).sum(1)
-            if t.mirrored or y is not None:
-                dw[t.c] += (g * (1 - share)).sum(0)
+        wanted = [(of_x, t.r, False)] if want_x else []
+        if t.mirrored or (y is not None and want_y):
+            wanted.append((of_y, t.c, True))
+        if share is not None:
+            of_x.offsets[t.r] += (g * share).sum(1)
+            if not t.itself:
+                of_y.offsets[t.c] += (g * (1 - share)).sum(0)
         if metric == "manhattan":
-            if want_x:
-                dx[t.r] += manhattan_grad(g, xs.rows[t.r], ys.rows[t.c])
-            if both_sides:
-                dy[t.c] += manhattan_grad(g.T, ys.rows[t.c], xs.rows[t.r])
+            for into, at, mirrored in wanted:
+                ends = (ys.rows[t.c], xs.rows[t.r]) if mirrored else (xs.rows[t.r], ys.rows[t.c])
+                into.rows[at] += manhattan_grad(g.T if mirrored else g, *ends)
             continue
         pulls, own = pull(g, t.s, xs.norms[t.r], ys.norms[t.c], metric)
-        if want_x:
-            dx[t.r].addmm_(pulls, ys.rows[t.c])
-        if both_sides:
-            dy[t.c].addmm_(pulls.T, xs.rows[t.r])
-        if own is not None:
-            own_x[t.r] += own.sum(1)
-            if both_sides:
-                own_y[t.c] += own.sum(0)
+        for into, at, mirrored in wanted:
+            into.rows[at].addmm_(pulls.T if mirrored else pulls, xs.rows[t.r] if mirrored else ys.rows[t.c])
+            if own is not None:
+                into.own[at] += own.sum(0 if mirrored else 1)
 
-    def finish(d: Tensor, own: Tensor, side: Side, like: Tensor) -> Tensor:
-        if metric not in ("manhattan", "dot"):
-            d.addcmul_(side.rows, (own * own_factor(side.norms, metric))[:, None])
-        return side.restore(d, 0).to(like.dtype)
-
-    by_offset = [xs.restore(dv, 0), *([] if y is None else [ys.restore(dw, 0)])]
+    by_offset = [side.side.restore(side.offsets, 0) for side in ([of_x] if y is None else [of_x, of_y])]
     return (
-        finish(dx, own_x, xs, x) if want_x else x.new_empty(0),
-        finish(dy, own_y, ys, y) if y is not None and want_y else x.new_empty(0),
+        of_x.finish(metric, x) if want_x else x.new_empty(0),
+        of_y.finish(metric, y) if y is not None and want_y else x.new_empty(0),
         dparams if want_params else x.new_empty(0),
         x.new_empty(0) if offsets is None else torch.cat(by_offset),
     )
 
 
-def term_weight(term: Tensor | str, kind: str, anchors: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
+def term_weight(term: Tensor, kind: str, anchors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """dL/dterm of a tile, summed over its anchors: the (state, dL/dstate) of the rows, and of the columns."""
     if kind == "sum":
-        return sum(dstate for _, dstate in anchors).to(dtype)  # type: ignore[union-attr]
+        return total([dstate.to(term.dtype) for _, dstate in anchors])
     if term.device.type == "cpu":
         extremes = [extreme for state, _ in anchors for extreme in state.aminmax()]
-        high = max(extremes)
+        high = max(extremes).to(term.dtype)
         if high - min(extremes) < SAFE:  # one exponential serves all
-            scale = sum(dstate * (high.to(dtype) - state).exp() for state, dstate in anchors)
-            return (term - high.to(dtype)).exp_().mul_(scale.to(dtype))
-    return sum(exponential(term, state, dstate) for state, dstate in anchors)
+            scale = total([(dstate * (high - state).exp()).to(term.dtype) for state, dstate in anchors])
+            return (term - high).exp_().mul_(scale)
+    return total([exponential(term, state, dstate) for state, dstate in anchors])
 
 
 def exponential(term: Tensor, state: Tensor, dstate: Tensor) -> Tensor:
-    """dL/dterm of a log sum exp, whose rounding to the tile's dtype is a factor of its derivative."""
+    """dL/dterm of a log sum exp; what the tile's dtype has no room for is a factor of its derivative."""
     rounded = state.to(term.dtype)
     rest = (state - rounded).where(state != rounded, state.new_zeros(()))  # not inf - inf
     return (term - rounded).exp_().mul_((dstate * (-rest).exp()).to(term.dtype))
+
+
+def total(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 def times(slope: Tensor | float, weight: Tensor, mask: Tensor | None, like: Tensor) -> Tensor:

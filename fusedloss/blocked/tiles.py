@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -55,8 +55,8 @@ class Tile(NamedTuple):
     r: slice
     c: slice
     s: Tensor  # scores [BM, BN]
-    pos: Tensor | None  # [BM, BN] bool, None where every pair is negative
-    neg: Tensor | None
+    pos: Any  # [BM, BN] bool; None where every pair is negative, which only sorted sides show
+    neg: Any
     itself: bool  # its diagonal holds the pairs (i, i) of a self batch, which are neither
     mirrored: bool  # a self batch walks each pair of blocks once; off the diagonal it stands for both orders
 

@@ -49,7 +49,8 @@ class Side(NamedTuple):
     @property
     def argument(self) -> tuple[Tensor, ...]:
         """The side as a kernel's argument."""
-        return self[:3] if self.offsets is None else self[:4]
+        side = (self.rows, self.norms, self.labels)
+        return side if self.offsets is None else (*side, self.offsets)
 
     def restore(self, t: Tensor, dim: int) -> Tensor:
         """t, computed in the side's order, in the order of the inputs."""

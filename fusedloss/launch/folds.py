@@ -140,7 +140,10 @@ def fold_grad(
         prepared, precision = prepare(reorder(x, order), reorder(labels, order), metric)
         anchors = None
         if states.shape[1] >= (part.stop or N + len(x)):  # the rows are anchors
-            anchors = tuple(reorder(t[:, part].contiguous(), order, 1) for t in (states, dstates))
+            anchors = (
+                reorder(states[:, part].contiguous(), order, 1),
+                reorder(dstates[:, part].contiguous(), order, 1),
+            )
         lifts = None if offsets is None else reorder(offsets[part], order)
         return prepared._replace(offsets=lifts, states=anchors, order=order), precision
 

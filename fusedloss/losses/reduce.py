@@ -22,4 +22,4 @@ def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor) -> Ten
 
 def softplus(z: Tensor) -> Tensor:
     """log(1 + exp(z)) to the last bits for every z; torch's own is linear from a threshold on."""
-    return -F.logsigmoid(-z)
+    return 0.0 - F.logsigmoid(-z)  # unlike -F.logsigmoid never -0.0

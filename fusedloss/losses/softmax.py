@@ -185,8 +185,8 @@ def clip_loss(
     x, y = checks.same_rows(("image", "text"), (image, text))
     rows = torch.arange(len(x), device=x.device)
     positive, negative = _competition(x, y, rows, logit_scale, "dot", columns=True)
-    by_image, by_text = softplus(negative - positive).split(len(x))
-    loss = reduce((by_image + by_text) / 2, reduction, len(x), x)
+    terms = softplus(negative - positive)  # of the images, then of the texts
+    loss = reduce((terms[: len(x)] + terms[len(x) :]) / 2, reduction, len(x), x)
     return loss + 0 * logit_bias if isinstance(logit_bias, Tensor) else loss
 
 

@@ -47,9 +47,9 @@ def multi_similarity_loss(
 
     Source: Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning", CVPR 2019.
 
-    >>> x, labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 1])
-    >>> multi_similarity_loss(x, labels, reduction="none")
-    tensor([0.1566, 0.1566, 0.0000])
+    >>> x, labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]]), torch.tensor([0, 0, 1])
+    >>> multi_similarity_loss(x, labels, beta=2.0, reduction="none")
+    tensor([0.5557, 0.5557, 0.6181])
     """
     checks.number("alpha", alpha, above=True, tensor=False)
     checks.number("beta", beta, above=True, tensor=False)
@@ -102,7 +102,7 @@ def circle_loss(
 
     >>> x, labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]]), torch.tensor([0, 0, 1])
     >>> circle_loss(x, labels, gamma=1.0, reduction="none")
-    tensor([0.7142, 0.7142, 0.0000])
+    tensor([0.7133, 0.7133, 0.0000])
     """
     checks.number("margin", margin, tensor=False)
     checks.number("gamma", gamma, above=True, tensor=False)
@@ -200,7 +200,7 @@ def lifted_structure_loss(
 
     >>> x, labels = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 1])
     >>> lifted_structure_loss(x, labels, reduction="none")
-    tensor([2.5930, 2.5930, 0.0000])
+    tensor([2.5968, 2.5968, 0.0000])
     """
     x, labels, refs, ref_labels, metric = _lifted(
         embeddings, labels, ref_embeddings, ref_labels, neg_margin, pos_margin, normalize, reduction
