@@ -81,7 +81,7 @@ def fold(
         c = c0 + tl.arange(0, BN)
         other, yl = load_norms(y, c, M)[None, :], load_labels(y, c, M)
         e = accumulate(x[0], y[0], xs, load_chunks(y[0], c, M, D, BD, CHUNKS), r, c, N, M, D, BD, PRECISION)
-        s, _, _, _ = SCORE(e, own, other)
+        s = SCORE(e, own, other)[0]
         if len(x) > 3:
             s += lift(x, y, r, c, N, M)[0]
         pos, neg = pair_masks(xl, yl, r, c, M, SELF)
@@ -171,7 +171,8 @@ def grad(
         column_up = load_anchors(y_states, c, M, POS, 0, 0, ANCHORS != "x")
         column_down = load_anchors(y_states, c, M, NEG, len(POS), 0, ANCHORS != "x")
         ys = load_chunks(y[0], c, M, D, BD, CHUNKS)
-        s, d_e, t, _ = SCORE(accumulate(x[0], y[0], xs, ys, r, c, N, M, D, BD, PRECISION), own, other)
+        e = accumulate(x[0], y[0], xs, ys, r, c, N, M, D, BD, PRECISION)
+        s, d_e, t, _f = SCORE(e, own, other)
         if len(x) > 3:
             lifted, share = lift(x, y, r, c, N, M)
             s += lifted
@@ -185,19 +186,19 @@ def grad(
                 g += own_g
         if BRANCH != "zero" or tl.max((g != 0.0).to(tl.int32)) > 0:
             w = round_weights(g * d_e, x[0].dtype.element_ty, PRECISION)
-            own_share += tl.sum(w.to(tl.float32) * t, 1)
+            if t is not None:
+                own_share += tl.sum(w.to(tl.float32) * t, 1)
             acc = accumulate_grad(acc, w, x[0], y[0], ys, r, c, first, N, M, D, BD, PRECISION)
             if len(x) > 3:
                 by_offset += tl.sum(g * share, 1)
 
-    _, _, _, f = SCORE(0.0, own, own)
-    own_share = own_share[:, None] * f
+    f = SCORE(own, own, own)[3]
     out_ptr += tl.program_id(1).to(tl.int64) * N * D + r.to(tl.int64)[:, None] * D
     for k in tl.static_range(SLAB):
         dims = first + k * BD + tl.arange(0, BD)
         dx = acc[k]
-        if PRECISION != "manhattan":
-            dx -= own_share * load_rows(x[0], r, dims, N, D).to(tl.float32)
+        if f is not None:
+            dx -= own_share[:, None] * f * load_rows(x[0], r, dims, N, D).to(tl.float32)
         tl.store(out_ptr + dims[None, :], dx.to(out_ptr.dtype.element_ty), mask=(r < N)[:, None] & (dims < D)[None, :])
     if tl.program_id(2) == 0:
         at = sums_ptr + tl.program_id(1).to(tl.int64) * (2 * BY + 1) * N + r

@@ -43,7 +43,7 @@ def mine(
         c = c0 + tl.arange(0, BN)
         other, yl = load_norms(y, c, M)[None, :], load_labels(y, c, M)
         e = accumulate(x[0], y[0], xs, load_chunks(y[0], c, M, D, BD, CHUNKS), r, c, N, M, D, BD, PRECISION)
-        s, _, _, _ = SCORE(e, own, other)
+        s = SCORE(e, own, other)[0]
         pos, neg = pair_masks(xl, yl, r, c, M, SELF)
         if POSITIVE != 0:
             pos_best, pos_index = keep_best(pos_best, pos_index, s, pos, c, POSITIVE)
