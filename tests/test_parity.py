@@ -1,6 +1,7 @@
-"""Parity with pytorch-metric-learning, the library most people come from."""
+"""Parity with pytorch-metric-learning, the library most people come from, and with torch and open_clip's formulas."""
 
 import pytest
+import torch
 import torch.nn.functional as F
 
 import fusedloss
@@ -75,3 +76,108 @@ def test_easy_and_semihard_selection_is_its_batch_easy_hard_miner(backend, devic
 
     ours = with_options(fusedloss.batch_hard_triplet_loss, margin=4.0, positives=positives, negatives=negatives)
     check(ours, arguments(False), device=device, oracle=theirs)
+
+
+ALL_PAIRS = {
+    "supcon": (fusedloss.supcon_loss, lambda: losses.SupConLoss(temperature=0.1)),
+    "multi-similarity": (fusedloss.multi_similarity_loss, lambda: losses.MultiSimilarityLoss()),
+    "circle": (fusedloss.circle_loss, lambda: losses.CircleLoss()),
+    "generalised lifted": (
+        fusedloss.generalized_lifted_structure_loss,
+        lambda: losses.GeneralizedLiftedStructureLoss(),
+    ),
+    "lifted": (fusedloss.lifted_structure_loss, lambda: losses.LiftedStructureLoss()),
+}
+
+
+@pytest.mark.parametrize("name", ALL_PAIRS)
+def test_defaults_of_all_pairs_losses_are_its_own(backend, device, name):
+    ours, theirs = ALL_PAIRS[name]
+    check(with_options(ours), arguments(normalized=False), device=device, oracle=theirs(), roundings=1)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL_PAIRS if name != "lifted"])  # its ends of a reference differ
+def test_all_pairs_losses_with_references_are_its_own(backend, device, name):
+    ours, theirs = ALL_PAIRS[name]
+    x, labels = batch(37, 23)
+    y, ref_labels = batch(29, 23, seed=1)
+    labels[-1] = 0  # its zero of an anchor without a positive is not counted, or is, by the reducer
+    loss = theirs()
+
+    def oracle(embeddings, refs):
+        return loss(embeddings, labels, ref_emb=refs, ref_labels=ref_labels)
+
+    def fused(embeddings, refs):
+        return ours(embeddings, labels.to(device), refs, ref_labels.to(device))
+
+    check(fused, dict(embeddings=x, refs=y), device=device, oracle=oracle)
+
+
+def test_nt_xent_is_its_loss_of_two_views_a_class(backend, device):
+    (z1, _), (z2, _) = batch(17, 23), batch(17, 23, seed=1)
+    loss = losses.NTXentLoss(temperature=0.5)
+
+    def theirs(z1, z2):
+        return loss(torch.cat([z1, z2]), torch.arange(len(z1)).repeat(2))
+
+    check(fusedloss.nt_xent_loss, dict(z1=z1, z2=z2), device=device, oracle=theirs)
+
+
+def cross_entropy(logits, targets=None):
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) if targets is None else targets)
+
+
+@pytest.mark.parametrize("offset", [0, 4])
+def test_info_nce_is_cross_entropy_of_its_logits(backend, device, offset):
+    (query, _), (key, _), (queue, _) = batch(17, 23), batch(17 + offset, 23, seed=1), batch(13, 23, seed=2)
+
+    def theirs(query, key, negatives, temperature):
+        keys = F.normalize(torch.cat([key, negatives]))
+        rows = torch.arange(offset, offset + len(query), device=query.device)
+        return cross_entropy(F.normalize(query) @ keys.T / temperature, rows)
+
+    given = dict(query=query, key=key, negatives=queue, temperature=torch.tensor(0.2))
+    check(with_keywords(fusedloss.info_nce_loss, offset=offset), given, device=device, oracle=theirs)
+
+
+def test_moco_is_cross_entropy_of_one_positive_and_the_queue(backend, device):
+    (query, _), (key, _), (queue, _) = batch(17, 23), batch(17, 23, seed=1), batch(29, 23, seed=2)
+
+    def theirs(query, key, negatives):
+        query, key, negatives = (F.normalize(t) for t in (query, key, negatives))
+        logits = torch.cat([(query * key).sum(1, keepdim=True), query @ negatives.T], 1) / 0.07
+        return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.int64, device=query.device))
+
+    ours = with_keywords(fusedloss.info_nce_loss, in_batch_negatives=False)
+    given = dict(query=query, key=key, negatives=queue)
+    check(ours, given, device=device, oracle=theirs, constant=["key", "negatives"])
+
+
+def test_clip_and_siglip_are_open_clips_formulas(backend, device):
+    (image, _), (text, _) = batch(17, 23), batch(17, 23, seed=1)
+
+    def clip(image, text, logit_scale):
+        logits_per_image = logit_scale * image @ text.T
+        logits_per_text = logit_scale * text @ image.T
+        return (cross_entropy(logits_per_image) + cross_entropy(logits_per_text)) / 2
+
+    def siglip(image, text, logit_scale, logit_bias):
+        logits = logit_scale * image @ text.T + logit_bias
+        labels = 2 * torch.eye(len(image), dtype=image.dtype, device=image.device) - torch.ones_like(logits)
+        return -F.logsigmoid(labels * logits).sum() / len(image)
+
+    given = dict(image=image, text=text, logit_scale=torch.tensor(10.0))
+    check(fusedloss.clip_loss, given, device=device, oracle=clip)
+    check(fusedloss.siglip_loss, given | dict(logit_bias=torch.tensor(-5.0)), device=device, oracle=siglip)
+
+
+def test_n_pair_is_cross_entropy_of_dot_products(backend, device):
+    (anchor, _), (positive, _) = batch(17, 23), batch(17, 23, seed=1)
+    given = dict(anchor=2 * anchor, positive=2 * positive)
+    check(
+        fusedloss.n_pair_loss, given, device=device, oracle=lambda anchor, positive: cross_entropy(anchor @ positive.T)
+    )
+
+
+def with_keywords(loss, **options):
+    return lambda **given: loss(**given, **options)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..states import state_dtype
 from .losses import LOSSES
-from .scores import manhattan_grad, own_factor, pull
+from .scores import manhattan_grad, pull, unit_grad
 from .tiles import Side, Tile, sides, tiles
 
 EMPTY = {"sum": 0.0, "lse": -torch.inf}  # what a fold over no pair is
-SAFE = 60.0  # exponents this far apart stay in the range of float32 together
+SAFE = 10.0  # exponents this far apart lose no more than 5e-7 of their exponentials in float32 when shifted together
 
 
 class Kind(NamedTuple):
@@ -129,13 +129,20 @@ class Gradient:
     def __init__(self, side: Side) -> None:
         self.side = side
         self.rows = torch.zeros_like(side.rows)
-        self.own = torch.zeros_like(side.norms)  # how much of each row itself
-        self.offsets = torch.zeros_like(side.norms)
+        self.own = torch.zeros_like(side.squares)  # how much of each row itself
+        self.offsets = torch.zeros_like(side.squares)
 
-    def finish(self, metric: str, like: Tensor) -> Tensor:
-        if metric not in ("manhattan", "dot"):
-            self.rows.addcmul_(self.side.rows, (self.own * own_factor(self.side.norms, metric))[:, None])
-        return self.side.restore(self.rows, 0).to(like.dtype)
+    def add(self, part: slice, w: Tensor, others: Tensor, f: float) -> None:
+        """The share of a tile: sum_j w_ij (y_j - f x_i)."""
+        self.rows[part].addmm_(w, others)
+        if f:
+            self.own[part] -= w.sum(1)
+
+    def finish(self, like: Tensor) -> Tensor:
+        d = self.rows.addcmul_(self.own[:, None], self.side.rows)
+        if self.side.scale is not None:
+            d = unit_grad(d, self.side.rows, self.side.scale)
+        return self.side.restore(d, 0).to(like.dtype)
 
 
 def fold_grad(
@@ -177,28 +184,27 @@ def fold_grad(
                 g = part if g is None else g.add_(part)
         if g is None or (x.device.type == "cpu" and all(extreme == 0 for extreme in g.aminmax())):
             continue
-        wanted = [(of_x, t.r, False)] if want_x else []
-        if t.mirrored or (y is not None and want_y):
-            wanted.append((of_y, t.c, True))
+        columns_too = t.mirrored or (y is not None and want_y)
         if share is not None:
             of_x.offsets[t.r] += (g * share).sum(1)
             if not t.itself:
                 of_y.offsets[t.c] += (g * (1 - share)).sum(0)
         if metric == "manhattan":
-            for into, at, mirrored in wanted:
-                ends = (ys.rows[t.c], xs.rows[t.r]) if mirrored else (xs.rows[t.r], ys.rows[t.c])
-                into.rows[at] += manhattan_grad(g.T if mirrored else g, *ends)
+            if want_x:
+                of_x.rows[t.r] += manhattan_grad(g, xs.rows[t.r], ys.rows[t.c])
+            if columns_too:
+                of_y.rows[t.c] += manhattan_grad(g.T, ys.rows[t.c], xs.rows[t.r])
             continue
-        pulls, own = pull(g, t.s, xs.norms[t.r], ys.norms[t.c], metric)
-        for into, at, mirrored in wanted:
-            into.rows[at].addmm_(pulls.T if mirrored else pulls, xs.rows[t.r] if mirrored else ys.rows[t.c])
-            if own is not None:
-                into.own[at] += own.sum(0 if mirrored else 1)
+        pulls, f = pull(g, t.s, metric)
+        if want_x:
+            of_x.add(t.r, pulls, ys.rows[t.c], f)
+        if columns_too:
+            of_y.add(t.c, pulls.T, xs.rows[t.r], f)
 
     by_offset = [side.side.restore(side.offsets, 0) for side in ([of_x] if y is None else [of_x, of_y])]
     return (
-        of_x.finish(metric, x) if want_x else x.new_empty(0),
-        of_y.finish(metric, y) if y is not None and want_y else x.new_empty(0),
+        of_x.finish(x) if want_x else x.new_empty(0),
+        of_y.finish(y) if y is not None and want_y else x.new_empty(0),
         dparams if want_params else x.new_empty(0),
         x.new_empty(0) if offsets is None else torch.cat(by_offset),
     )

@@ -17,8 +17,8 @@ def mine(
     metric = "sqeuclidean" if metric == "euclidean" else metric  # the same order, no root
     xs, ys = sides(x, y, x_labels, y_labels, metric, sort=False)
     index = torch.full((2, len(x)), -1, dtype=torch.int64, device=x.device)
-    pos_best = xs.norms.new_full((len(x),), FIRST[positives])
-    neg_best = xs.norms.new_full((len(x),), FIRST["nearest" if negatives == "beyond" else negatives])
+    pos_best = xs.squares.new_full((len(x),), FIRST[positives])
+    neg_best = xs.squares.new_full((len(x),), FIRST["nearest" if negatives == "beyond" else negatives])
     for r in row_blocks(xs):
         for t in row_tiles(xs, ys, metric, r):
             if negatives != "beyond":

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .scores import score, score_norms
+from .scores import SCALED, score, unit
 
 BLOCK = 512  # rows and columns of a tile: 1 MiB in float32 stays in a core's L2 cache
 
@@ -16,7 +16,8 @@ class Side(NamedTuple):
     """One side of the score matrix in the order it is walked."""
 
     rows: Tensor
-    norms: Tensor
+    squares: Tensor  # their squared lengths
+    scale: Tensor | None  # by which they were scaled [N, 1]
     labels: Tensor
     order: Tensor | None
     bounds: list[tuple[int, int]] | None  # first and last label of each block, where reading them costs no sync
@@ -26,10 +27,10 @@ class Side(NamedTuple):
         order = labels.argsort(stable=True) if sort and x.device.type == "cpu" else None
         if order is not None:
             x, labels = x[order], labels[order]
-        rows = widen(x)
+        rows, scale = unit(widen(x)) if metric in SCALED else (widen(x), None)
         blocks = labels.split(BLOCK) if order is not None and len(labels) else ()
         bounds = [(int(b[0]), int(b[-1])) for b in blocks] if order is not None else None
-        return Side(rows, score_norms(rows, metric), labels, order, bounds)
+        return Side(rows, rows.square().sum(1), scale, labels, order, bounds)
 
     def ordered(self, t: Tensor) -> Tensor:
         """t [K, N] in the walking order."""
@@ -65,7 +66,7 @@ def row_tiles(x: Side, y: Side, metric: str, r: slice, first: int = 0) -> Iterat
     """The tiles of a block of rows, columns from `first` on."""
     for j in range(first, len(y.rows), BLOCK):
         c = slice(j, j + BLOCK)
-        s = score(x.rows[r], y.rows[c], x.norms[r], y.norms[c], metric)
+        s = score(x.rows[r], y.rows[c], x.squares[r], y.squares[c], metric)
         itself = x is y and r == c
         pos = neg = None
         if not disjoint(x.bounds, y.bounds, r.start // BLOCK, j // BLOCK):
