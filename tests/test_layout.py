@@ -103,3 +103,37 @@ def test_docstring_examples_hold(name):
 def test_every_function_has_an_example_and_an_equivalent(function):
     assert ">>>" in function.__doc__
     assert "Equivalent to" in function.__doc__
+
+
+def code_lines(path, word):
+    """Lines of the top-level definitions whose name has the word, and of other lines of tables that have it."""
+    text = (ROOT / path).read_text()
+    lines, found = text.splitlines(), set()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and word in node.name.lower():
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            found |= {*range(first, node.end_lineno + 1)}
+            if ast.get_docstring(node):
+                found -= {*range(node.body[0].lineno, node.body[0].end_lineno + 1)}
+        elif isinstance(node, ast.Assign | ast.ImportFrom):
+            found |= {i for i in range(node.lineno, node.end_lineno + 1) if word in lines[i - 1].lower()}
+    return sum(bool(lines[i - 1].strip()) for i in found)
+
+
+def test_contributing_has_the_real_line_count_of_its_example():
+    counts = {
+        path: code_lines(path, "circle")
+        for path in (
+            "fusedloss/reference.py",
+            "kernels/losses.py",
+            "fusedloss/launch/folds.py",
+            "fusedloss/blocked/losses.py",
+            "fusedloss/losses/structured.py",
+            "fusedloss/modules.py",
+            "fusedloss/__init__.py",
+        )
+    }
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert f"{sum(counts.values())} lines in all" in text, counts
+    for path in ("fusedloss/reference.py", "kernels/losses.py", "fusedloss/blocked/losses.py"):
+        assert f"(`{path}`, {counts[path]} lines)" in text

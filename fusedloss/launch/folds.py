@@ -127,7 +127,7 @@ def fold_grad(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dx, dy, dparams and doffsets for derivatives dstates of the states; empty tensors for those not wanted."""
     spec = Spec(loss, metric, tuple(pos), tuple(neg), params)
-    N = len(x)
+    N, lifted = len(x), offsets is not None
     unit = None
     if x.dtype == torch.float16 and dstates.numel():
         # The products take fp16 operands: bring the largest derivative near 1, and undo it after.
@@ -151,36 +151,30 @@ def fold_grad(
     other = own if y is None else side(y, y_labels, slice(N, None))[0]
 
     def gradient(x: Side, y: Side, like: Tensor, by_numbers: bool) -> tuple[Tensor, Tensor]:
-        """By the rows of x, in their dtype, and the sums over each row [sums, n]."""
+        """By the rows of x, in their dtype; and the sums over each row, by the numbers and by its offset [sums, n]."""
         n, D = like.shape
-        tile, _ = pick(spec.kernel("grad", offsets is not None), x, precision, D)
+        tile, _ = pick(spec.kernel("grad", lifted), x, precision, D)
         parts = splits(n, len(y.labels), tile)
         plain = parts == 1 and unit is None
         out = torch.empty(parts, n, D, dtype=like.dtype if plain else torch.float32, device=like.device)
-        count = (len(params) if by_numbers else 0) + 1
-        sums = torch.empty(parts, count, n, dtype=torch.float32, device=like.device)
+        sums = torch.empty(parts, len(params) * by_numbers + 1, n, dtype=torch.float32, device=like.device)
         grad_launch(x, y, out, sums, spec, precision, by_numbers).run()
-        d = merge(out, ()) if unit is None else merge(out, ()) * unit
-        if by_numbers or offsets is not None:
-            sums = x.restore(merge(sums, ()) if unit is None else merge(sums, ()) * unit, 1)
-        return x.restore(d.to(like.dtype), 0), sums
 
-    found: dict[str, Tensor] = {}
-    lifts = []
-    if want_x or offsets is not None or (want_params and not want_y):
-        found["x"], sums = gradient(own, other, x, want_params)
-        found["params"], lifts = sums[:-1].sum(1), [sums[-1:]]
-    if y is not None and (want_y or offsets is not None):
-        found["y"], sums = gradient(other, own, y, want_params and not lifts)
-        found.setdefault("params", sums[:-1].sum(1))
-        lifts.append(sums[-1:])
-    if y is None:
-        found["params"] = 0.5 * found["params"]  # every pair was seen from both of its rows
+        def whole(t: Tensor) -> Tensor:
+            return merge(t, ()) if unit is None else merge(t, ()) * unit
+
+        return x.restore(whole(out).to(like.dtype), 0), x.restore(whole(sums), 1) if by_numbers or lifted else sums
+
+    runs = [(own, other, x)] if want_x or lifted or (want_params and not want_y) else []
+    if y is not None and (want_y or lifted):
+        runs.append((other, own, y))
+    found = [gradient(*run, by_numbers=want_params and i == 0) for i, run in enumerate(runs)]
+    twice = 2 if y is None else 1  # every pair of a self batch was seen from both of its rows
     return (
-        found["x"] if want_x else x.new_empty(0),
-        found["y"] if want_y and y is not None else x.new_empty(0),
-        found["params"].to(params.device) if want_params else x.new_empty(0),
-        x.new_empty(0) if offsets is None else torch.cat(lifts, 1)[0],
+        found[0][0] if want_x else x.new_empty(0),
+        found[-1][0] if want_y and y is not None else x.new_empty(0),
+        (found[0][1][:-1].sum(1) / twice).to(params.device) if want_params else x.new_empty(0),
+        torch.cat([sums[-1] for _, sums in found]) if lifted else x.new_empty(0),
     )
 
 
