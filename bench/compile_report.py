@@ -57,6 +57,7 @@ LOSSES = {
     "generalized_lifted_structure": Work("softmax", LSE, LSE, 4, ("chord", "euclidean")),
     "lifted_structure": Work("contrastive", ("sum", "sum", "sum"), (), 2, ("chord", "euclidean"), lifted=True),
 }
+DEFAULTS = {"sm_90": ([128, 256, 512], list(DTYPES))}  # dimensions and formats
 METRICS = (*DISTANCES, *SIMILARITIES, "chord")
 
 
@@ -71,23 +72,20 @@ class Case(NamedTuple):
     arch: str
 
 
-def cases(
-    archs: list[str], dims: list[int], dtypes: list[str], metrics: list[str], losses: list[str]
-) -> Iterator[Case]:
-    for arch in archs:
-        for dtype in dtypes:
-            for D in dims:
-                for metric in metrics:
-                    for loss in losses:
-                        if metric in LOSSES[loss].metrics:
-                            yield Case("fold", loss, metric, dtype, D, arch)
-                            yield Case("grad", loss, metric, dtype, D, arch)
-                    if metric in DISTANCES:
-                        yield Case("mine", "", metric, dtype, D, arch)
-            for metric in (m for m in metrics if m != "chord"):  # these walk D in a loop, whatever it is
-                for kernel in ("row_distances", "row_distances_grad", "gather_grad"):
-                    yield Case(kernel, "", metric, dtype, dims[0], arch)
-            yield Case("prepare", "", "", dtype, dims[0], arch)
+def cases(arch: str, dims: list[int], dtypes: list[str], metrics: list[str], losses: list[str]) -> Iterator[Case]:
+    for dtype in dtypes:
+        for D in dims:
+            for metric in metrics:
+                for loss in losses:
+                    if metric in LOSSES[loss].metrics:
+                        yield Case("fold", loss, metric, dtype, D, arch)
+                        yield Case("grad", loss, metric, dtype, D, arch)
+                if metric in DISTANCES:
+                    yield Case("mine", "", metric, dtype, D, arch)
+        for metric in (m for m in metrics if m != "chord"):  # these walk D in a loop, whatever it is
+            for kernel in ("row_distances", "row_distances_grad", "gather_grad"):
+                yield Case(kernel, "", metric, dtype, dims[0], arch)
+        yield Case("prepare", "", "", dtype, dims[0], arch)
 
 
 def launch_of(case: Case) -> Any:
@@ -206,13 +204,19 @@ def report(todo: list[Case]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=list(ARCHS), choices=list(ARCHS))
-    parser.add_argument("--d", nargs="+", type=int, default=[64, 128, 256, 512, 1024])
-    parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--d", nargs="+", type=int, help="dimensions (128, 256 and 512 on sm_90, 128 elsewhere)")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=list(DTYPES), help="formats (all on sm_90, bf16 and fp32 elsewhere)"
+    )
     parser.add_argument("--metric", nargs="+", default=list(METRICS), choices=list(METRICS))
     parser.add_argument("--loss", nargs="+", default=list(LOSSES), choices=list(LOSSES))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = report(list(cases(options.arch, options.d, options.dtype, options.metric, options.loss)))
+    todo: list[Case] = []
+    for arch in options.arch:
+        dims, dtypes = DEFAULTS.get(arch, ([128], ["bf16", "fp32"]))
+        todo += cases(arch, options.d or dims, options.dtype or dtypes, options.metric, options.loss)
+    rows = report(todo)
     for r in rows:
         print(" ".join(f"{k}={v}" for k, v in r.items() if k != "config"), *r["config"].values())
     if options.json:

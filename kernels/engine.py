@@ -85,21 +85,21 @@ def fold(
         if len(x) > 3:
             s += lift(x, y, r, c, N, M)[0]
         pos, neg = pair_masks(xl, yl, r, c, M, SELF)
-        if len(NEG) > 0:
+        if NEG > 0:
             neg_folds = fold_tile(neg_folds, LOSS(s, down, False), neg, NEG, 1)
-        if len(POS) > 0:
+        if POS > 0:
             if BRANCH != "near" or share_labels(xl, yl):
                 pos_folds = fold_tile(pos_folds, LOSS(s, up, True), pos, POS, 1)
         if COLUMNS:
             inside = (r < N)[:, None]
-            at = columns_ptr + tl.program_id(0).to(tl.int64) * (len(POS) + len(NEG)) * M
+            at = columns_ptr + tl.program_id(0).to(tl.int64) * (POS % 16 + NEG % 16) * M
             store_folds(at, fold_tile(empty_folds(POS, BN), LOSS(s, up, True), pos & inside, POS, 0), c, M, POS)
-            at += len(POS) * M.to(tl.int64)
+            at += (POS % 16) * M.to(tl.int64)
             store_folds(at, fold_tile(empty_folds(NEG, BN), LOSS(s, down, False), neg & inside, NEG, 0), c, M, NEG)
 
-    out = states_ptr + tl.program_id(1).to(tl.int64) * (len(POS) + len(NEG)) * N
+    out = states_ptr + tl.program_id(1).to(tl.int64) * (POS % 16 + NEG % 16) * N
     store_folds(out, pos_folds, r, N, POS)
-    store_folds(out + len(POS) * N.to(tl.int64), neg_folds, r, N, NEG)
+    store_folds(out + (POS % 16) * N.to(tl.int64), neg_folds, r, N, NEG)
 
 
 @triton.jit
@@ -109,14 +109,14 @@ def tile_grad(
 ):  # fmt: skip
     """dL/ds [BM, BN] of the pairs in mask, folded as KINDS; and `sums` [BM] of dL by each of BY numbers of the loss."""
     g = 0.0
-    for k in tl.static_range(len(KINDS)):
+    for k in tl.static_range(KINDS % 16):
         term = terms[k]
         if len(term) > 1:  # not a constant
             weight = 0.0
             if ANCHORS != "y":
-                weight += term_weight(term[0], row[k], KINDS[k])
+                weight += term_weight(term[0], row[k], (KINDS >> (4 + k)) & 1)
             if ANCHORS != "x":
-                weight += term_weight(term[0], column[k], KINDS[k])
+                weight += term_weight(term[0], column[k], (KINDS >> (4 + k)) & 1)
             g += weight * term[1]
             grown = ()
             for p in tl.static_range(BY):
@@ -136,16 +136,18 @@ def zeros(COUNT: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["N", "M"], repr=_composed)
 def grad(
-    x, y, x_states, y_states, out_ptr, sums_ptr, numbers, N, M, D,  # out [splits, N, D]; sums [splits, sums, N]
+    x, y, x_states, y_states, outs, numbers, N, M, D,  # outs: dx [splits, N, D], sums [splits, sums, N]
     SCORE: tl.constexpr, LOSS: tl.constexpr, POS: tl.constexpr, NEG: tl.constexpr, ANCHORS: tl.constexpr,
-    BY_NUMBERS: tl.constexpr, BRANCH: tl.constexpr, FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, SLAB: tl.constexpr,
+    OWN: tl.constexpr, BY_NUMBERS: tl.constexpr, BRANCH: tl.constexpr, FROM_MEMORY: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
+    SLAB: tl.constexpr,
 ):  # fmt: skip
     """dx of the rows this program owns, SLAB chunks of D of them. Grid: (row blocks, splits, slabs).
 
     x_states, y_states: (states, derivatives of them), [folds, N] and [folds, M] each. ANCHORS says which there are: "x"
     (of the own rows), "y" (of the other side), "both", whose gradients go through one product, or "self": both, of a
     self batch.
+    OWN: the score's gradient has a share of the row itself.
     BRANCH as in `fold`; "zero": leave the product out where the gradient is zero.
     Each row's sums: of dL by its offset, if it has one, and, if BY_NUMBERS, by each of the loss's numbers.
     """
@@ -155,7 +157,7 @@ def grad(
     up = load_numbers(numbers, 0, FROM_MEMORY)  # of the positives
     down = load_numbers(numbers, len(numbers) // 2, FROM_MEMORY)  # of the negatives
     row_up = load_anchors(x_states, r, N, POS, 0, 1, ANCHORS != "y")
-    row_down = load_anchors(x_states, r, N, NEG, len(POS), 1, ANCHORS != "y")
+    row_down = load_anchors(x_states, r, N, NEG, POS % 16, 1, ANCHORS != "y")
     first = tl.program_id(2) * SLAB * BD
     acc = ()
     for _ in tl.static_range(SLAB):
@@ -169,7 +171,7 @@ def grad(
         c = c0 + tl.arange(0, BN)
         other, yl = load_norms(y, c, M)[None, :], load_labels(y, c, M)
         column_up = load_anchors(y_states, c, M, POS, 0, 0, ANCHORS != "x")
-        column_down = load_anchors(y_states, c, M, NEG, len(POS), 0, ANCHORS != "x")
+        column_down = load_anchors(y_states, c, M, NEG, POS % 16, 0, ANCHORS != "x")
         ys = load_chunks(y[0], c, M, D, BD, CHUNKS)
         e = accumulate(x[0], y[0], xs, ys, r, c, N, M, D, BD, PRECISION)
         s, d_e, t, _f = SCORE(e, own, other)
@@ -178,30 +180,30 @@ def grad(
             s += lifted
         pos, neg = pair_masks(xl, yl, r, c, M, ANCHORS == "self")
         g = tl.zeros([BM, BN], tl.float32)
-        if len(NEG) > 0:
+        if NEG > 0:
             g, by_down = tile_grad(LOSS(s, down, False), neg, row_down, column_down, by_down, NEG, ANCHORS, BY)
-        if len(POS) > 0:
+        if POS > 0:
             if BRANCH != "near" or share_labels(xl, yl):
                 own_g, by_up = tile_grad(LOSS(s, up, True), pos, row_up, column_up, by_up, POS, ANCHORS, BY)
                 g += own_g
         if BRANCH != "zero" or tl.max((g != 0.0).to(tl.int32)) > 0:
             w = round_weights(g * d_e, x[0].dtype.element_ty, PRECISION)
-            if t is not None:
+            if OWN:
                 own_share += tl.sum(w.to(tl.float32) * t, 1)
             acc = accumulate_grad(acc, w, x[0], y[0], ys, r, c, first, N, M, D, BD, PRECISION)
             if len(x) > 3:
                 by_offset += tl.sum(g * share, 1)
 
     f = SCORE(own, own, own)[3]
-    out_ptr += tl.program_id(1).to(tl.int64) * N * D + r.to(tl.int64)[:, None] * D
+    out_ptr = outs[0] + tl.program_id(1).to(tl.int64) * N * D + r.to(tl.int64)[:, None] * D
     for k in tl.static_range(SLAB):
         dims = first + k * BD + tl.arange(0, BD)
         dx = acc[k]
-        if f is not None:
+        if OWN:
             dx -= own_share[:, None] * f * load_rows(x[0], r, dims, N, D).to(tl.float32)
         tl.store(out_ptr + dims[None, :], dx.to(out_ptr.dtype.element_ty), mask=(r < N)[:, None] & (dims < D)[None, :])
     if tl.program_id(2) == 0:
-        at = sums_ptr + tl.program_id(1).to(tl.int64) * (2 * BY + 1) * N + r
+        at = outs[1] + tl.program_id(1).to(tl.int64) * (2 * BY + 1) * N + r
         for p in tl.static_range(BY):
             tl.store(at + p * N.to(tl.int64), by_up[p], mask=r < N)
             tl.store(at + (BY + p) * N.to(tl.int64), by_down[p], mask=r < N)

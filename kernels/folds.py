@@ -3,7 +3,8 @@
 A fold is (value, mass), a number per row each:
     "sum"   value is the sum of the terms; mass is not used
     "lse"   log sum exp: value is the running maximum, mass the sum of exp(term - value)
-A loss says which folds it wants of its positives and which of its negatives, as tuples of these names.
+A loss says which folds it wants of its positives and which of its negatives. Kernels take them as one number, since not
+every Triton takes tuples of strings: KINDS % 16 folds, and bit 4 + k says whether fold k is "lse".
 """
 
 import triton
@@ -14,8 +15,8 @@ import triton.language as tl
 def empty_folds(KINDS: tl.constexpr, SIZE: tl.constexpr):
     """What folds over no pair are."""
     folds = ()
-    for k in tl.static_range(len(KINDS)):
-        start = float("-inf") if KINDS[k] == "lse" else 0.0
+    for k in tl.static_range(KINDS % 16):
+        start = float("-inf") if (KINDS >> (4 + k)) & 1 else 0.0
         folds = folds + ((tl.full([SIZE], start, tl.float32), tl.zeros([SIZE], tl.float32)),)
     return folds
 
@@ -24,10 +25,10 @@ def empty_folds(KINDS: tl.constexpr, SIZE: tl.constexpr):
 def fold_tile(folds, terms, mask, KINDS: tl.constexpr, AXIS: tl.constexpr):
     """The folds after the tile's pairs in mask, along its rows (AXIS 1) or its columns (AXIS 0)."""
     grown = ()
-    for k in tl.static_range(len(KINDS)):
+    for k in tl.static_range(KINDS % 16):
         value, mass = folds[k]
         term = terms[k][0]
-        if KINDS[k] == "lse":
+        if (KINDS >> (4 + k)) & 1:
             z = tl.where(mask, term, float("-inf"))
             best = tl.maximum(value, tl.max(z, AXIS))
             shift = tl.where(best == float("-inf"), 0.0, best)  # -inf - -inf would be NaN
@@ -41,11 +42,11 @@ def fold_tile(folds, terms, mask, KINDS: tl.constexpr, AXIS: tl.constexpr):
 
 @triton.jit
 def store_folds(ptr, folds, rows, n, KINDS: tl.constexpr):
-    """ptr[:, rows] of [len(KINDS), n]: the sums and log sum exps."""
-    for k in tl.static_range(len(KINDS)):
+    """ptr[:, rows] of [folds, n]: the sums and log sum exps."""
+    for k in tl.static_range(KINDS % 16):
         value, mass = folds[k]
         value = value.to(ptr.dtype.element_ty)
-        if KINDS[k] == "lse":
+        if (KINDS >> (4 + k)) & 1:
             value += tl.log(mass).to(ptr.dtype.element_ty)
         tl.store(ptr + k * n.to(tl.int64) + rows, value, mask=rows < n)
 
@@ -59,12 +60,12 @@ def load_anchors(states, rows, n, KINDS: tl.constexpr, FIRST: tl.constexpr, AXIS
     """
     anchors = ()
     if ARE:
-        for k in tl.static_range(len(KINDS)):
+        for k in tl.static_range(KINDS % 16):
             at = (FIRST + k) * n.to(tl.int64) + rows
             exact = tl.load(states[0] + at, mask=rows < n, other=0.0)
             state = exact.to(tl.float32)
             dstate = tl.load(states[1] + at, mask=rows < n, other=0.0).to(tl.float32)
-            if KINDS[k] == "lse":
+            if (KINDS >> (4 + k)) & 1:
                 rest = tl.where(exact == state.to(exact.dtype), 0.0, exact - state.to(exact.dtype))  # not inf - inf
                 dstate *= tl.exp(-rest.to(tl.float32))
             anchors = anchors + ((tl.expand_dims(state, AXIS), tl.expand_dims(dstate, AXIS)),)
@@ -72,9 +73,9 @@ def load_anchors(states, rows, n, KINDS: tl.constexpr, FIRST: tl.constexpr, AXIS
 
 
 @triton.jit
-def term_weight(term, anchor, KIND: tl.constexpr):
+def term_weight(term, anchor, LSE: tl.constexpr):
     """dL/dterm for the (state, dL/dstate) of the anchor whose term it is."""
-    if KIND == "lse":
+    if LSE:
         return anchor[1] * tl.exp(term - anchor[0])
     else:
         return anchor[1]

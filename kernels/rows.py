@@ -18,7 +18,7 @@ def load_chunk(ptr, rows, valid, dims, D):
 @triton.jit
 def pair_stats(stats, a, b, in_row, eps, METRIC: tl.constexpr):
     """The sums over D that a pair's distance and gradient need, plus one chunk. A tuple of [BM]"""
-    if METRIC == "cosine" or METRIC == "similarity" or METRIC == "dot":
+    if (METRIC == "cosine" or METRIC == "similarity") or METRIC == "dot":
         return (stats[0] + tl.sum(a * b, 1), stats[1] + tl.sum(a * a, 1), stats[2] + tl.sum(b * b, 1))
     else:
         diff = tl.where(in_row, a - b + eps, 0.0)
@@ -69,7 +69,7 @@ def pair_slopes(stats, g, METRIC: tl.constexpr):
 @triton.jit
 def pull(a, b, alpha, beta, in_row, eps, METRIC: tl.constexpr):
     """Gradient of a pair by its first end. [BM, BD]"""
-    if METRIC == "cosine" or METRIC == "similarity" or METRIC == "dot":
+    if (METRIC == "cosine" or METRIC == "similarity") or METRIC == "dot":
         return alpha[:, None] * b + beta[:, None] * a
     diff = tl.where(in_row, a - b + eps, 0.0)
     if METRIC == "manhattan":

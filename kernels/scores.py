@@ -5,7 +5,7 @@
     own    [BM, 1]   the norm of the row whose gradient is wanted, as `prepare` wrote it
     other  [1, BN]   the norm of the row on the other side
     s      the score,  d_e = ds/de,  and t f, how much of x itself comes with each y in the gradient:
-    dL/dx_i = sum_j w_ij y_j - f_i x_i sum_j w_ij t_ij,   w = dL/ds d_e,   without the second sum if t is None
+    dL/dx_i = sum_j w_ij y_j - f_i x_i sum_j w_ij t_ij,   w = dL/ds d_e
 Every score is symmetric in its two rows, so this is the gradient of either side. With the same rounded w in front of
 y_j and of x_i, a close pair loses nothing to the rounding of w.
 """
@@ -39,7 +39,7 @@ def euclidean(e, own, other):
 @triton.jit
 def dot(e, own, other):
     """<x, y>."""
-    return e, 1.0, None, None
+    return e, 1.0, 0.0, 0.0
 
 
 @triton.jit
@@ -67,4 +67,4 @@ def chord(e, own, other):
 @triton.jit
 def manhattan(e, own, other):
     """sum|x - y|, accumulated as it is; its gradient sums signs, not rows."""
-    return e, 1.0, None, None
+    return e, 1.0, 0.0, 0.0

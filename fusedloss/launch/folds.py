@@ -53,9 +53,15 @@ class Spec(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        pieces = dict(SCORE=SCORES[self.metric], LOSS=LOSSES[self.loss].terms, POS=self.pos, NEG=self.neg)
+        pieces = dict(SCORE=SCORES[self.metric], LOSS=LOSSES[self.loss].terms)
+        pieces |= dict(POS=encoded(self.pos), NEG=encoded(self.neg))
         branch = "zero" if LOSSES[self.loss].sparse else "near" if "lse" in self.pos else ""
         return pieces | dict(BRANCH=branch, FROM_MEMORY=self.params.device.type != "cpu")
+
+
+def encoded(kinds: tuple[str, ...]) -> int:
+    """Folds as the kernels take them: their number, and a bit for each that is a log sum exp."""
+    return len(kinds) + sum(16 << k for k, kind in enumerate(kinds) if kind == "lse")
 
 
 def fold_launch(x: Side, y: Side, out: Tensor, columns: Tensor | None, D: int, spec: Spec, precision: str) -> Launch:
@@ -114,9 +120,10 @@ def grad_launch(x: Side, y: Side, out: Tensor, sums: Tensor, spec: Spec, precisi
     N, M = len(x.labels), len(y.labels)
     anchors = "self" if x is y else "both" if x.states and y.states else "x" if x.states else "y"
     options |= spec.options | dict(ANCHORS=anchors, BY_NUMBERS=by_numbers, SLAB=slab)
+    options |= dict(OWN=spec.metric not in ("dot", "manhattan"))
     grid = (cdiv(N, tile.BM), len(out), cdiv(D, slab * tile.BD))
     x_states, y_states = x.states or y.states, y.states or x.states
-    args = (x.argument, y.argument, x_states, y_states, out, sums, spec.numbers, N, M, D)
+    args = (x.argument, y.argument, x_states, y_states, (out, sums), spec.numbers, N, M, D)
     return Launch(engine.grad, grid, args, options)
 
 
