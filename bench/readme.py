@@ -23,7 +23,8 @@ def section(path: Path) -> str:
     lines = [f"| {' | '.join(cells)} |" for cells in table]
     return "\n".join(
         [
-            f"Forward + backward without a GPU, D = {cpu_table.D}, {cpu_table.CLASSES} classes, float32, against "
+            f"Forward + backward without a GPU, D = {cpu_table.D}, {cpu_table.CLASSES} classes (nt-xent: two views a "
+            "class; info-nce, clip, siglip, n-pair: N / 2 rows a side), float32, against\n"
             f"pytorch-metric-learning {meta['pytorch-metric-learning']} in fresh processes of one run",
             f"({meta['device']}, {meta['cores']} cores, torch {meta['torch']}, {meta['date'][:10]}; "
             f"`bench/results/{path.name}`; 'reached 2x' is twice as good as our target):\n",
