@@ -220,7 +220,7 @@ def main() -> None:
     for r in rows:
         print(" ".join(f"{k}={v}" for k, v in r.items() if k != "config"), *r["config"].values())
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+        options.json.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")  # a row a line
 
 
 if __name__ == "__main__":
