@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
-from .workloads import CASES, IMPLEMENTATIONS
+from .workloads import CASES, available
 
 # device -> (sizes, dimensions, dtypes); the CPU set takes a few minutes
 DEFAULTS = {
@@ -24,14 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     option = metafunc.config.option
     sizes, dimensions, dtypes = DEFAULTS[option.device]
-    values = {
-        "case": option.losses,
-        "n": option.sizes or sizes,
-        "d": dimensions,
-        "dtype": dtypes,
-        "implementation": list(IMPLEMENTATIONS),
-        "device": [option.device],
-    }
-    for name, choices in values.items():
-        if name in metafunc.fixturenames:
-            metafunc.parametrize(name, choices)
+    if "implementation" not in metafunc.fixturenames:
+        return
+    members = [
+        (case, n, d, dtype, implementation, option.device)
+        for case, n, d, dtype in itertools.product(option.losses, option.sizes or sizes, dimensions, dtypes)
+        for implementation in available(CASES[case], n, dtype)
+    ]
+    metafunc.parametrize(("case", "n", "d", "dtype", "implementation", "device"), members)

@@ -48,22 +48,26 @@ def fold(
     xs, ys = sides(x, y, x_labels, y_labels, metric, sort=True)
     v, w = lifts(offsets, xs, ys)
     numbers = listed(params)
-    start = torch.tensor([EMPTY[kind] for kind in [*pos, *neg]], dtype=state_dtype(x), device=x.device)
-    by_row = start[:, None].repeat(1, len(x))
-    by_column = by_row if y is None else start[:, None].repeat(1, len(y))
+    by_row = empty_states([*pos, *neg], x)
+    by_column = by_row if y is None else empty_states([*pos, *neg], y)
     for t in tiles(xs, ys, metric):
         s = t.s if v is None else t.s + lift(v[t.r], w[t.c])[0]
         for of in Kind.of(t, pos, neg, numbers):
             terms = LOSSES[loss].terms(s, of.numbers, of.positive)
             for k, (kind, term) in enumerate(zip(of.folds, terms, strict=False), of.first):
                 if of.mask is not None:
-                    term = term.where(of.mask, term.new_tensor(EMPTY[kind]))
+                    term = torch.where(of.mask, term, EMPTY[kind])
                 rows, cols = fold_tile(term, kind, t.mirrored or columns)
                 add(by_row[k, t.r], rows, kind)
                 if cols is not None:
                     add(by_column[k, t.c], cols, kind)
     found = [xs.restore(by_row, 1), *([ys.restore(by_column, 1)] if columns else [])]
     return torch.cat(found, 1)
+
+
+def empty_states(kinds: Sequence[str], x: Tensor) -> Tensor:
+    """What the states of rows x are before any pair. [folds, N]"""
+    return torch.stack([x.new_full((len(x),), EMPTY[kind], dtype=state_dtype(x)) for kind in kinds])
 
 
 def fold_tile(term: Tensor, kind: str, columns: bool) -> tuple[Tensor, Tensor | None]:
@@ -107,7 +111,7 @@ def lifts(offsets: Tensor | None, x: Side, y: Side) -> tuple[Any, Any]:
 def lift(v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """log(exp(v_i) + exp(v_j)) of the offsets, and its derivative by v_i. [BM, BN] each"""
     lifted = torch.logaddexp(v[:, None], w)
-    return lifted, (v[:, None] - lifted).exp_().where(v[:, None] != w, lifted.new_tensor(0.5))  # also of two infinities
+    return lifted, torch.where(v[:, None] == w, 0.5, (v[:, None] - lifted).exp_())  # also of two infinities
 
 
 # --------------------------------------------------------------------------------------------------------- backward
@@ -226,7 +230,7 @@ def term_weight(term: Tensor, kind: str, anchors: Sequence[tuple[Tensor, Tensor]
 def exponential(term: Tensor, state: Tensor, dstate: Tensor) -> Tensor:
     """dL/dterm of a log sum exp; what the tile's dtype has no room for is a factor of its derivative."""
     rounded = state.to(term.dtype)
-    rest = (state - rounded).where(state != rounded, state.new_zeros(()))  # not inf - inf
+    rest = torch.where(state == rounded, 0.0, state - rounded)  # not inf - inf
     return (term - rounded).exp_().mul_((dstate * (-rest).exp()).to(term.dtype))
 
 
@@ -238,5 +242,5 @@ def times(slope: Tensor | float, weight: Tensor, mask: Tensor | None, like: Tens
     """The product as a tile, 0 outside the mask. Overwrites a slope that is a tile."""
     g = slope.mul_(weight) if isinstance(slope, Tensor) and slope.shape == like.shape else weight * slope
     if mask is not None:
-        return g.where(mask, g.new_zeros(()))
+        return torch.where(mask, g, 0.0)
     return g if g.shape == like.shape else g.repeat(1, like.shape[1])
