@@ -29,9 +29,18 @@ from .losses.structured import (
     lifted_structure_loss,
     multi_similarity_loss,
 )
-from .losses.triplets import HardestPairs, batch_hard_triplet_loss, hardest_pairs, triplet_margin_loss
+from .losses.triplets import (
+    HardestPairs,
+    batch_all_triplet_loss,
+    batch_hard_triplet_loss,
+    batch_semihard_triplet_loss,
+    hardest_pairs,
+    triplet_margin_loss,
+)
 from .modules import (
+    BatchAllTripletLoss,
     BatchHardTripletLoss,
+    BatchSemihardTripletLoss,
     CircleLoss,
     ClipLoss,
     ContrastiveLoss,
@@ -54,7 +63,9 @@ from .ops import set_backend, use_backend
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchAllTripletLoss",
     "BatchHardTripletLoss",
+    "BatchSemihardTripletLoss",
     "CircleLoss",
     "ClipLoss",
     "ContrastiveLoss",
@@ -72,7 +83,9 @@ __all__ = [
     "SigLipLoss",
     "SupConLoss",
     "TripletMarginLoss",
+    "batch_all_triplet_loss",
     "batch_hard_triplet_loss",
+    "batch_semihard_triplet_loss",
     "circle_loss",
     "clip_loss",
     "contrastive_loss",

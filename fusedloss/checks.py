@@ -18,9 +18,16 @@ class Batch(NamedTuple):
     """Checked embeddings and labels; `refs` and `ref_labels` are None when the batch is compared with itself."""
 
     x: Tensor
-    labels: Tensor
     refs: Tensor | None
+    labels: Tensor
     ref_labels: Tensor | None
+    own: bool  # whether the first rows of refs are x
+
+    @property
+    def pairs(self) -> int:
+        """How many there are, without those of a row with itself."""
+        N = len(self.x)
+        return N * (N - 1 if self.refs is None else len(self.refs) - self.own)
 
 
 def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
@@ -108,19 +115,28 @@ def integers(name: str, labels: object, x: Tensor) -> Tensor:
     return labels if labels.dtype in (torch.int32, torch.int64) else labels.to(torch.int64)
 
 
-def batch(embeddings: object, labels: object, ref_embeddings: object, ref_labels: object) -> Batch:
+def batch(
+    embeddings: object, labels: object, ref_embeddings: object, ref_labels: object, batch_in_refs: object
+) -> Batch:
+    flag("batch_in_refs", batch_in_refs)
     x = rows("embeddings", embeddings)
     x_labels = integers("labels", labels, x)
     if (ref_embeddings is None) != (ref_labels is None):
         missing, given = ("ref_labels", "ref_embeddings") if ref_labels is None else ("ref_embeddings", "ref_labels")
         raise ValueError(f"{missing} must be given together with {given}, got None")
     if ref_embeddings is None:
-        return Batch(x, x_labels, None, None)
+        if batch_in_refs:
+            raise ValueError("batch_in_refs must be False where there are no ref_embeddings, got True")
+        return Batch(x, None, x_labels, None, False)
     refs = same_dimensions("embeddings", x, "ref_embeddings", ref_embeddings)
     y_labels = integers("ref_labels", ref_labels, refs)
+    if batch_in_refs and len(refs) < len(x):
+        raise ValueError(
+            f"ref_embeddings must begin with the {len(x)} rows of embeddings for batch_in_refs, got {tuple(refs.shape)}"
+        )
     if x_labels.dtype != y_labels.dtype:
         x_labels, y_labels = x_labels.long(), y_labels.long()
-    return Batch(x, x_labels, refs, y_labels)
+    return Batch(x, refs, x_labels, y_labels, bool(batch_in_refs))
 
 
 def similar_pairs(target: object, similar: object, x: Tensor) -> Tensor:

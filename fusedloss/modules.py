@@ -35,7 +35,7 @@ class LossModule(nn.Module):
             setattr(self, name, value)
 
     def forward(self, *tensors: Tensor | None, **named: Tensor | None) -> Any:
-        return self.function(*tensors, **named, **{name: getattr(self, name) for name in self.options})
+        return self.function(*tensors, **({name: getattr(self, name) for name in self.options} | named))
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.options if name not in self._parameters)
@@ -60,6 +60,12 @@ class TripletMarginLoss(LossModule, function=triplets.triplet_margin_loss): ...
 
 
 class BatchHardTripletLoss(LossModule, function=triplets.batch_hard_triplet_loss): ...
+
+
+class BatchAllTripletLoss(LossModule, function=triplets.batch_all_triplet_loss): ...
+
+
+class BatchSemihardTripletLoss(LossModule, function=triplets.batch_semihard_triplet_loss): ...
 
 
 class InfoNCELoss(LossModule, function=softmax.info_nce_loss): ...

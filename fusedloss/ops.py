@@ -3,8 +3,10 @@
 The backward is registered on the op (PyTorch makes the `torch.autograd.Function` from it): a `Function` of our own
 around an op cannot be traced by `torch.compile` when no input needs a gradient (torch 2.13).
 
-A backend is a module with the functions `fold`, `fold_grad`, `mine`, `row_distances`, `row_distances_grad`,
-`mined_distances` and `mined_distances_grad`: `launch` (Triton) or `blocked` (PyTorch).
+A backend is a module with the functions of these ops: `launch` (Triton) or `blocked` (PyTorch).
+
+An op compares rows x [N, D] with y [M, D], or with themselves where y is None. The pairs (i, i) are left out of a self
+batch, and with `own` (the first N rows of y are those of x) of one with references too.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .states import loss_dtype, state_dtype
+from .states import loss_dtype, new_index, state_dtype
 
 BACKENDS = {"triton": "launch", "blocked": "blocked"}
 TRITON_DEVICES = ("cuda", "xpu")  # ROCm devices are "cuda" too
@@ -97,13 +99,13 @@ def _grad_op(name: str, schema: str, fake: Any) -> Any:
 # ------------------------------------------------------------------------------------------------- fold: row states
 
 
-SPEC = "str loss, str metric, str[] pos, str[] neg"  # the loss, its scores, and its folds of positives and negatives
+SPEC = "str loss, str metric, str[] pos, str[] neg, bool own"  # the loss, its scores, its folds of positives and negatives
 
 
 def _fold_fake(
     x: Tensor, y: Tensor | None, xl: Tensor, yl: Tensor, params: Tensor, offsets: Tensor | None, *spec: Any
 ) -> Tensor:
-    pos, neg, columns = spec[2:5]
+    pos, neg, _, columns = spec[2:6]
     return x.new_empty(len(pos) + len(neg), len(x) + (len(yl) if columns else 0), dtype=state_dtype(x))
 
 
@@ -134,8 +136,8 @@ fold_grad_op = _grad_op(
 
 
 def _fold_setup(ctx: Any, inputs: Any, output: Tensor) -> None:
-    *tensors, loss, metric, pos, neg, _, ctx.backend = inputs
-    ctx.spec = (loss, metric, pos, neg)
+    *tensors, loss, metric, pos, neg, own, _, ctx.backend = inputs
+    ctx.spec = (loss, metric, pos, neg, own)
     ctx.save_for_backward(*tensors, output)
 
 
@@ -146,7 +148,7 @@ def _fold_backward(ctx: Any, dstates: Tensor) -> Any:
     grads = fold_grad_op(*saved, dstates, *ctx.spec, want_x, want_y, want_params, ctx.backend)
     wanted = zip(grads, (want_x, want_y, want_params, want_offsets), strict=True)
     dx, dy, dparams, doffsets = (grad if want else None for grad, want in wanted)
-    return dx, dy, None, None, dparams, doffsets, *[None] * 6
+    return dx, dy, None, None, dparams, doffsets, *[None] * 7
 
 
 fold_op.register_autograd(_fold_backward, setup_context=_fold_setup)
@@ -157,6 +159,7 @@ def fold(
     y: Tensor | None,
     x_labels: Tensor,
     y_labels: Tensor | None,
+    own: bool,
     params: Sequence[float | Tensor],
     loss: str,
     metric: str,
@@ -166,7 +169,7 @@ def fold(
     columns: bool = False,
     offsets: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Row states of x against y, or against itself without the pairs (i, i): each fold of `pos` and of `neg`, [N].
+    """Row states of x against y: each fold of `pos` and of `neg`, [N].
 
     pos, neg: the folds, "sum" or "lse", of the loss's terms of the positives and of the negatives.
     columns: the rows of y are anchors too, and every state is [N + M], theirs last.
@@ -176,7 +179,7 @@ def fold(
     y_labels = x_labels if y_labels is None else y_labels
     numbers, backend = _numbers(params, x), resolve_backend(x)
     offsets = None if offsets is None else offsets.to(loss_dtype(x))
-    spec = (loss, metric, list(pos), list(neg))
+    spec = (loss, metric, list(pos), list(neg), own)
     return fold_op(x, y, x_labels, y_labels, numbers, offsets, *spec, columns, backend).unbind()
 
 
@@ -192,35 +195,96 @@ def _numbers(params: Sequence[float | Tensor], x: Tensor) -> Tensor:
     return torch.stack([p.to(device, dtype) for p in filled])
 
 
+# ---------------------------------------------------------------------------------------------------- all triplets
+
+
+TRIPLETS = "Tensor x, Tensor? y, Tensor x_labels, Tensor y_labels, Tensor margin"
+
+fold_triplets_op = _op(
+    "fold_triplets",
+    f"({TRIPLETS}, str metric, str triplets, bool soft, bool own, str backend) -> (Tensor, Tensor)",
+    lambda x, y, xl, yl, margin, metric, triplets, *_: (
+        x.new_empty(3, len(x), dtype=state_dtype(x)),
+        new_index(x, len(yl), triplets),
+    ),
+)
+fold_triplets_grad_op = _grad_op(
+    "fold_triplets_grad",
+    f"({TRIPLETS}, Tensor index, Tensor dsums, str metric, str triplets, bool soft, bool own, bool want_x, "
+    "bool want_y, str backend) -> (Tensor, Tensor)",
+    lambda x, y, *rest: (
+        x.new_empty(x.shape if rest[-3] else 0),
+        x.new_empty(0) if y is None or not rest[-2] else y.new_empty(y.shape),
+    ),
+)
+
+
+def _triplets_setup(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, metric, triplets, soft, own, ctx.backend = inputs
+    states, index = output
+    ctx.spec = (metric, triplets, soft, own)
+    ctx.mark_non_differentiable(index)
+    ctx.save_for_backward(*tensors, index, states)
+
+
+def _triplets_backward(ctx: Any, dstates: Tensor, _: Any) -> Any:
+    """Recomputes the tiles. Of the states only the sums have a derivative: the others are counts."""
+    *tensors, states = ctx.saved_tensors
+    want_x, want_y, _, _, want_margin = ctx.needs_input_grad[:5]
+    dx, dy = fold_triplets_grad_op(*tensors, dstates[0], *ctx.spec, want_x, want_y, ctx.backend)
+    dmargin = None
+    if want_margin:  # every term that costs something grows with the margin; a soft one has none
+        total = states.new_zeros(()) if ctx.spec[2] else (dstates[0] * states[2]).sum()
+        dmargin = total.reshape(1).to(tensors[4])
+    return dx if want_x else None, dy if want_y else None, None, None, dmargin, *[None] * 5
+
+
+fold_triplets_op.register_autograd(_triplets_backward, setup_context=_triplets_setup)
+
+
+def fold_triplets(
+    x: Tensor,
+    y: Tensor | None,
+    x_labels: Tensor,
+    y_labels: Tensor | None,
+    own: bool,
+    margin: float | Tensor,
+    metric: str,
+    triplets: str,
+    soft: bool = False,
+) -> tuple[Tensor, ...]:
+    """Of every anchor: the sum of the terms of its triplets, how many are chosen, how many terms are above 0. [N] each
+
+    triplets: "all", or those that are "hard", "semihard" or "easy"; or "nearest": one for each positive, with the
+    nearest negative that is farther, else the farthest. Differentiable by x, y and the margin.
+    """
+    y_labels = x_labels if y_labels is None else y_labels
+    spec = (metric, triplets, soft, own, resolve_backend(x))
+    return fold_triplets_op(x, y, x_labels, y_labels, _numbers([margin], x), *spec)[0].unbind()
+
+
 # ------------------------------------------------------------------------------------------- mined and given pairs
 
 
 mine_op = _op(
     "mine",
-    "(Tensor x, Tensor? y, Tensor x_labels, Tensor y_labels, str metric, str positives, str negatives, str backend)"
-    " -> Tensor",
+    "(Tensor x, Tensor? y, Tensor x_labels, Tensor y_labels, str metric, str positives, str negatives, bool own, "
+    "str backend) -> Tensor",
     lambda x, *args: x.new_empty(2, len(x), dtype=torch.int64),
 )
 
 
 def mine(
-    x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor | None, metric: str, positives: str, negatives: str
-) -> Tensor:
+    x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor | None, own: bool, metric: str, positives: str,
+    negatives: str,
+) -> Tensor:  # fmt: skip
     """Index of every anchor's positive and negative, -1 where there is none. [2, N] int64
 
     positives: "farthest" or "nearest"; negatives: those two, or "beyond": the nearest farther than the positive.
     """
     y_labels = x_labels if y_labels is None else y_labels
-    return mine_op(
-        x.detach(),
-        None if y is None else y.detach(),
-        x_labels,
-        y_labels,
-        metric,
-        positives,
-        negatives,
-        resolve_backend(x),
-    )
+    rows = (x.detach(), None if y is None else y.detach())
+    return mine_op(*rows, x_labels, y_labels, metric, positives, negatives, own, resolve_backend(x))
 
 
 mined_distances_op = _op(

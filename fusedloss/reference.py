@@ -61,8 +61,11 @@ def _reduce(terms: Tensor, reduction: str) -> Tensor:
 
 
 def _mean_of(terms, counted, reduction):
-    """The reductions where "mean" is over the terms that count."""
-    return terms if reduction == "none" else terms.sum() / (counted.sum().clamp_min(1) if reduction == "mean" else 1)
+    """Terms [N] or [N, ...]: "mean" over those that count, "active" over those above 0, "none" one sum an anchor."""
+    if reduction == "none":
+        return terms.flatten(1).sum(1) if terms.dim() > 1 else terms
+    counted = terms > 0 if reduction == "active" else counted
+    return terms.sum() / (1 if reduction == "sum" else counted.sum().clamp_min(1))
 
 
 def _similar(target: Tensor, similar: int) -> Tensor:
@@ -106,23 +109,27 @@ def triplet_margin_loss(
     return _reduce(_softplus(d_ap - d_an) if soft_margin else F.relu(d_ap - d_an + margin), reduction)
 
 
-def _pairs(embeddings, labels, ref_embeddings, ref_labels):
+def _own(logits, offset=0):
+    """Which logits are those of row i and column i + offset."""
+    return (
+        torch.arange(logits.shape[1], device=logits.device)
+        == torch.arange(len(logits), device=logits.device)[:, None] + offset
+    )
+
+
+def _pairs(embeddings, labels, ref_embeddings=None, ref_labels=None, batch_in_refs=False):
     """Both sides, and the masks of positive and negative pairs."""
     refs, ref_labels = (embeddings, labels) if ref_embeddings is None else (ref_embeddings, ref_labels)
     same = labels[:, None] == ref_labels[None]
-    itself = (
-        torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        if ref_embeddings is None
-        else torch.zeros_like(same)
-    )
+    itself = _own(same) & (batch_in_refs or ref_embeddings is None)
     return refs, same & ~itself, ~same
 
 
 def pairwise_contrastive_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    pos_margin=0.0, neg_margin=1.0, metric="euclidean", power=2, reduction="mean",
+    batch_in_refs=False, pos_margin=0.0, neg_margin=1.0, metric="euclidean", power=2, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels)
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
     d = pairwise_distance(embeddings, refs, metric)
     terms = torch.where(pos, F.relu(d - pos_margin), F.relu(neg_margin - d)).pow(power) * (pos | neg) / power
     if reduction == "none":
@@ -133,16 +140,10 @@ def pairwise_contrastive_loss(
 
 
 def hardest_pairs(
-    embeddings,
-    labels,
-    ref_embeddings=None,
-    ref_labels=None,
-    *,
-    metric="euclidean",
-    positives="hardest",
-    negatives="hardest",
-):
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels)
+    embeddings, labels, ref_embeddings=None, ref_labels=None, *,
+    batch_in_refs=False, metric="euclidean", positives="hardest", negatives="hardest",
+):  # fmt: skip
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
     d = pairwise_distance(embeddings, refs, metric)
 
     def extreme(mask, farthest):
@@ -168,15 +169,46 @@ def hardest_pairs(
 
 def batch_hard_triplet_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    margin=0.2, metric="euclidean", soft_margin=False, positives="hardest", negatives="hardest", reduction="mean",
+    batch_in_refs=False, margin=0.2, metric="euclidean", soft_margin=False,
+    positives="hardest", negatives="hardest", reduction="mean",
 ):  # fmt: skip
     mined = hardest_pairs(
-        embeddings, labels, ref_embeddings, ref_labels, metric=metric, positives=positives, negatives=negatives
-    )
+        embeddings, labels, ref_embeddings, ref_labels,
+        batch_in_refs=batch_in_refs, metric=metric, positives=positives, negatives=negatives,
+    )  # fmt: skip
     counts = (mined.positive_index >= 0) & (mined.negative_index >= 0)
     gap = torch.where(counts, mined.positive_distance - mined.negative_distance, 0)
     terms = torch.where(counts, _softplus(gap) if soft_margin else F.relu(gap + margin), 0)
     return _mean_of(terms, counts, reduction)
+
+
+def batch_all_triplet_loss(
+    embeddings, labels, ref_embeddings=None, ref_labels=None, *,
+    batch_in_refs=False, margin=0.2, metric="euclidean", soft_margin=False, triplets="all", reduction="mean",
+):  # fmt: skip
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    d = pairwise_distance(embeddings, refs, metric)
+    gap = d[:, :, None] - d[:, None]  # d(a, p) - d(a, n)
+    bands = dict(hard=gap >= 0, semihard=(gap < 0) & (gap >= -margin), easy=gap < -margin)
+    chosen = pos[:, :, None] & neg[:, None] & bands.get(triplets, True)
+    terms = (_softplus(gap) if soft_margin else F.relu(gap + margin)).where(chosen, gap.new_zeros(()))
+    return _mean_of(terms, chosen, reduction)
+
+
+def batch_semihard_triplet_loss(
+    embeddings, labels, ref_embeddings=None, ref_labels=None, *,
+    batch_in_refs=False, margin=0.2, metric="sqeuclidean", reduction="mean",
+):  # fmt: skip
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    d = pairwise_distance(embeddings, refs, metric)
+    if d.numel() == 0:
+        return _mean_of(d, pos, reduction)
+    farther = neg[:, None] & (d[:, None] > d[:, :, None])  # than the positive [N, M, M]
+    nearest = d[:, None].where(farther, d.new_tensor(torch.inf)).min(2).values
+    farthest = d.where(neg, d.new_tensor(-torch.inf)).max(1, keepdim=True).values
+    chosen = pos & neg.any(1, keepdim=True)
+    terms = F.relu(d - torch.where(farther.any(2), nearest, farthest) + margin).where(chosen, d.new_zeros(()))
+    return _mean_of(terms, chosen, reduction)
 
 
 def _logits(x, y, scale, normalize=True):
@@ -186,14 +218,6 @@ def _logits(x, y, scale, normalize=True):
 def _cross_entropy(logits, pos, neg):
     """-log of the positive's share, of its row's logits: pos has one pair a row. [N]"""
     return -logits.masked_fill(~(pos | neg), -torch.inf).log_softmax(1).where(pos, logits.new_zeros(())).sum(1)
-
-
-def _own(logits, offset=0):
-    """Which logits are those of row i and column i + offset."""
-    return (
-        torch.arange(logits.shape[1], device=logits.device)
-        == torch.arange(len(logits), device=logits.device)[:, None] + offset
-    )
 
 
 def info_nce_loss(
@@ -214,7 +238,7 @@ def info_nce_loss(
 
 def nt_xent_loss(z1, z2, *, temperature=0.5, reduction="mean"):
     z, labels = torch.cat([z1, z2]), torch.arange(len(z1), device=z1.device).repeat(2)
-    _, pos, neg = _pairs(z, labels, None, None)
+    _, pos, neg = _pairs(z, labels)
     return _reduce(_cross_entropy(_logits(z, z, 1 / temperature), pos, neg), reduction)
 
 
@@ -230,9 +254,10 @@ def siglip_loss(image, text, logit_scale, logit_bias, *, reduction="mean"):
 
 
 def supcon_loss(
-    embeddings, labels, ref_embeddings=None, ref_labels=None, *, temperature=0.1, normalize=True, reduction="mean"
-):
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels)
+    embeddings, labels, ref_embeddings=None, ref_labels=None, *,
+    batch_in_refs=False, temperature=0.1, normalize=True, reduction="mean",
+):  # fmt: skip
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
     logits = _logits(embeddings, refs, 1 / temperature, normalize).masked_fill(~(pos | neg), -torch.inf)
     counts = pos.sum(1)
     terms = -logits.log_softmax(1).where(pos, logits.new_zeros(())).sum(1) / counts.clamp_min(1)
@@ -253,9 +278,9 @@ def _log_sum_exp(terms, mask):
 
 def multi_similarity_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    alpha=2.0, beta=50.0, base=0.5, normalize=True, reduction="mean",
+    batch_in_refs=False, alpha=2.0, beta=50.0, base=0.5, normalize=True, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels)
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
     s = _logits(embeddings, refs, 1.0, normalize)
     pull, push = _log_sum_exp(-alpha * (s - base), pos), _log_sum_exp(beta * (s - base), neg)
     return _reduce(_softplus(pull) / alpha + _softplus(push) / beta, reduction)
@@ -263,9 +288,9 @@ def multi_similarity_loss(
 
 def circle_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    margin=0.4, gamma=80.0, normalize=True, reduction="mean",
+    batch_in_refs=False, margin=0.4, gamma=80.0, normalize=True, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels)
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
     s = _logits(embeddings, refs, 1.0, normalize)
     pull = _log_sum_exp(-gamma * F.relu(1 + margin - s.detach()) * (s - (1 - margin)), pos)
     push = _log_sum_exp(gamma * F.relu(s.detach() + margin) * (s - margin), neg)
@@ -279,9 +304,9 @@ def _lifted_distance(x, y, normalize):
 
 def generalized_lifted_structure_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    neg_margin=1.0, pos_margin=0.0, normalize=True, reduction="mean",
+    batch_in_refs=False, neg_margin=1.0, pos_margin=0.0, normalize=True, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels)
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
     d = _lifted_distance(embeddings, refs, normalize)
     pull, push = _log_sum_exp(d - pos_margin, pos), _log_sum_exp(neg_margin - d, neg)
     return _reduce(F.relu(pull.masked_fill(~pos.any(1), 0) + push.masked_fill(~neg.any(1), 0)), reduction)
@@ -289,11 +314,11 @@ def generalized_lifted_structure_loss(
 
 def lifted_structure_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    neg_margin=1.0, pos_margin=0.0, normalize=True, reduction="mean",
+    batch_in_refs=False, neg_margin=1.0, pos_margin=0.0, normalize=True, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels)
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
     d = _lifted_distance(embeddings, refs, normalize)
     lowest = torch.finfo(d.dtype).min / 2  # two of -inf would have the gradient NaN
     own, other = (_log_sum_exp(neg_margin - m, of).clamp_min(lowest) for m, of in ((d, neg), (d.T, neg.T)))
     terms = F.relu(torch.logaddexp(own[:, None], other) + d - pos_margin).square().where(pos, d.new_zeros(())) / 2
-    return _mean_of(terms.sum(1) if reduction == "none" else terms, pos, reduction)
+    return _mean_of(terms, pos, reduction)

@@ -1,4 +1,4 @@
-"""The dtypes of a loss."""
+"""What a backend keeps of the forward, and in which dtypes."""
 
 from __future__ import annotations
 
@@ -14,3 +14,12 @@ def loss_dtype(x: Tensor) -> torch.dtype:
 def state_dtype(x: Tensor) -> torch.dtype:
     """Of the row states: float64, so that a loss is the exact difference of large states, where the device has it."""
     return loss_dtype(x) if x.device.type in ("mps", "xpu") else torch.float64
+
+
+STORED = 32  # positives of an anchor whose semi-hard negatives are kept for the backward, which finds those of others again
+
+
+def new_index(x: Tensor, M: int, triplets: str) -> Tensor:
+    """For the rows of those negatives among M, -1 where there is none. [STORED, N]"""
+    kept = min(STORED, M) if triplets == "nearest" else 0
+    return torch.full((kept, len(x)), -1, dtype=torch.int32, device=x.device)

@@ -7,10 +7,13 @@ pair and need no masks, and tiles that contribute nothing are left early. The fi
 from .folds import fold, fold_grad
 from .mining import mine
 from .rows import mined_distances, mined_distances_grad, row_distances, row_distances_grad
+from .triplets import fold_triplets, fold_triplets_grad
 
 __all__ = [
     "fold",
     "fold_grad",
+    "fold_triplets",
+    "fold_triplets_grad",
     "mine",
     "mined_distances",
     "mined_distances_grad",

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..states import state_dtype
+from .gradients import add_tile, all_zero, gradients
 from .losses import LOSSES
-from .scores import manhattan_grad, pull, unit_grad
 from .tiles import Side, Tile, sides, tiles
 
 EMPTY = {"sum": 0.0, "lse": -torch.inf}  # what a fold over no pair is
@@ -42,10 +42,10 @@ def listed(params: Tensor) -> Sequence[Any]:
 
 def fold(
     x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, params: Tensor, offsets: Tensor | None, loss: str,
-    metric: str, pos: Sequence[str], neg: Sequence[str], columns: bool,
+    metric: str, pos: Sequence[str], neg: Sequence[str], own: bool, columns: bool,
 ) -> Tensor:  # fmt: skip
     """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
-    xs, ys = sides(x, y, x_labels, y_labels, metric, sort=True)
+    xs, ys = sides(x, y, x_labels, y_labels, metric, sort=True, own=own)
     v, w = lifts(offsets, xs, ys)
     numbers = listed(params)
     by_row = empty_states([*pos, *neg], x)
@@ -127,35 +127,13 @@ class Anchors(NamedTuple):
         return Anchors(*(t[:, part] if t.shape[2] == 1 else t[:, :, part] for t in self))
 
 
-class Gradient:
-    """What the tiles add up to on one side."""
-
-    def __init__(self, side: Side) -> None:
-        self.side = side
-        self.rows = torch.zeros_like(side.rows)
-        self.own = torch.zeros_like(side.squares)  # how much of each row itself
-        self.offsets = torch.zeros_like(side.squares)
-
-    def add(self, part: slice, w: Tensor, others: Tensor, f: float) -> None:
-        """The share of a tile: sum_j w_ij (y_j - f x_i)."""
-        self.rows[part].addmm_(w, others)
-        if f:
-            self.own[part] -= w.sum(1)
-
-    def finish(self, like: Tensor) -> Tensor:
-        d = self.rows.addcmul_(self.own[:, None], self.side.rows)
-        if self.side.scale is not None:
-            d = unit_grad(d, self.side.rows, self.side.scale)
-        return self.side.restore(d, 0).to(like.dtype)
-
-
 def fold_grad(
     x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, params: Tensor, offsets: Tensor | None,
-    states: Tensor, dstates: Tensor, loss: str, metric: str, pos: Sequence[str], neg: Sequence[str],
+    states: Tensor, dstates: Tensor, loss: str, metric: str, pos: Sequence[str], neg: Sequence[str], own: bool,
     want_x: bool, want_y: bool, want_params: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dx, dy, dparams and doffsets for derivatives dstates of the states; empty tensors for those not wanted."""
-    xs, ys = sides(x, y, x_labels, y_labels, metric, sort=True)
+    xs, ys = sides(x, y, x_labels, y_labels, metric, sort=True, own=own)
     v, w = lifts(offsets, xs, ys)
     N, numbers = len(x), listed(params)
     rows = Anchors(*(xs.ordered(t[:, :N])[:, :, None] for t in (states, dstates)))
@@ -164,8 +142,7 @@ def fold_grad(
         columns = Anchors(*(t.mT for t in rows))
     elif states.shape[1] > N:
         columns = Anchors(*(ys.ordered(t[:, N:])[:, None] for t in (states, dstates)))
-    of_x = Gradient(xs)
-    of_y = of_x if y is None else Gradient(ys)
+    of_x, of_y = gradients(xs, ys, want_x, want_y)
     dparams = torch.zeros_like(params)
 
     for t in tiles(xs, ys, metric):
@@ -186,29 +163,18 @@ def fold_grad(
                         dparams[p] += (once * times(by, weight, of.mask, s).sum()).to(dparams.device)
                 part = times(by_s, weight, of.mask, s)
                 g = part if g is None else g.add_(part)
-        if g is None or (x.device.type == "cpu" and all(extreme == 0 for extreme in g.aminmax())):
+        if g is None or all_zero(g):
             continue
-        columns_too = t.mirrored or (y is not None and want_y)
         if share is not None:
             of_x.offsets[t.r] += (g * share).sum(1)
             if not t.itself:
                 of_y.offsets[t.c] += (g * (1 - share)).sum(0)
-        if metric == "manhattan":
-            if want_x:
-                of_x.rows[t.r] += manhattan_grad(g, xs.rows[t.r], ys.rows[t.c])
-            if columns_too:
-                of_y.rows[t.c] += manhattan_grad(g.T, ys.rows[t.c], xs.rows[t.r])
-            continue
-        pulls, f = pull(g, t.s, metric)
-        if want_x:
-            of_x.add(t.r, pulls, ys.rows[t.c], f)
-        if columns_too:
-            of_y.add(t.c, pulls.T, xs.rows[t.r], f)
+        add_tile(of_x, of_y, t.r, t.c, g, t.s, metric, columns=t.mirrored or y is not None)
 
     by_offset = [side.side.restore(side.offsets, 0) for side in ([of_x] if y is None else [of_x, of_y])]
     return (
-        of_x.finish(x) if want_x else x.new_empty(0),
-        of_y.finish(y) if y is not None and want_y else x.new_empty(0),
+        of_x.finish(x),
+        x.new_empty(0) if y is None else of_y.finish(y),
         dparams if want_params else x.new_empty(0),
         x.new_empty(0) if offsets is None else torch.cat(by_offset),
     )

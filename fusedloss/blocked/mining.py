@@ -11,11 +11,12 @@ FIRST = {"farthest": -torch.inf, "nearest": torch.inf}
 
 
 def mine(
-    x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, metric: str, positives: str, negatives: str
+    x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, metric: str, positives: str, negatives: str,
+    own: bool,
 ) -> Tensor:
     """Index of every anchor's positive and negative, -1 where there is none. [2, N] int64"""
     metric = "sqeuclidean" if metric == "euclidean" else metric  # the same order, no root
-    xs, ys = sides(x, y, x_labels, y_labels, metric, sort=False)
+    xs, ys = sides(x, y, x_labels, y_labels, metric, sort=False, own=own)
     index = torch.full((2, len(x)), -1, dtype=torch.int64, device=x.device)
     pos_best = xs.squares.new_full((len(x),), FIRST[positives])
     neg_best = xs.squares.new_full((len(x),), FIRST["nearest" if negatives == "beyond" else negatives])

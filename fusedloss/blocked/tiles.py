@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .scores import SCALED, score, unit
@@ -21,15 +22,17 @@ class Side(NamedTuple):
     labels: Tensor
     order: Tensor | None
     bounds: list[tuple[int, int]] | None  # first and last label of each block, where reading them costs no sync
+    own: Tensor | None = None  # where each row itself is among the rows of the other side, if it is there [N]
 
     @staticmethod
     def of(x: Tensor, labels: Tensor, metric: str, sort: bool) -> Side:
-        order = labels.argsort(stable=True) if sort and x.device.type == "cpu" else None
+        order = labels.argsort(stable=True) if sort else None
         if order is not None:
             x, labels = x[order], labels[order]
         rows, scale = unit(widen(x)) if metric in SCALED else (widen(x), None)
-        blocks = labels.split(BLOCK) if order is not None and len(labels) else ()
-        bounds = [(int(b[0]), int(b[-1])) for b in blocks] if order is not None else None
+        bounds = None
+        if sort and x.device.type == "cpu":
+            bounds = [(int(b[0]), int(b[-1])) for b in (labels.split(BLOCK) if len(labels) else ())]
         return Side(rows, rows.square().sum(1), scale, labels, order, bounds)
 
     def ordered(self, t: Tensor) -> Tensor:
@@ -46,10 +49,18 @@ def widen(x: Tensor) -> Tensor:
 
 
 def sides(
-    x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, metric: str, sort: bool
+    x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, metric: str, sort: bool, own: bool
 ) -> tuple[Side, Side]:
-    own = Side.of(x, x_labels, metric, sort)
-    return own, own if y is None else Side.of(y, y_labels, metric, sort)
+    """Both sides, the same one in a self batch; own: the first rows of y are those of x."""
+    xs = Side.of(x, x_labels, metric, sort)
+    if y is None:
+        return xs, xs
+    ys = Side.of(y, y_labels, metric, sort)
+    if own:
+        at = torch.arange(len(y), device=y.device)  # the place of each row of y
+        at = at if ys.order is None else torch.empty_like(at).index_copy_(0, ys.order, at)
+        xs = xs._replace(own=xs.ordered(at[None, : len(x)])[0])
+    return xs, ys
 
 
 class Tile(NamedTuple):
@@ -74,6 +85,8 @@ def row_tiles(x: Side, y: Side, metric: str, r: slice, first: int = 0) -> Iterat
             neg = ~pos
             if itself:
                 pos.fill_diagonal_(False)
+            elif x.own is not None:
+                pos &= x.own[r, None] != torch.arange(j, j + pos.shape[1], device=pos.device)
         yield Tile(r, c, s, pos, neg, itself, x is y and not itself)
 
 

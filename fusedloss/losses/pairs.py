@@ -148,8 +148,8 @@ def cosine_embedding_loss(
 
 def pairwise_contrastive_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    pos_margin: float | Tensor = 0.0, neg_margin: float | Tensor = 1.0, metric: str = "euclidean", power: int = 2,
-    reduction: str = "mean",
+    batch_in_refs: bool = False, pos_margin: float | Tensor = 0.0, neg_margin: float | Tensor = 1.0,
+    metric: str = "euclidean", power: int = 2, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Contrastive loss over all pairs of a batch, or of a batch with a reference set, without the distance matrix.
 
@@ -162,6 +162,8 @@ def pairwise_contrastive_loss(
         labels: [N], any integer dtype; pairs with equal labels are positive, all others negative.
         ref_embeddings, ref_labels: [M, D] and [M], another set to compare with (a memory bank, a gathered batch).
             Without them the batch is compared with itself and the pairs (i, i) are left out.
+        batch_in_refs: whether ref_embeddings begins with the rows of embeddings, in their order (a gathered batch, a
+            memory bank); then the pairs (i, i) are left out as in a batch alone.
         pos_margin, neg_margin: distance above which a positive costs, and below which a negative costs; each may be a
             0-d tensor, which receives its gradient.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
@@ -196,14 +198,13 @@ def pairwise_contrastive_loss(
     checks.one_of("metric", metric, checks.METRICS)
     checks.one_of("power", power, (1, 2))
     checks.one_of("reduction", reduction, (*REDUCTIONS, "active"))
-    x, labels, refs, ref_labels = checks.batch(embeddings, labels, ref_embeddings, ref_labels)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
 
     loss = "contrastive" if power == 2 else "linear_contrastive"
     folds = ["sum", "sum"] if reduction == "active" else ["sum"]  # of the terms, and of whether they are active
-    states = ops.fold(x, refs, labels, ref_labels, [pos_margin, neg_margin], loss, metric, pos=folds, neg=folds)
+    states = ops.fold(*batch, [pos_margin, neg_margin], loss, metric, pos=folds, neg=folds)
     if reduction == "active":
         positive, positives, negative, negatives = states
-        return reduce(positive, "mean", positives.detach().sum(), x) + reduce(
-            negative, "mean", negatives.detach().sum(), x
-        )
-    return reduce(states[0] + states[1], reduction, len(x) * (len(x) - 1 if refs is None else len(refs)), x)
+        kinds = (positive, positives), (negative, negatives)
+        return sum(reduce(terms, "mean", active.detach().sum(), batch.x) for terms, active in kinds)
+    return reduce(states[0] + states[1], reduction, batch.pairs, batch.x)

@@ -96,7 +96,7 @@ def _competition(
     """The positive logit of every x and log sum exp of its negatives; labels are rows of y, -1 for none."""
     rows = torch.arange(len(y), device=y.device)
     logits = [scale, 0.0, scale, 0.0]
-    return ops.fold(x, y, labels, rows, logits, "softmax", metric, pos=["sum"], neg=["lse"], columns=columns)
+    return ops.fold(x, y, labels, rows, False, logits, "softmax", metric, pos=["sum"], neg=["lse"], columns=columns)
 
 
 def _log_add_exp(a: Tensor, b: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float | Tensor = 0.5, r
     z, labels = torch.cat([first, second]), torch.arange(len(first), device=first.device).repeat(2)
     scale = 1 / temperature
     logits = [scale, 0.0, scale, 0.0]
-    positive, negative = ops.fold(z, None, labels, None, logits, "softmax", "similarity", pos=["sum"], neg=["lse"])
+    positive, negative = ops.fold(z, None, labels, None, False, logits, "softmax", "similarity", pos=["sum"], neg=["lse"])
     return reduce(softplus(negative - positive), reduction, len(z), z)
 
 
@@ -228,13 +228,13 @@ def siglip_loss(
     x, y = checks.same_rows(("image", "text"), (image, text))
     rows = torch.arange(len(x), device=x.device)
     logits = [-logit_scale, -logit_bias, logit_scale, logit_bias]
-    positive, negative = ops.fold(x, y, rows, rows, logits, "sigmoid", "dot", pos=["sum"], neg=["sum"])
+    positive, negative = ops.fold(x, y, rows, rows, False, logits, "sigmoid", "dot", pos=["sum"], neg=["sum"])
     return reduce(positive + negative, reduction, len(x), x)
 
 
 def supcon_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    temperature: float | Tensor = 0.1, normalize: bool = True, reduction: str = "mean",
+    batch_in_refs: bool = False, temperature: float | Tensor = 0.1, normalize: bool = True, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Supervised contrastive loss (L_out): an anchor's positives share the softmax over all other rows.
 
@@ -247,6 +247,8 @@ def supcon_loss(
         labels: [N], any integer dtype; equal labels are positive pairs.
         ref_embeddings, ref_labels: [M, D] and [M], the set to compare with; without them the batch itself, without
             (i, i).
+        batch_in_refs: whether ref_embeddings begins with the rows of embeddings, in their order (a gathered batch, a
+            memory bank); then the pairs (i, i) are left out as in a batch alone.
         temperature: above 0; a 0-d tensor receives its gradient.
         normalize: cosines instead of dot products; norms are clamped to at least 1e-8.
         reduction: "mean" over the anchors that have a positive, "sum", or "none" ([N], 0 for one that has none).
@@ -276,10 +278,10 @@ def supcon_loss(
     checks.number("temperature", temperature, above=True)
     checks.flag("normalize", normalize)
     checks.one_of("reduction", reduction, REDUCTIONS)
-    x, labels, refs, ref_labels = checks.batch(embeddings, labels, ref_embeddings, ref_labels)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
     scale = 1 / temperature
     total, positive, count, negative = ops.fold(
-        x, refs, labels, ref_labels, [scale, 0.0, scale, 0.0], "softmax", "similarity" if normalize else "dot",
+        *batch, [scale, 0.0, scale, 0.0], "softmax", "similarity" if normalize else "dot",
         pos=["sum", "lse", "sum"], neg=["lse"],
     )  # fmt: skip
     count = count.detach()
@@ -287,7 +289,7 @@ def supcon_loss(
     # How much the positives differ, exactly 0 of one, and how they compare with the negatives.
     spread = torch.where(count > 1, positive - total / count.clamp(min=1), 0.0)
     terms = torch.where(count > 0, spread + softplus(negative - positive), 0.0)
-    return reduce(terms, reduction, (count > 0).sum(), x)
+    return reduce(terms, reduction, (count > 0).sum(), batch.x)
 
 
 def n_pair_loss(anchor: Tensor, positive: Tensor, *, l2_reg: float = 0.0, reduction: str = "mean") -> Tensor:

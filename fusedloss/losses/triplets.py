@@ -13,6 +13,7 @@ from .reduce import REDUCTIONS, reduce, softplus
 
 POSITIVES = {"hardest": "farthest", "easiest": "nearest"}
 NEGATIVES = {"hardest": "nearest", "easiest": "farthest", "semihard": "beyond"}
+TRIPLETS = ("all", "hard", "semihard", "easy")
 
 
 class HardestPairs(NamedTuple):
@@ -61,6 +62,8 @@ def triplet_margin_loss(
     """
     checks.number("margin", margin)
     checks.number("eps", eps, tensor=False)
+    checks.flag("swap", swap)
+    checks.flag("soft_margin", soft_margin)
     checks.one_of("metric", metric, checks.METRICS)
     checks.one_of("reduction", reduction, REDUCTIONS)
     a, p, n = checks.same_rows(("anchor", "positive", "negative"), (anchor, positive, negative))
@@ -75,16 +78,25 @@ def _hinge(gap: Tensor, margin: float | Tensor, soft_margin: bool) -> Tensor:
 
 def hardest_pairs(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    metric: str = "euclidean", positives: str = "hardest", negatives: str = "hardest",
+    batch_in_refs: bool = False, metric: str = "euclidean", positives: str = "hardest", negatives: str = "hardest",
 ) -> HardestPairs:  # fmt: skip
     r"""The selected positive and negative of every anchor, in O((N + M) D) memory.
 
-    For losses of your own, and for logging how hard the hardest pairs are while a model trains.
+    For losses of your own, and for logging: while a model learns, the hardest positives come nearer and the hardest
+    negatives go away; where both go to 0 the embeddings collapse. Under `torch.no_grad()` it costs one pass::
+
+        with torch.no_grad():
+            found = hardest_pairs(embeddings, labels)
+        log("hardest positive", found.positive_distance.nanmean())
+        log("hardest negative", found.negative_distance.nanmean())
+        log("violations", (found.positive_distance + margin > found.negative_distance).float().mean())
 
     Args:
         embeddings: [N, D], float16, bfloat16, float32 or float64.
         labels: [N], any integer dtype; equal labels are positive pairs.
         ref_embeddings, ref_labels: [M, D] and [M], the set to mine from; without them the batch itself, without (i, i).
+        batch_in_refs: whether ref_embeddings begins with the rows of embeddings, in their order (a gathered batch, a
+            memory bank); then the pairs (i, i) are left out as in a batch alone.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
         positives: "hardest" (farthest) or "easiest" (nearest).
         negatives: "hardest" (nearest), "easiest" (farthest) or "semihard" (nearest of those farther than the selected
@@ -111,15 +123,15 @@ def hardest_pairs(
     checks.one_of("metric", metric, checks.METRICS)
     checks.one_of("positives", positives, tuple(POSITIVES))
     checks.one_of("negatives", negatives, tuple(NEGATIVES))
-    x, labels, refs, ref_labels = checks.batch(embeddings, labels, ref_embeddings, ref_labels)
-    index = ops.mine(x, refs, labels, ref_labels, metric, POSITIVES[positives], NEGATIVES[negatives])
-    distance = ops.mined_distances(x, refs, index, metric)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    index = ops.mine(*batch, metric, POSITIVES[positives], NEGATIVES[negatives])
+    distance = ops.mined_distances(batch.x, batch.refs, index, metric)
     return HardestPairs(distance[0], index[0], distance[1], index[1])
 
 
 def batch_hard_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    margin: float | Tensor = 0.2, metric: str = "euclidean", soft_margin: bool = False,
+    batch_in_refs: bool = False, margin: float | Tensor = 0.2, metric: str = "euclidean", soft_margin: bool = False,
     positives: str = "hardest", negatives: str = "hardest", reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Triplet loss with one mined positive and one mined negative per anchor, without the distance matrix.
@@ -130,7 +142,8 @@ def batch_hard_triplet_loss(
     without a negative do not count (sentence-transformers counts those without a positive). Memory is O((N + M) D).
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels, metric, positives, negatives: as for `hardest_pairs`.
+        embeddings, labels, ref_embeddings, ref_labels, batch_in_refs, metric, positives, negatives: as for
+            `hardest_pairs`.
         margin: how much farther the negative has to be; a 0-d tensor receives its gradient. The soft margin has none.
         soft_margin: the softplus form.
         reduction: "mean" over the anchors that count, "sum", or "none" ([N], 0 for an anchor that does not count).
@@ -157,11 +170,118 @@ def batch_hard_triplet_loss(
     tensor([0., 1., 0.])
     """
     checks.number("margin", margin)
+    checks.flag("soft_margin", soft_margin)
     checks.one_of("reduction", reduction, REDUCTIONS)
     mined = hardest_pairs(
-        embeddings, labels, ref_embeddings, ref_labels, metric=metric, positives=positives, negatives=negatives
-    )
+        embeddings, labels, ref_embeddings, ref_labels,
+        batch_in_refs=batch_in_refs, metric=metric, positives=positives, negatives=negatives,
+    )  # fmt: skip
     counts = (mined.positive_index >= 0) & (mined.negative_index >= 0)
     gap = torch.where(counts, mined.positive_distance - mined.negative_distance, 0.0)
     terms = torch.where(counts, _hinge(gap, margin, soft_margin), 0.0)
     return reduce(terms, reduction, counts.sum(), embeddings)
+
+
+def batch_all_triplet_loss(
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
+    batch_in_refs: bool = False, margin: float | Tensor = 0.2, metric: str = "euclidean", soft_margin: bool = False,
+    triplets: str = "all", reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Triplet loss of every triplet of a batch, or of those of a kind, without the triplets in memory.
+
+    $$ \ell_{apn} = \max(0, d_{ap} - d_{an} + m), \quad \text{soft: } \log(1 + \exp(d_{ap} - d_{an})) $$
+
+    for every anchor a, positive p (same label) and negative n (another label). Memory is O((N + M) D), whatever the
+    sizes of the classes. Counts are exact up to 2^53 triplets.
+
+    Args:
+        embeddings, labels, ref_embeddings, ref_labels, batch_in_refs, metric: as for `hardest_pairs`; positives and
+            negatives are rows of the reference set.
+        margin: how much farther the negative has to be; a 0-d tensor receives its gradient. The soft margin has none,
+            but the kinds "semihard" and "easy" are by it.
+        soft_margin: the softplus form.
+        triplets: "all"; "hard": d_an <= d_ap; "semihard": d_ap < d_an <= d_ap + margin; "easy": d_an farther than
+            that, which only the soft margin makes cost something.
+        reduction: "mean" over the triplets of the kind; "active": over those whose term is above 0; "sum"; "none" ([N],
+            the sum of each anchor's terms).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any triplet 0, with zero gradient.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen.
+
+    Equivalent to (a self batch)::
+
+        d = torch.cdist(embeddings, embeddings)
+        same = labels[:, None] == labels
+        valid = (same & ~eye)[:, :, None] & ~same[:, None]
+        F.relu(d[:, :, None] - d[:, None] + margin)[valid].mean()
+
+    `TripletMarginLoss` of pytorch-metric-learning with triplets_per_anchor="all" is reduction="active" on normalised
+    embeddings; the kinds are those of its `TripletMarginMiner`.
+
+    Source: Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017 ("batch all").
+
+    >>> x, labels = torch.tensor([[0.0], [1.0], [1.5], [4.0]]), torch.tensor([0, 0, 1, 1])
+    >>> batch_all_triplet_loss(x, labels, margin=0.5, reduction="none")
+    tensor([0., 1., 4., 0.])
+    """
+    checks.number("margin", margin)
+    checks.one_of("metric", metric, checks.METRICS)
+    checks.flag("soft_margin", soft_margin)
+    checks.one_of("triplets", triplets, TRIPLETS)
+    checks.one_of("reduction", reduction, (*REDUCTIONS, "active"))
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    total, chosen, active = ops.fold_triplets(*batch, margin, metric, triplets, soft_margin)
+    if reduction == "active":
+        return reduce(total, "mean", active.detach().sum(), batch.x)
+    return reduce(total, reduction, chosen.detach().sum(), batch.x)
+
+
+def batch_semihard_triplet_loss(
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
+    batch_in_refs: bool = False, margin: float | Tensor = 0.2, metric: str = "sqeuclidean", reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Triplet loss of every positive pair with a semi-hard negative: the nearest one that is farther than the positive.
+
+    $$ \ell_{ap} = \max(0, d_{ap} - d_{an} + m), \quad n = \arg\min_{n: d_{an} > d_{ap}} d_{an} $$
+
+    or, where no negative of the anchor is farther than the positive, its farthest negative. Memory is O((N + M) D).
+
+    Args:
+        embeddings, labels, ref_embeddings, ref_labels, batch_in_refs, metric: as for `hardest_pairs`; positives and
+            negatives are rows of the reference set.
+        margin: how much farther the negative has to be; a 0-d tensor receives its gradient.
+        reduction: "mean" over the pairs (a, p) whose anchor has a negative, "sum", or "none" ([N], the sum of each
+            anchor's terms).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any triplet 0, with zero gradient.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen.
+
+    Equivalent to (a self batch)::
+
+        d = (embeddings[:, None] - embeddings).square().sum(2)
+        farther = ~same[:, None] & (d[:, None] > d[:, :, None])  # [a, p, n]
+        d_an = d[:, None].where(farther, inf).amin(2)
+        d_an = torch.where(farther.any(2), d_an, d.where(~same, -inf).amax(1, keepdim=True))
+        F.relu(d - d_an + margin)[same & ~eye].mean()
+
+    The loss of TensorFlow Addons' `TripletSemiHardLoss` (there with margin 1) and of sentence-transformers'
+    `BatchSemiHardTripletLoss` (there with euclidean distances and margin 5).
+
+    Source: Schroff, Kalenichenko, Philbin, "FaceNet", CVPR 2015.
+
+    >>> x, labels = torch.tensor([[0.0], [1.0], [1.5], [3.0]]), torch.tensor([0, 0, 1, 1])
+    >>> batch_semihard_triplet_loss(x, labels, margin=2.0, reduction="none")
+    tensor([0.7500, 0.0000, 2.0000, 0.2500])
+    """
+    checks.number("margin", margin)
+    checks.one_of("metric", metric, checks.METRICS)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    total, chosen, _ = ops.fold_triplets(*batch, margin, metric, "nearest")
+    return reduce(total, reduction, chosen.detach().sum(), batch.x)
