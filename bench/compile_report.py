@@ -57,6 +57,11 @@ LOSSES = {
     "generalized_lifted_structure": Work("softmax", LSE, LSE, 4, ("chord", "euclidean")),
     "lifted_structure": Work("contrastive", ("sum", "sum", "sum"), (), 2, ("chord", "euclidean"), lifted=True),
 }
+TRIPLETS = {  # batch_all_triplet_loss, its soft form, and batch_semihard_triplet_loss
+    "batch_all": ("all", False),
+    "batch_all, soft": ("all", True),
+    "batch_semihard": ("nearest", False),
+}
 DEFAULTS = {"sm_90": ([128, 256, 512], list(DTYPES))}  # dimensions and formats
 METRICS = (*DISTANCES, *SIMILARITIES, "chord")
 
@@ -64,7 +69,7 @@ METRICS = (*DISTANCES, *SIMILARITIES, "chord")
 class Case(NamedTuple):
     """One kernel of one loss as `fusedloss.launch` would launch it on one GPU."""
 
-    kernel: str  # fold | grad | mine | row_distances | row_distances_grad | gather_grad | prepare
+    kernel: str  # of the engine, of mining, of triplets or of rows, as in `cases`
     loss: str
     metric: str
     dtype: str
@@ -77,7 +82,11 @@ def cases(arch: str, dims: list[int], dtypes: list[str], metrics: list[str], los
         for D in dims:
             for metric in metrics:
                 for loss in losses:
-                    if metric in LOSSES[loss].metrics:
+                    if loss in TRIPLETS and metric in DISTANCES:
+                        for kernel in ("triplets", "triplets_slopes", "triplets_grad"):
+                            if kernel != "triplets_slopes" or loss != "batch_semihard":
+                                yield Case(kernel, loss, metric, dtype, D, arch)
+                    elif loss in LOSSES and metric in LOSSES[loss].metrics:
                         yield Case("fold", loss, metric, dtype, D, arch)
                         yield Case("grad", loss, metric, dtype, D, arch)
                 if metric in DISTANCES:
@@ -91,7 +100,7 @@ def cases(arch: str, dims: list[int], dtypes: list[str], metrics: list[str], los
 def launch_of(case: Case) -> Any:
     """The launch, on tensors without data, at a size that splits no columns."""
     from fusedloss.kernels import rows
-    from fusedloss.launch import common, folds, mining
+    from fusedloss.launch import common, folds, mining, triplets
     from fusedloss.launch import rows as row_launches
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -116,17 +125,41 @@ def launch_of(case: Case) -> Any:
     if case.kernel == "mine":
         metric = "sqeuclidean" if case.metric == "euclidean" else case.metric
         best, index = empty(1, 2, N), empty(1, 2, N, dtype=torch.int32)
-        return mining.mine_launch(side, side, side.norms, best, index, D, metric, precision, "farthest", "nearest")
+        return mining.mine_launch(
+            side, side, side.norms, best, index, D, metric, precision, "farthest", "nearest", True
+        )
+    if case.loss in TRIPLETS:
+        return triplets_launch(triplets, case, side, precision)
     work = LOSSES[case.loss]
     count = len(work.pos) + len(work.neg)
     spec = folds.Spec(work.loss, case.metric, work.pos, work.neg, torch.full((work.numbers,), 0.5))
     side = side._replace(offsets=empty(N) if work.lifted else None)
     if case.kernel == "fold":
         columns = empty(common.cdiv(N, 16), count, N) if work.two_sided else None
-        return folds.fold_launch(side, copy(side, work), empty(1, count, N), columns, D, spec, precision)
+        return folds.fold_launch(
+            side, copy(side, work), empty(1, count, N), columns, D, spec, precision, not work.two_sided
+        )
     side = side._replace(states=(empty(count, N), empty(count, N)))
     out, sums = empty(1, N, D, dtype=x.dtype), empty(1, 5, N)
-    return folds.grad_launch(side, copy(side, work), out, sums, spec, precision, work.learnable)
+    return folds.grad_launch(side, copy(side, work), out, sums, spec, precision, not work.two_sided, work.learnable)
+
+
+def triplets_launch(triplets: Any, case: Case, side: Any, precision: str) -> Any:
+    kind, soft = TRIPLETS[case.loss]
+    N, D, margin = len(side.labels), case.D, torch.full((1,), 0.5)
+    range_, value = side.labels.int(), side.norms
+    batch = triplets.Batch(side, side, (range_, range_, range_), case.metric, precision)
+    if case.kernel == "triplets":
+        states = value.new_empty(1, 3, N, dtype=torch.float64)
+        if kind == "nearest":
+            return triplets.semihard_launch(batch, states[0], range_[None], margin, D, 0, N)
+        return triplets.fold_launch(batch, (states,), margin, D, 0, N, kind, soft)
+    if case.kernel == "triplets_slopes":
+        return triplets.fold_launch(batch, (value[None], value[None, None]), margin, D, 0, 64, kind, soft)
+    kept = (range_, range_) if kind == "nearest" else (value, value)
+    anchors = triplets.Anchors(0, 64, 1, (range_, range_, value, *kept))
+    out = value.new_empty(1, N, D)
+    return triplets.grad_launch(batch, side, side, anchors, "self", out, range_, margin, kind, soft)
 
 
 def copy(side: Any, work: Work) -> Any:
@@ -209,7 +242,7 @@ def main() -> None:
         "--dtype", nargs="+", choices=list(DTYPES), help="formats (all on sm_90, bf16 and fp32 elsewhere)"
     )
     parser.add_argument("--metric", nargs="+", default=list(METRICS), choices=list(METRICS))
-    parser.add_argument("--loss", nargs="+", default=list(LOSSES), choices=list(LOSSES))
+    parser.add_argument("--loss", nargs="+", default=[*LOSSES, *TRIPLETS], choices=[*LOSSES, *TRIPLETS])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     todo: list[Case] = []

@@ -99,7 +99,8 @@ def _grad_op(name: str, schema: str, fake: Any) -> Any:
 # ------------------------------------------------------------------------------------------------- fold: row states
 
 
-SPEC = "str loss, str metric, str[] pos, str[] neg, bool own"  # the loss, its scores, its folds of positives and negatives
+# The loss, its scores, and its folds of positives and of negatives.
+SPEC = "str loss, str metric, str[] pos, str[] neg, bool own"
 
 
 def _fold_fake(

@@ -16,7 +16,7 @@ def state_dtype(x: Tensor) -> torch.dtype:
     return loss_dtype(x) if x.device.type in ("mps", "xpu") else torch.float64
 
 
-STORED = 32  # positives of an anchor whose semi-hard negatives are kept for the backward, which finds those of others again
+STORED = 32  # semi-hard negatives of an anchor that are kept for the backward, which mines any others again
 
 
 def new_index(x: Tensor, M: int, triplets: str) -> Tensor:

@@ -22,6 +22,7 @@ ENTRIES = 16  # gather_grad: mined pairs read at a time
 SPLIT_TARGET = (
     264  # programs that fill a device (2 x 132 multiprocessors); below it the columns of a row block are split
 )
+POSITIVES = 4  # thresholds of an anchor in registers at a time
 SORT_FROM = (
     1 << 24
 )  # pairs from which a sparse loss sorts its rows by label before the backward (not timed on a GPU yet)
@@ -53,6 +54,12 @@ TILES: dict[str, dict[tuple[str, int], list[tuple[int, Tile]]]] = {
         ("grad exp", 4): [(64, Tile(128, 16, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
         ("grad lifted", 2): [(128, Tile(128, 16, 64, 8, 2, 128)), (0, Tile(128, 16, 64, 8, 2, 256))],
         ("grad lifted", 4): [(64, Tile(128, 16, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
+        ("triplets", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
+        ("triplets", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
+        ("triplets grad", 2): [(64, Tile(128, 32, 64, 8, 2, 64)), (0, Tile(128, 32, 64, 8, 2, 128))],
+        ("triplets grad", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
+        ("semihard grad", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
+        ("semihard grad", 4): [(0, Tile(128, 16, 32, 8, 2, 64))],
         ("manhattan", 4): [(0, Tile(64, 64, 32, 8, 1, 32))],
     },
     "other": {
@@ -70,6 +77,12 @@ TILES: dict[str, dict[tuple[str, int], list[tuple[int, Tile]]]] = {
         ("grad exp", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         ("grad lifted", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
         ("grad lifted", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
+        ("triplets", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        ("triplets", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
+        ("triplets grad", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
+        ("triplets grad", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
+        ("semihard grad", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
+        ("semihard grad", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         ("manhattan", 4): [(0, Tile(64, 64, 32, 8, 1, 32))],
     },
 }

@@ -14,10 +14,13 @@ from .tiles import (
     accumulate,
     accumulate_grad,
     load_chunks,
+    load_labels,
+    load_norms,
     load_numbers,
     load_rows,
     pair_masks,
     round_weights,
+    score_tile,
     share_labels,
 )
 
@@ -26,16 +29,6 @@ def _composed(spec):
     """The name a profiler shows: fold_contrastive_euclidean, say."""
     kernel = "grad" if "SLAB" in spec.constants else "fold"
     return "_".join([kernel, spec.constants["LOSS"].__name__, spec.constants["SCORE"].__name__])
-
-
-@triton.jit
-def load_labels(side, rows, n):
-    return tl.load(side[2] + rows, mask=rows < n, other=0)
-
-
-@triton.jit
-def load_norms(side, rows, n):
-    return tl.load(side[1] + rows, mask=rows < n, other=0.0)
 
 
 @triton.jit
@@ -72,16 +65,15 @@ def fold(
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
     xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
-    up = load_numbers(numbers, 0, FROM_MEMORY)  # of the positives
-    down = load_numbers(numbers, len(numbers) // 2, FROM_MEMORY)  # of the negatives
+    up = load_numbers(numbers, 0, len(numbers) // 2, FROM_MEMORY)  # of the positives
+    down = load_numbers(numbers, len(numbers) // 2, len(numbers) // 2, FROM_MEMORY)  # of the negatives
     pos_folds, neg_folds = empty_folds(POS, BM), empty_folds(NEG, BM)
 
     start, end = split_columns(M, BN)
     for c0 in range(start, end, BN):
         c = c0 + tl.arange(0, BN)
-        other, yl = load_norms(y, c, M)[None, :], load_labels(y, c, M)
-        e = accumulate(x[0], y[0], xs, load_chunks(y[0], c, M, D, BD, CHUNKS), r, c, N, M, D, BD, PRECISION)
-        s = SCORE(e, own, other)[0]
+        yl = load_labels(y, c, M)
+        s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
         if len(x) > 3:
             s += lift(x, y, r, c, N, M)[0]
         pos, neg = pair_masks(xl, yl, r, c, M, SELF)
@@ -134,11 +126,28 @@ def zeros(COUNT: tl.constexpr, SIZE: tl.constexpr):
     return found
 
 
+@triton.jit
+def store_gradient(
+    out_ptr, acc, own_share, f, x, r, first, N, D, OWN: tl.constexpr, ADD: tl.constexpr, BD: tl.constexpr
+):  # fmt: skip
+    """Chunks of dx from dimension `first` on, less the rows' own share, to this split's out; if ADD, added to it."""
+    out_ptr += tl.program_id(1).to(tl.int64) * N * D + r.to(tl.int64)[:, None] * D
+    for k in tl.static_range(len(acc)):
+        dims = first + k * BD + tl.arange(0, BD)
+        inside = (r < N)[:, None] & (dims < D)[None, :]
+        dx = acc[k]
+        if OWN:
+            dx -= own_share[:, None] * f * load_rows(x[0], r, dims, N, D).to(tl.float32)
+        if ADD:
+            dx += tl.load(out_ptr + dims[None, :], mask=inside, other=0.0)
+        tl.store(out_ptr + dims[None, :], dx.to(out_ptr.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=["N", "M"], repr=_composed)
 def grad(
     x, y, x_states, y_states, outs, numbers, N, M, D,  # outs: dx [splits, N, D], sums [splits, sums, N]
     SCORE: tl.constexpr, LOSS: tl.constexpr, POS: tl.constexpr, NEG: tl.constexpr, ANCHORS: tl.constexpr,
-    OWN: tl.constexpr, BY_NUMBERS: tl.constexpr, BRANCH: tl.constexpr, FROM_MEMORY: tl.constexpr,
+    SELF: tl.constexpr, OWN: tl.constexpr, BY_NUMBERS: tl.constexpr, BRANCH: tl.constexpr, FROM_MEMORY: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
     SLAB: tl.constexpr,
 ):  # fmt: skip
@@ -154,8 +163,8 @@ def grad(
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
     xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
-    up = load_numbers(numbers, 0, FROM_MEMORY)  # of the positives
-    down = load_numbers(numbers, len(numbers) // 2, FROM_MEMORY)  # of the negatives
+    up = load_numbers(numbers, 0, len(numbers) // 2, FROM_MEMORY)  # of the positives
+    down = load_numbers(numbers, len(numbers) // 2, len(numbers) // 2, FROM_MEMORY)  # of the negatives
     row_up = load_anchors(x_states, r, N, POS, 0, 1, ANCHORS != "y")
     row_down = load_anchors(x_states, r, N, NEG, POS % 16, 1, ANCHORS != "y")
     first = tl.program_id(2) * SLAB * BD
@@ -178,7 +187,7 @@ def grad(
         if len(x) > 3:
             lifted, share = lift(x, y, r, c, N, M)
             s += lifted
-        pos, neg = pair_masks(xl, yl, r, c, M, ANCHORS == "self")
+        pos, neg = pair_masks(xl, yl, r, c, M, SELF)
         g = tl.zeros([BM, BN], tl.float32)
         if NEG > 0:
             g, by_down = tile_grad(LOSS(s, down, False), neg, row_down, column_down, by_down, NEG, ANCHORS, BY)
@@ -194,14 +203,7 @@ def grad(
             if len(x) > 3:
                 by_offset += tl.sum(g * share, 1)
 
-    f = SCORE(own, own, own)[3]
-    out_ptr = outs[0] + tl.program_id(1).to(tl.int64) * N * D + r.to(tl.int64)[:, None] * D
-    for k in tl.static_range(SLAB):
-        dims = first + k * BD + tl.arange(0, BD)
-        dx = acc[k]
-        if OWN:
-            dx -= own_share[:, None] * f * load_rows(x[0], r, dims, N, D).to(tl.float32)
-        tl.store(out_ptr + dims[None, :], dx.to(out_ptr.dtype.element_ty), mask=(r < N)[:, None] & (dims < D)[None, :])
+    store_gradient(outs[0], acc, own_share, SCORE(own, own, own)[3], x, r, first, N, D, OWN, False, BD)
     if tl.program_id(2) == 0:
         at = outs[1] + tl.program_id(1).to(tl.int64) * (2 * BY + 1) * N + r
         for p in tl.static_range(BY):

@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from .engine import load_labels, load_norms, split_columns
-from .tiles import accumulate, load_chunks, pair_masks
+from .engine import split_columns
+from .tiles import load_chunks, load_labels, load_norms, pair_masks, score_tile
 
 
 @triton.jit
@@ -41,10 +41,8 @@ def mine(
     start, end = split_columns(M, BN)
     for c0 in range(start, end, BN):
         c = c0 + tl.arange(0, BN)
-        other, yl = load_norms(y, c, M)[None, :], load_labels(y, c, M)
-        e = accumulate(x[0], y[0], xs, load_chunks(y[0], c, M, D, BD, CHUNKS), r, c, N, M, D, BD, PRECISION)
-        s = SCORE(e, own, other)[0]
-        pos, neg = pair_masks(xl, yl, r, c, M, SELF)
+        s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
+        pos, neg = pair_masks(xl, load_labels(y, c, M), r, c, M, SELF)
         if POSITIVE != 0:
             pos_best, pos_index = keep_best(pos_best, pos_index, s, pos, c, POSITIVE)
         if NEGATIVE == -2:

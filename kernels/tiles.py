@@ -27,10 +27,20 @@ def load_column(ptr, rows, d, n):
 
 
 @triton.jit
-def load_numbers(numbers, FIRST: tl.constexpr, FROM_MEMORY: tl.constexpr):
-    """Half of the loss's numbers, from FIRST on: given by value, or as pointers to fp32 scalars on the device."""
+def load_labels(side, rows, n):
+    return tl.load(side[2] + rows, mask=rows < n, other=0)
+
+
+@triton.jit
+def load_norms(side, rows, n):
+    return tl.load(side[1] + rows, mask=rows < n, other=0.0)
+
+
+@triton.jit
+def load_numbers(numbers, FIRST: tl.constexpr, COUNT: tl.constexpr, FROM_MEMORY: tl.constexpr):
+    """COUNT of the loss's numbers, from FIRST on: given by value, or as pointers to fp32 scalars on the device."""
     loaded = ()
-    for k in tl.static_range(len(numbers) // 2):
+    for k in tl.static_range(COUNT):
         loaded = loaded + (tl.load(numbers[FIRST + k]) if FROM_MEMORY else numbers[FIRST + k],)
     return loaded
 
@@ -92,6 +102,15 @@ def accumulate(x_ptr, y_ptr, xs, ys, r, c, N, M, D, BD: tl.constexpr, PRECISION:
         for k in tl.static_range(len(xs)):
             e = matmul(xs[k], tl.trans(ys[k]), e, PRECISION)
     return e
+
+
+@triton.jit
+def score_tile(
+    x, y, xs, own, r, c, N, M, D, SCORE: tl.constexpr, PRECISION: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr
+):  # fmt: skip
+    """Scores of a tile whose rows x are loaded and have the norms `own`. [BM, BN]"""
+    e = accumulate(x[0], y[0], xs, load_chunks(y[0], c, M, D, BD, CHUNKS), r, c, N, M, D, BD, PRECISION)
+    return SCORE(e, own, load_norms(y, c, M)[None, :])[0]
 
 
 @triton.jit

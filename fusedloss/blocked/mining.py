@@ -13,7 +13,7 @@ FIRST = {"farthest": -torch.inf, "nearest": torch.inf}
 def mine(
     x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, metric: str, positives: str, negatives: str,
     own: bool,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Index of every anchor's positive and negative, -1 where there is none. [2, N] int64"""
     metric = "sqeuclidean" if metric == "euclidean" else metric  # the same order, no root
     xs, ys = sides(x, y, x_labels, y_labels, metric, sort=False, own=own)

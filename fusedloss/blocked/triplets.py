@@ -42,9 +42,7 @@ class Batch(NamedTuple):
     own: Tensor
 
     @staticmethod
-    def of(
-        x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, metric: str, own: bool
-    ) -> Batch:
+    def of(x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, metric: str, own: bool) -> Batch:
         xs, ys = sides(x, y, x_labels, y_labels, metric, sort=True, own=own)
         starts, ends = (torch.searchsorted(ys.labels, xs.labels, right=right) for right in (False, True))
         itself = torch.arange(len(x), device=x.device) if y is None else torch.full_like(starts, -1)

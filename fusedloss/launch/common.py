@@ -85,6 +85,15 @@ def prepare(x: Tensor, labels: Tensor, metric: str) -> tuple[Side, str]:
     return Side(x.t().contiguous() if metric == "manhattan" else rounded, norms, labels), precision
 
 
+def listed(params: Tensor) -> tuple[Any, ...]:
+    """A loss's numbers as kernel arguments: by value from the CPU, else pointers to scalars on the device."""
+    return tuple(params.tolist()) if params.device.type == "cpu" else params.unbind()
+
+
+def reorder(t: Tensor, order: Tensor | None, dim: int = 0) -> Tensor:
+    return t if order is None else t.index_select(dim, order)
+
+
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 

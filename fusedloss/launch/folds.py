@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..kernels import configs, engine, losses
 from ..states import state_dtype
-from .common import SCORES, Launch, Side, cdiv, pick, prepare, splits
+from .common import SCORES, Launch, Side, cdiv, listed, pick, prepare, reorder, splits
 
 
 class Loss(NamedTuple):
@@ -47,11 +47,6 @@ class Spec(NamedTuple):
         return f"{name} lifted" if lifted else name if LOSSES[self.loss].sparse else f"{name} exp"
 
     @property
-    def numbers(self) -> tuple[Any, ...]:
-        """The loss's numbers as kernel arguments: by value from the CPU, else pointers to scalars on the device."""
-        return tuple(self.params.tolist()) if self.params.device.type == "cpu" else self.params.unbind()
-
-    @property
     def options(self) -> dict[str, Any]:
         pieces = dict(SCORE=SCORES[self.metric], LOSS=LOSSES[self.loss].terms)
         pieces |= dict(POS=encoded(self.pos), NEG=encoded(self.neg))
@@ -64,42 +59,44 @@ def encoded(kinds: tuple[str, ...]) -> int:
     return len(kinds) + sum(16 << k for k, kind in enumerate(kinds) if kind == "lse")
 
 
-def fold_launch(x: Side, y: Side, out: Tensor, columns: Tensor | None, D: int, spec: Spec, precision: str) -> Launch:
-    """Of a self batch if x is y."""
+def fold_launch(
+    x: Side, y: Side, out: Tensor, columns: Tensor | None, D: int, spec: Spec, precision: str, own: bool
+) -> Launch:
+    """Of a self batch if x is y; own: without the pairs (i, i)."""
     tile, options = pick(spec.kernel("fold", x.offsets is not None), x, precision, D)
     N, M = len(x.labels), len(y.labels)
-    options |= spec.options | dict(SELF=x is y, COLUMNS=columns is not None)
-    args = (x.argument, y.argument, out, out if columns is None else columns, spec.numbers, N, M, D)
+    options |= spec.options | dict(SELF=own, COLUMNS=columns is not None)
+    args = (x.argument, y.argument, out, out if columns is None else columns, listed(spec.params), N, M, D)
     return Launch(engine.fold, (cdiv(N, tile.BM), len(out)), args, options)
 
 
 def fold(
     x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, params: Tensor, offsets: Tensor | None, loss: str,
-    metric: str, pos: Sequence[str], neg: Sequence[str], columns: bool,
+    metric: str, pos: Sequence[str], neg: Sequence[str], own: bool, columns: bool,
 ) -> Tensor:  # fmt: skip
     """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
     spec = Spec(loss, metric, tuple(pos), tuple(neg), params)
     (N, D), folds = x.shape, len(spec.kinds)
-    own, precision = prepare(x, x_labels, metric)
-    other = own if y is None else prepare(y, y_labels, metric)[0]
+    xs, precision = prepare(x, x_labels, metric)
+    ys = xs if y is None else prepare(y, y_labels, metric)[0]
     if offsets is not None:
-        own = own._replace(offsets=offsets[:N])
-        other = own if y is None else other._replace(offsets=offsets[N:])
-    tile, _ = pick(spec.kernel("fold", offsets is not None), own, precision, D)
+        xs = xs._replace(offsets=offsets[:N])
+        ys = xs if y is None else ys._replace(offsets=offsets[N:])
+    tile, _ = pick(spec.kernel("fold", offsets is not None), xs, precision, D)
 
     def states(x: Side, y: Side, by_column: Tensor | None = None) -> Tensor:
         n = len(x.labels)
         out = torch.empty(splits(n, len(y.labels), tile), folds, n, dtype=state_dtype(x.rows), device=x.rows.device)
-        fold_launch(x, y, out, by_column, D, spec, precision).run()
+        fold_launch(x, y, out, by_column, D, spec, precision, own or x is y).run()
         return merge(out, spec.kinds)
 
     if not columns:
-        return states(own, other)
-    blocks, M = cdiv(N, tile.BM), len(other.labels)
+        return states(xs, ys)
+    blocks, M = cdiv(N, tile.BM), len(ys.labels)
     if blocks == 0 or blocks * folds * M * 8 > configs.WORKSPACE:  # the other way round, the scores once more
-        return torch.cat([states(own, other), states(other, own)], 1)
+        return torch.cat([states(xs, ys), states(ys, xs)], 1)
     by_column = torch.empty(blocks, folds, M, dtype=state_dtype(x), device=x.device)
-    return torch.cat([states(own, other, by_column), merge(by_column, spec.kinds)], 1)
+    return torch.cat([states(xs, ys, by_column), merge(by_column, spec.kinds)], 1)
 
 
 def merge(parts: Tensor, kinds: tuple[str, ...]) -> Tensor:
@@ -112,24 +109,26 @@ def merge(parts: Tensor, kinds: tuple[str, ...]) -> Tensor:
     return torch.stack([part.logsumexp(0) if kind == "lse" else part.sum(0) for kind, part in columns])
 
 
-def grad_launch(x: Side, y: Side, out: Tensor, sums: Tensor, spec: Spec, precision: str, by_numbers: bool) -> Launch:
-    """Of a self batch if x is y."""
+def grad_launch(
+    x: Side, y: Side, out: Tensor, sums: Tensor, spec: Spec, precision: str, own: bool, by_numbers: bool
+) -> Launch:
+    """Of a self batch if x is y; own: without the pairs (i, i)."""
     D = out.shape[2]
     tile, options = pick(spec.kernel("grad", x.offsets is not None), x, precision, D)
     slab = cdiv(min(tile.held, D), tile.BD)  # chunks of the gradient that one program owns
     N, M = len(x.labels), len(y.labels)
     anchors = "self" if x is y else "both" if x.states and y.states else "x" if x.states else "y"
-    options |= spec.options | dict(ANCHORS=anchors, BY_NUMBERS=by_numbers, SLAB=slab)
+    options |= spec.options | dict(ANCHORS=anchors, SELF=own, BY_NUMBERS=by_numbers, SLAB=slab)
     options |= dict(OWN=spec.metric not in ("dot", "manhattan"))
     grid = (cdiv(N, tile.BM), len(out), cdiv(D, slab * tile.BD))
     x_states, y_states = x.states or y.states, y.states or x.states
-    args = (x.argument, y.argument, x_states, y_states, (out, sums), spec.numbers, N, M, D)
+    args = (x.argument, y.argument, x_states, y_states, (out, sums), listed(spec.params), N, M, D)
     return Launch(engine.grad, grid, args, options)
 
 
 def fold_grad(
     x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, params: Tensor, offsets: Tensor | None,
-    states: Tensor, dstates: Tensor, loss: str, metric: str, pos: Sequence[str], neg: Sequence[str],
+    states: Tensor, dstates: Tensor, loss: str, metric: str, pos: Sequence[str], neg: Sequence[str], own: bool,
     want_x: bool, want_y: bool, want_params: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dx, dy, dparams and doffsets for derivatives dstates of the states; empty tensors for those not wanted."""
@@ -140,7 +139,8 @@ def fold_grad(
         # The products take fp16 operands: bring the largest derivative near 1, and undo it after.
         unit = dstates.abs().amax().clamp_min(1e-30)
         dstates = dstates / unit
-    sort = LOSSES[loss].sparse and N * len(y_labels) > configs.SORT_FROM
+    # Sorted apart, the rows of x would no longer be the first of y.
+    sort = LOSSES[loss].sparse and N * len(y_labels) > configs.SORT_FROM and not (own and y is not None)
 
     def side(x: Tensor, labels: Tensor, part: slice) -> tuple[Side, str]:
         order = labels.argsort(stable=True) if sort else None
@@ -154,8 +154,8 @@ def fold_grad(
         lifts = None if offsets is None else reorder(offsets[part], order)
         return prepared._replace(offsets=lifts, states=anchors, order=order), precision
 
-    own, precision = side(x, x_labels, slice(0, N))
-    other = own if y is None else side(y, y_labels, slice(N, None))[0]
+    xs, precision = side(x, x_labels, slice(0, N))
+    ys = xs if y is None else side(y, y_labels, slice(N, None))[0]
 
     def gradient(x: Side, y: Side, like: Tensor, by_numbers: bool) -> tuple[Tensor, Tensor]:
         """By the rows of x, in their dtype; and the sums over each row, by the numbers and by its offset [sums, n]."""
@@ -165,16 +165,16 @@ def fold_grad(
         plain = parts == 1 and unit is None
         out = torch.empty(parts, n, D, dtype=like.dtype if plain else torch.float32, device=like.device)
         sums = torch.empty(parts, len(params) * by_numbers + 1, n, dtype=torch.float32, device=like.device)
-        grad_launch(x, y, out, sums, spec, precision, by_numbers).run()
+        grad_launch(x, y, out, sums, spec, precision, own or x is y, by_numbers).run()
 
         def whole(t: Tensor) -> Tensor:
             return merge(t, ()) if unit is None else merge(t, ()) * unit
 
         return x.restore(whole(out).to(like.dtype), 0), x.restore(whole(sums), 1) if by_numbers or lifted else sums
 
-    runs = [(own, other, x)] if want_x or lifted or (want_params and not want_y) else []
+    runs = [(xs, ys, x)] if want_x or lifted or (want_params and not want_y) else []
     if y is not None and (want_y or lifted):
-        runs.append((other, own, y))
+        runs.append((ys, xs, y))
     found = [gradient(*run, by_numbers=want_params and i == 0) for i, run in enumerate(runs)]
     twice = 2 if y is None else 1  # every pair of a self batch was seen from both of its rows
     return (
@@ -183,7 +183,3 @@ def fold_grad(
         (found[0][1][:-1].sum(1) / twice).to(params.device) if want_params else x.new_empty(0),
         torch.cat([sums[-1] for _, sums in found]) if lifted else x.new_empty(0),
     )
-
-
-def reorder(t: Tensor, order: Tensor | None, dim: int = 0) -> Tensor:
-    return t if order is None else t.index_select(dim, order)

@@ -13,19 +13,20 @@ SIGNS = {"farthest": 1, "nearest": -1, "beyond": -2, "": 0}
 
 def mine_launch(
     x: Side, y: Side, floor: Tensor, best: Tensor, index: Tensor, D: int, metric: str, precision: str,
-    positives: str, negatives: str,
+    positives: str, negatives: str, own: bool,
 ) -> Launch:  # fmt: skip
-    """In a self batch if x is y."""
+    """own: without the pairs (i, i)."""
     tile, options = pick("mine", x, precision, D)
     N, M = len(x.labels), len(y.labels)
-    options |= dict(SCORE=SCORES[metric], POSITIVE=SIGNS[positives], NEGATIVE=SIGNS[negatives], SELF=x is y)
+    options |= dict(SCORE=SCORES[metric], POSITIVE=SIGNS[positives], NEGATIVE=SIGNS[negatives], SELF=own)
     args = (x.argument, y.argument, floor, best, index, N, M, D)
     return Launch(mining.mine, (cdiv(N, tile.BM), len(best)), args, options)
 
 
 def mine(
-    x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, metric: str, positives: str, negatives: str
-) -> Tensor:
+    x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, metric: str, positives: str, negatives: str,
+    own: bool,
+) -> Tensor:  # fmt: skip
     """Index of every anchor's positive and negative, -1 where there is none. [2, N] int64"""
     metric = "sqeuclidean" if metric == "euclidean" else metric  # the same order, no root
     xs, precision = prepare(x, x_labels, metric)
@@ -37,7 +38,7 @@ def mine(
     def select(floor: Tensor, positives: str, negatives: str) -> tuple[Tensor, Tensor]:
         best = torch.empty(parts, 2, N, dtype=torch.float32, device=x.device)
         index = torch.empty(parts, 2, N, dtype=torch.int32, device=x.device)
-        mine_launch(xs, ys, floor, best, index, D, metric, precision, positives, negatives).run()
+        mine_launch(xs, ys, floor, best, index, D, metric, precision, positives, negatives, own or y is None).run()
         if parts == 1:
             return best[0], index[0]
         first = best.argmax(0, keepdim=True)  # the first split on ties, so the lowest index

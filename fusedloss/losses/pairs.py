@@ -206,5 +206,6 @@ def pairwise_contrastive_loss(
     if reduction == "active":
         positive, positives, negative, negatives = states
         kinds = (positive, positives), (negative, negatives)
-        return sum(reduce(terms, "mean", active.detach().sum(), batch.x) for terms, active in kinds)
+        means = [reduce(terms, "mean", active.detach().sum(), batch.x) for terms, active in kinds]
+        return means[0] + means[1]
     return reduce(states[0] + states[1], reduction, batch.pairs, batch.x)

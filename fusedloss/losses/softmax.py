@@ -139,7 +139,8 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float | Tensor = 0.5, r
     z, labels = torch.cat([first, second]), torch.arange(len(first), device=first.device).repeat(2)
     scale = 1 / temperature
     logits = [scale, 0.0, scale, 0.0]
-    positive, negative = ops.fold(z, None, labels, None, False, logits, "softmax", "similarity", pos=["sum"], neg=["lse"])
+    batch = checks.Batch(z, None, labels, None, False)
+    positive, negative = ops.fold(*batch, logits, "softmax", "similarity", pos=["sum"], neg=["lse"])
     return reduce(softplus(negative - positive), reduction, len(z), z)
 
 

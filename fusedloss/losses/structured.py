@@ -68,7 +68,8 @@ def multi_similarity_loss(
 
 def circle_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    batch_in_refs: bool = False, margin: float = 0.4, gamma: float = 80.0, normalize: bool = True, reduction: str = "mean",
+    batch_in_refs: bool = False, margin: float = 0.4, gamma: float = 80.0, normalize: bool = True,
+    reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Circle loss: every similarity is weighed by how far it is from its optimum.
 

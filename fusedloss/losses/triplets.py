@@ -243,7 +243,7 @@ def batch_semihard_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
     batch_in_refs: bool = False, margin: float | Tensor = 0.2, metric: str = "sqeuclidean", reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
-    r"""Triplet loss of every positive pair with a semi-hard negative: the nearest one that is farther than the positive.
+    r"""Triplet loss of every positive pair with a semi-hard negative: the nearest that is farther than the positive.
 
     $$ \ell_{ap} = \max(0, d_{ap} - d_{an} + m), \quad n = \arg\min_{n: d_{an} > d_{ap}} d_{an} $$
 
