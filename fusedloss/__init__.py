@@ -2,7 +2,7 @@ r"""Metric-learning losses fused into Triton tiles: the N x M score matrix never
 
 Layers, each importing only to its right:
 
-    losses/  modules  ->  ops  ->  launch (Triton)  ->  kernels
+    memory_bank  ->  losses/  modules  ->  ops  ->  launch (Triton)  ->  kernels
                               \->  blocked (PyTorch, any device, float64)
     reference: every loss in dense PyTorch, the specification
 """
@@ -37,6 +37,7 @@ from .losses.triplets import (
     hardest_pairs,
     triplet_margin_loss,
 )
+from .memory_bank import MemoryBank
 from .modules import (
     BatchAllTripletLoss,
     BatchHardTripletLoss,
@@ -76,6 +77,7 @@ __all__ = [
     "HardestPairs",
     "InfoNCELoss",
     "LiftedStructureLoss",
+    "MemoryBank",
     "MultiSimilarityLoss",
     "NPairLoss",
     "NTXentLoss",

@@ -95,11 +95,11 @@ def flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
-def index(name: str, value: object) -> None:
+def index(name: str, value: object, *, low: int = 0) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"{name} must be at least 0, got {value}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
 
 
 def integers(name: str, labels: object, x: Tensor) -> Tensor:

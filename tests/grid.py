@@ -109,6 +109,14 @@ def batch(N: int, D: int, *, classes: int = 5, seed: int = 0) -> tuple[Tensor, T
     return torch.randn(N, D, dtype=torch.float64, generator=generator) / D**0.5, labels
 
 
+def references(arguments: Mapping[str, Any], y: Tensor, labels: Tensor, own: bool) -> dict[str, Any]:
+    """Arguments for references y, which begin with the batch if it is among its `own` references."""
+    if not own:
+        return dict(ref_embeddings=y, ref_labels=labels)
+    refs, ref_labels = torch.cat([arguments["embeddings"], y]), torch.cat([arguments["labels"], labels])
+    return dict(ref_embeddings=refs, ref_labels=ref_labels, batch_in_refs=True)
+
+
 def middle(distances: Tensor) -> float:
     """A margin that half of the distances exceed, between two of them: at a kink the last bit decides."""
     ordered = distances.flatten().unique()

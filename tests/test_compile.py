@@ -28,6 +28,8 @@ GRIDS = {
 }
 
 
+NO_PRODUCTS = ("row_distances", "row_distances_grad", "gather_grad", "prepare")
+
 # Registers are the compiler's to give: the tiles were chosen with this release, another one may spill some more.
 TILES_ARE_FOR = pytest.importorskip("triton").__version__.startswith("3.7.")
 
@@ -47,7 +49,7 @@ def test_default_tiles_compile_to_tensor_core_code_that_fits(grid, tmp_path):
     for row in rows:
         assert "error" not in row, row
         assert row["shared_bytes"] <= SHARED_LIMIT[row["arch"]], row
-        if row["kernel"] not in ("fold", "grad", "mine") or row["metric"] == "manhattan":
+        if row["kernel"] in NO_PRODUCTS or row["metric"] == "manhattan":
             continue
         assert row["registers"] >= 64, row  # fewer: the compiler gave up and left a trap
         products = {"sm_80": "hmma", "sm_90": "hgmma", "sm_100": "utcmma", "gfx942": "mfma"}[row["arch"]]

@@ -9,6 +9,7 @@ from tests.compare import check
 from tests.grid import LOSSES, METRICS, batch, example
 
 IN_BATCH = [loss for loss in LOSSES if "ref_labels" in example(loss, refs=True)]
+TRIPLETS = [loss for loss in IN_BATCH if "batch" in loss.__name__]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -44,10 +45,11 @@ def test_nothing_to_compare_is_zero_with_zero_gradient(backend, device, loss, si
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("labels", [[7], [3] * 6, [0, 1, 2, 3, 4, 5]], ids=["one row", "one class", "all distinct"])
-def test_without_a_triplet_batch_hard_is_zero_with_zero_gradient(backend, device, metric, labels):
+@pytest.mark.parametrize("loss", TRIPLETS)
+def test_without_a_triplet_the_loss_is_zero_with_zero_gradient(backend, device, loss, metric, labels):
     x = batch(len(labels), 5)[0].float().to(device)
     arguments = dict(embeddings=x, labels=torch.tensor(labels, device=device))
-    value, (grad,) = run(fusedloss.batch_hard_triplet_loss, arguments, metric=metric)
+    value, (grad,) = run(loss, arguments, metric=metric)
     assert value == 0
     assert torch.equal(grad, torch.zeros_like(x))
 
@@ -95,6 +97,8 @@ def test_equal_zero_and_tiny_rows_are_exact(backend, device, kind, metric):
     arguments = odd_rows(kind) | dict(metric=metric)
     check(fusedloss.pairwise_contrastive_loss, arguments | dict(neg_margin=4.0), device=device)
     check(fusedloss.batch_hard_triplet_loss, arguments | dict(margin=9.0), device=device)
+    check(fusedloss.batch_all_triplet_loss, arguments | dict(margin=9.0), device=device)
+    check(fusedloss.batch_semihard_triplet_loss, arguments | dict(margin=9.0), device=device)
     x1 = arguments["embeddings"]
     pairs = dict(x1=x1, x2=x1.roll(3, 0), target=torch.arange(12) % 2, metric=metric, margin=9.0)
     check(fusedloss.contrastive_loss, pairs, device=device)

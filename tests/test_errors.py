@@ -15,6 +15,7 @@ OPTIONS = {
     "power": [3, 1.5],
     "positives": ["semihard", "hard"],
     "negatives": ["farthest", None],
+    "triplets": ["hardest", None],
     "margin": [math.nan, math.inf, -2.0],
     "pos_margin": [math.nan, math.inf, -0.5],
     "neg_margin": [math.nan, -math.inf, -0.5],
@@ -29,7 +30,7 @@ OPTIONS = {
     "offset": [-1],
 }
 NUMBERS = ["margin", "pos_margin", "neg_margin", "eps", "temperature", "alpha", "beta", "base", "gamma", "l2_reg"]
-FLAGS = ["normalize", "in_batch_negatives", "symmetric"]
+FLAGS = ["normalize", "in_batch_negatives", "symmetric", "soft_margin", "swap", "batch_in_refs"]
 WRONG_TYPES = ["1", True, torch.ones(2), torch.tensor(1), None]
 
 
@@ -158,6 +159,16 @@ def test_references_come_with_their_labels(loss, missing):
     del arguments[missing]
     with pytest.raises(ValueError, match=f"^{missing} must be given together with"):
         loss(**arguments)
+
+
+@pytest.mark.parametrize("loss", takes("batch_in_refs"))
+def test_a_batch_in_its_references_needs_references_that_can_hold_it(loss):
+    arguments = example(loss)
+    with pytest.raises(ValueError, match=r"^batch_in_refs must be False where there are no ref_embeddings, got True"):
+        loss(**arguments, batch_in_refs=True)
+    x, labels = arguments["embeddings"], arguments["labels"]
+    with pytest.raises(ValueError, match=r"^ref_embeddings must begin with the 9 rows of embeddings .*got \(8, 5\)"):
+        loss(x, labels, x[1:], labels[1:], batch_in_refs=True)
 
 
 @pytest.mark.parametrize("choose", [fusedloss.set_backend, lambda name: fusedloss.use_backend(name).__enter__()])

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 import fusedloss
 from fusedloss import reference
 from tests.compare import check
-from tests.grid import METRICS, PLANS, batch, cases, middle, running
+from tests.grid import METRICS, PLANS, batch, cases, middle, references, running
 
 # Primes: ragged in rows, columns and dimensions for tiles of any size. D below, above and not a multiple of a chunk.
 SHAPES = ((23, 37, 37), (11, 41, 3), (41, 5, 1), (17, 13, 101))
-REFS = ("self", "refs", "constant")
+REFS = ("self", "refs", "constant", "own")  # own: the references begin with the batch
 ENGINE = dict(metric=METRICS, shape=SHAPES, refs=REFS)
 
 WEIGHTS = 2  # the weights of the gradient product are rounded as its result is; 1.6 roundings measured
@@ -24,7 +24,7 @@ def in_batch(case):
     (x, labels), (y, ref_labels) = batch(N, D), batch(M, D, seed=1)
     arguments = dict(embeddings=x, labels=labels, metric=case["metric"])
     if case["refs"] != "self":
-        arguments |= dict(ref_embeddings=y, ref_labels=ref_labels)
+        arguments |= references(arguments, y, ref_labels, case["refs"] == "own")
     margin = middle(reference.pairwise_distance(x, y, case["metric"]))
     return arguments, margin, ["ref_embeddings"] if case["refs"] == "constant" else []
 
@@ -130,7 +130,7 @@ def tied_points(N, metric, seed):
 @cases(
     dict(
         metric=METRICS,
-        refs=(True, False),
+        refs=("self", "refs", "own"),
         positives=("hardest", "easiest"),
         negatives=("hardest", "easiest", "semihard"),
         points=(distinct_points, tied_points),
@@ -141,14 +141,16 @@ def tied_points(N, metric, seed):
 )
 def test_mined_indices_equal_brute_force_and_ties_go_to_the_lowest(backend, case):
     options = {name: case[name] for name in ("metric", "positives", "negatives")}
-    x, labels = case["points"](19 if case["refs"] else 37, case["metric"], 0)
-    y, ref_labels = case["points"](67, case["metric"], 1) if case["refs"] else (x, labels)
+    x, labels = case["points"](37 if case["refs"] == "self" else 19, case["metric"], 0)
+    y, ref_labels = (x, labels) if case["refs"] == "self" else case["points"](67, case["metric"], 1)
+    if own := case["refs"] == "own":
+        y, ref_labels = torch.cat([x, y]), torch.cat([labels, ref_labels])
     x, y = (t.to(case["dtype"]) for t in (x, y))
     with running(backend, case["plan"]) as device:
-        tensors = (x, labels, y, ref_labels) if case["refs"] else (x, labels)
-        found = fusedloss.hardest_pairs(*(t.to(device) for t in tensors), **options)
+        tensors = (x, labels) if case["refs"] == "self" else (x, labels, y, ref_labels)
+        found = fusedloss.hardest_pairs(*(t.to(device) for t in tensors), **options, batch_in_refs=own)
     x, y = x.double(), y.double()
-    want = brute_force(x, labels, y, ref_labels, **options, itself=not case["refs"])
+    want = brute_force(x, labels, y, ref_labels, **options, itself=case["refs"] != "refs")
     assert torch.equal(torch.stack([found.positive_index, found.negative_index]).cpu(), want)
     for index, distance in zip(want, (found.positive_distance, found.negative_distance), strict=True):
         exact = reference.row_distance(x, y[index.clamp(min=0)], case["metric"]).where(index >= 0, torch.nan)

@@ -32,6 +32,7 @@ LAYERS = {
     "fusedloss/ops.py": ("torch", "fusedloss.states"),
     "fusedloss/losses": ("torch", "fusedloss.checks", "fusedloss.ops", "fusedloss.states", "fusedloss.losses."),
     "fusedloss/modules.py": ("torch", "fusedloss.losses."),
+    "fusedloss/memory_bank.py": ("torch", "fusedloss.checks"),
 }
 
 
@@ -92,10 +93,10 @@ def test_public_names_are_sorted_and_exist():
     assert {f.__name__ for f in FUNCTIONS} <= set(fusedloss.__all__)
 
 
-@pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules(losses.__path__)])
+@pytest.mark.parametrize("name", ["memory_bank", *(f"losses.{m.name}" for m in pkgutil.iter_modules(losses.__path__))])
 def test_docstring_examples_hold(name):
-    module = importlib.import_module(f"fusedloss.losses.{name}")
-    result = doctest.testmod(module, extraglobs=dict(torch=torch))
+    module = importlib.import_module(f"fusedloss.{name}")
+    result = doctest.testmod(module, extraglobs=dict(torch=torch, fusedloss=fusedloss))
     assert result.failed == 0
 
 

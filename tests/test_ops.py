@@ -27,15 +27,32 @@ def op_inputs(device):
     index = torch.tensor([[1, -1, 2, 3, 0, 0, 0, 5, 6], [2, 3, 4, -1, 6, 0, 1, 1, 1]], device=device)
     a, b = (batch(5, 9, seed=seed)[0].float().to(device).t() for seed in range(2))
     pairs = (x, y, labels, ref_labels)
-    yield ops.fold_op, (x, None, labels, labels, margins, None, *hinges, False)
-    yield ops.fold_op, (*pairs, margins.to(device), None, *hinges, False)
-    yield ops.fold_op, (*pairs, logits.to(device, copy=True).requires_grad_(), None, *softmax, True)
-    yield ops.fold_op, (*pairs, margins, offsets.clone().requires_grad_(), *hinges[:3], [], False)
-    yield ops.fold_grad_op, (x, None, labels, labels, margins, None, states, states, *hinges, True, False, True)
-    yield ops.fold_grad_op, (*pairs, margins, None, states, states, *hinges, False, True, False)
-    yield ops.fold_grad_op, (*pairs, logits, None, both, both, *softmax, True, True, True)
-    yield ops.fold_grad_op, (*pairs, margins, offsets, both[:1], both[:1], *hinges[:3], [], True, False, False)
-    yield ops.mine_op, (x, y, labels, ref_labels, "manhattan", "nearest", "beyond")
+    inside = (x[:7], y, labels[:7], ref_labels)  # as many references as rows, which they may be
+    yield ops.fold_op, (x, None, labels, labels, margins, None, *hinges, False, False)
+    yield ops.fold_op, (*pairs, margins.to(device), None, *hinges, False, False)
+    yield ops.fold_op, (*pairs, logits.to(device, copy=True).requires_grad_(), None, *softmax, False, True)
+    yield ops.fold_op, (*pairs, margins, offsets.clone().requires_grad_(), *hinges[:3], [], False, False)
+    yield ops.fold_grad_op, (x, None, labels, labels, margins, None, states, states, *hinges, False, True, False, True)
+    yield ops.fold_grad_op, (*pairs, margins, None, states, states, *hinges, False, False, True, False)
+    yield ops.fold_grad_op, (*pairs, logits, None, both, both, *softmax, False, True, True, True)
+    yield ops.fold_grad_op, (*pairs, margins, offsets, both[:1], both[:1], *hinges[:3], [], False, True, False, False)
+    yield ops.fold_grad_op, (*inside, margins, None, both[:, :7], both[:, :7], *hinges, True, True, True, False)
+    yield ops.mine_op, (x, y, labels, ref_labels, "manhattan", "nearest", "beyond", False)
+    margin, negatives = margins[1:].clone(), torch.tensor(9 * [[2, -1, 0, 3, 1, 4, 2, 0, 5]], device=device)
+    yield ops.fold_triplets_op, (x, None, labels, labels, margin.requires_grad_(), "euclidean", "all", False, False)
+    yield ops.fold_triplets_op, (*pairs, margin.detach(), "cosine", "semihard", True, False)
+    yield ops.fold_triplets_op, (*inside, margin.detach(), "sqeuclidean", "nearest", False, True)
+    du = states[0]
+    no_index = negatives[:0].int()
+    yield ops.fold_triplets_grad_op, (
+        x, None, labels, labels, margin.detach(), no_index, du, "euclidean", "hard", False, False, True, False,
+    )  # fmt: skip
+    yield ops.fold_triplets_grad_op, (
+        *pairs, margin.detach(), no_index, du, "manhattan", "all", True, False, True, True
+    )  # fmt: skip
+    yield ops.fold_triplets_grad_op, (
+        *pairs, margin.detach(), negatives[:7].int(), du, "sqeuclidean", "nearest", False, False, False, True
+    )  # fmt: skip
     yield ops.mined_distances_op, (x, None, index.abs(), "euclidean")  # opcheck finds no NaN equal to another
     yield ops.mined_distances_op, (x, y, index.abs(), "cosine")
     yield ops.mined_distances_grad_op, (x, None, index, states, "euclidean", True)
@@ -56,7 +73,7 @@ def test_every_custom_op_passes_opcheck(backend, device, op):
     inputs = [arguments for of, arguments in op_inputs(device) if of is op]
     assert inputs
     for arguments in inputs:
-        if op in (ops.fold_op, ops.mined_distances_op, ops.row_distances_op):
+        if op in (ops.fold_op, ops.fold_triplets_op, ops.mined_distances_op, ops.row_distances_op):
             arguments = [differentiable(v) for v in arguments]
         torch.library.opcheck(op, (*arguments, backend))
 

@@ -78,6 +78,92 @@ def test_easy_and_semihard_selection_is_its_batch_easy_hard_miner(backend, devic
     check(ours, arguments(False), device=device, oracle=theirs)
 
 
+@pytest.mark.parametrize("metric", DISTANCES)
+@pytest.mark.parametrize("soft_margin", [False, True])
+def test_all_active_triplets_are_its_triplet_loss(backend, device, metric, soft_margin):
+    margin, distance = 0 if soft_margin else 0.3, DISTANCES[metric]()
+    theirs = losses.TripletMarginLoss(
+        margin=margin, smooth_loss=soft_margin, distance=distance, triplets_per_anchor="all"
+    )
+    ours = with_options(
+        fusedloss.batch_all_triplet_loss, margin=0.3, soft_margin=soft_margin, metric=metric, reduction="active"
+    )
+    check(ours, arguments(False), device=device, oracle=theirs)
+
+
+@pytest.mark.parametrize("kind", ["all", "hard", "semihard", "easy"])
+def test_triplets_of_a_kind_are_those_of_its_triplet_miner(backend, device, kind):
+    distance = distances.LpDistance(normalize_embeddings=False)
+    miner = miners.TripletMarginMiner(margin=0.5, type_of_triplets=kind, distance=distance)
+    loss = losses.TripletMarginLoss(margin=0, smooth_loss=True, distance=distance, reducer=reducers.MeanReducer())
+
+    def theirs(embeddings, labels):
+        return loss(embeddings, labels, miner(embeddings, labels))
+
+    # its miner "all" finds the triplets that violate the margin
+    kinds = dict(all=("hard", "semihard"), hard=("hard",), semihard=("semihard",), easy=("easy",))[kind]
+
+    def ours(embeddings, labels):
+        options = dict(margin=0.5, soft_margin=True)
+        sums = [
+            fusedloss.batch_all_triplet_loss(embeddings, labels, triplets=k, reduction="sum", **options) for k in kinds
+        ]
+        means = [fusedloss.batch_all_triplet_loss(embeddings, labels, triplets=k, **options) for k in kinds]
+        return sum(sums) / sum((s / m).detach().round() for s, m in zip(sums, means, strict=True))
+
+    check(ours, arguments(False), device=device, oracle=theirs)
+
+
+def test_semihard_is_facenets_online_mining(backend, device):
+    """The published TensorFlow form: for each (a, p) a masked minimum outside, or the maximum inside."""
+
+    def theirs(embeddings, labels):
+        d = (embeddings[:, None] - embeddings[None]).square().sum(2)
+        other = labels[:, None] != labels[None]
+        outside = other[:, None, :] & (d[:, None, :] > d[:, :, None])
+        highest = d.max(1, keepdim=True).values
+        negatives_outside = ((d - highest)[:, None, :] * outside).min(2).values + highest
+        lowest = d.min(1, keepdim=True).values
+        negatives_inside = ((d - lowest) * other).max(1, keepdim=True).values + lowest
+        semi_hard = torch.where(outside.any(2), negatives_outside, negatives_inside)
+        positives = (~other).to(d.dtype) - torch.eye(len(d), dtype=d.dtype, device=d.device)
+        return F.relu((1.0 + d - semi_hard) * positives).sum() / positives.sum()
+
+    given = arguments(True)
+    given["labels"] = given["labels"] % 3  # every anchor has a negative
+    check(with_options(fusedloss.batch_semihard_triplet_loss, margin=1.0), given, device=device, oracle=theirs)
+
+
+BANKS = {
+    "contrastive": (
+        fusedloss.PairwiseContrastiveLoss(neg_margin=1.4, power=1, reduction="active"),
+        lambda: losses.ContrastiveLoss(neg_margin=1.4, distance=DISTANCES["euclidean"]()),
+    ),
+    "all triplets": (
+        fusedloss.BatchAllTripletLoss(margin=0.3, reduction="active"),
+        lambda: losses.TripletMarginLoss(margin=0.3, distance=DISTANCES["euclidean"]()),
+    ),
+    "supcon": (fusedloss.SupConLoss(), lambda: losses.SupConLoss(temperature=0.1)),
+    "multi-similarity": (fusedloss.MultiSimilarityLoss(), lambda: losses.MultiSimilarityLoss()),
+}
+
+
+@pytest.mark.parametrize("name", BANKS)
+def test_a_memory_bank_is_its_cross_batch_memory(backend, device, name):
+    N, D, steps = 12, 23, 4
+    ours, theirs = BANKS[name]
+    bank = fusedloss.MemoryBank(ours, 2 * N, D).to(device)
+    memory = losses.CrossBatchMemory(theirs(), D, memory_size=3 * N)  # with the batch
+    for step in range(steps):
+        x, labels = batch(N, D, classes=3, seed=step)
+        labels[-1] = 0
+        leaf, exact = x.float().to(device).requires_grad_(), x.clone().requires_grad_()
+        value, want = bank(leaf, labels.to(device)), memory(exact, labels)
+        (value + want.to(value)).backward()
+        torch.testing.assert_close(value.cpu().double(), want, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(leaf.grad.cpu().double(), exact.grad, rtol=1e-4, atol=1e-6)
+
+
 ALL_PAIRS = {
     "supcon": (fusedloss.supcon_loss, lambda: losses.SupConLoss(temperature=0.1)),
     "multi-similarity": (fusedloss.multi_similarity_loss, lambda: losses.MultiSimilarityLoss()),

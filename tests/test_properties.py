@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 
 # Distances near 0 have a relative error of 1e-3 or so (they are roots of differences), in eager as here.
 CLOSE = dict(rtol=1e-5, atol=1e-5)
-LOSSES = [fusedloss.pairwise_contrastive_loss, fusedloss.batch_hard_triplet_loss]
+LOSSES = [
+    fusedloss.pairwise_contrastive_loss,
+    fusedloss.batch_hard_triplet_loss,
+    fusedloss.batch_all_triplet_loss,
+    fusedloss.batch_semihard_triplet_loss,
+]
 
 
 @st.composite

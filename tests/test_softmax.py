@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import fusedloss
 from fusedloss import ops
 from tests.compare import check, differentiate
-from tests.grid import PLANS, batch, cases, example, running
+from tests.grid import PLANS, batch, cases, example, references, running
 
 # Primes: ragged in rows, columns and dimensions for tiles of any size. D below, above and not a multiple of a chunk.
 SHAPES = ((23, 37, 37), (11, 41, 3), (41, 5, 4), (17, 13, 101))
@@ -96,7 +96,7 @@ def test_n_pair_is_as_exact_as_eager(backend, case):
 @cases(
     dict(
         shape=SHAPES,
-        refs=("self", "refs", "constant"),
+        refs=("self", "refs", "constant", "own"),
         reduction=REDUCTIONS,
         numbers=NUMBERS,
         normalize=(True, False),
@@ -111,7 +111,7 @@ def test_supcon_is_as_exact_as_eager(backend, case):
     arguments = dict(embeddings=x, labels=labels, normalize=case["normalize"], reduction=case["reduction"])
     arguments |= dict(temperature=number(case, 0.3))
     if case["refs"] != "self":
-        arguments |= dict(ref_embeddings=y, ref_labels=ref_labels)
+        arguments |= references(arguments, y, ref_labels, case["refs"] == "own")
     constant = ["ref_embeddings"] if case["refs"] == "constant" else []
     with running(backend, case["plan"]) as device:
         check(fusedloss.supcon_loss, arguments, case["dtype"], device, constant=constant, roundings=SCALED_WEIGHTS)
@@ -235,7 +235,7 @@ def test_columns_folded_with_the_rows_equal_a_pass_of_their_own(workspace, monke
         monkeypatch.setattr(configs, "WORKSPACE", workspace)
         x, y, rows = x.to(device), y.to(device), rows.to(device)
         options = dict(params=[3.0, 0.0, 3.0, 0.0], loss="softmax", metric="dot", pos=["sum"], neg=["lse"])
-        found = torch.stack(ops.fold(x, y, rows, rows, columns=True, **options))
+        found = torch.stack(ops.fold(x, y, rows, rows, False, columns=True, **options))
         want = torch.cat([torch.stack(ops.fold(a, b, rows, rows, **options)) for a, b in ((x, y), (y, x))], 1)
     torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)
 

@@ -5,7 +5,7 @@ import torch
 
 import fusedloss
 from tests.compare import check
-from tests.grid import PLANS, batch, cases, running
+from tests.grid import PLANS, batch, cases, references, running
 
 STRUCTURED = [
     fusedloss.multi_similarity_loss,
@@ -28,7 +28,7 @@ WEIGHTS = 3  # as in test_softmax
     dict(
         loss=STRUCTURED,
         shape=SHAPES,
-        refs=("self", "refs", "constant"),
+        refs=("self", "refs", "constant", "own"),
         reduction=("mean", "sum", "none"),
         normalize=(True, False),
         options=(0, 1),
@@ -43,7 +43,7 @@ def test_structured_losses_are_as_exact_as_eager(backend, case):
     arguments = dict(embeddings=x, labels=labels, normalize=case["normalize"], reduction=case["reduction"])
     arguments |= OPTIONS[case["loss"]][case["options"]]
     if case["refs"] != "self":
-        arguments |= dict(ref_embeddings=y, ref_labels=ref_labels)
+        arguments |= references(arguments, y, ref_labels, case["refs"] == "own")
     constant = ["ref_embeddings"] if case["refs"] == "constant" else []
     with running(backend, case["plan"]) as device:
         check(case["loss"], arguments, case["dtype"], device, constant=constant, roundings=WEIGHTS)

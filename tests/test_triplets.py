@@ -1,0 +1,184 @@
+"""All triplets and semi-hard triplets: exact as eager over a covering grid, and counted by brute force."""
+
+import itertools
+from fractions import Fraction
+
+import pytest
+import torch
+
+import fusedloss
+from fusedloss import ops, reference, states
+from tests.compare import check, poisoned_memory
+from tests.grid import METRICS, batch, cases, middle, references, running
+
+# Ragged in rows, columns, dimensions and classes: 3 or 5 classes of random size, and one row alone in its class.
+SHAPES = ((23, 29, 37), (11, 31, 3), (37, 5, 19), (17, 13, 67))
+REFS = ("self", "refs", "constant", "own")
+ENGINE = dict(metric=METRICS, shape=SHAPES, refs=REFS)
+PLANS = ("default", "small", "held", "split", "tight")
+WEIGHTS = 2  # as in test_in_batch
+
+
+def in_batch(case):
+    """Inputs of a case, a margin that some triplets exceed and some do not, and which inputs are constants."""
+    N, M, D = case["shape"]
+    (x, labels), (y, ref_labels) = batch(N, D, classes=3 if N == 37 else 5), batch(M, D, classes=3, seed=1)
+    arguments = dict(embeddings=x, labels=labels, metric=case["metric"])
+    if case["refs"] != "self":
+        arguments |= references(arguments, y, ref_labels, case["refs"] == "own")
+    margin = middle(reference.pairwise_distance(x, y, case["metric"])) / 3
+    return arguments, margin, ["ref_embeddings"] if case["refs"] == "constant" else []
+
+
+@cases(
+    ENGINE
+    | dict(
+        triplets=("all", "hard", "semihard", "easy"),
+        margin=("number", "tensor", "soft"),
+        reduction=("mean", "sum", "none", "active"),
+    ),
+    blocked=3,
+    triton=2,
+    plans=PLANS,
+)
+def test_all_triplets_are_as_exact_as_eager(backend, case):
+    arguments, margin, constant = in_batch(case)
+    soft = case["margin"] == "soft" or case["triplets"] == "easy"  # by the margin the easy ones cost nothing
+    margin /= 10 if case["triplets"] == "easy" else 1
+    arguments |= dict(margin=margin if soft or case["margin"] == "number" else torch.tensor(margin), soft_margin=soft)
+    arguments |= dict(triplets=case["triplets"], reduction=case["reduction"])
+    with running(backend, case["plan"]) as device:
+        check(fusedloss.batch_all_triplet_loss, arguments, case["dtype"], device, constant=constant, roundings=WEIGHTS)
+
+
+@cases(
+    ENGINE | dict(margin=("number", "tensor"), reduction=("mean", "sum", "none"), stored=(32, 2)),
+    blocked=3,
+    triton=2,
+    plans=PLANS,
+)
+def test_semihard_triplets_are_as_exact_as_eager(backend, case, monkeypatch):
+    monkeypatch.setattr(states, "STORED", case["stored"])
+    arguments, margin, constant = in_batch(case)
+    margin = torch.tensor(margin) if case["margin"] == "tensor" else margin
+    arguments |= dict(margin=margin, reduction=case["reduction"])
+    with running(backend, case["plan"]) as device:
+        check(
+            fusedloss.batch_semihard_triplet_loss, arguments, case["dtype"], device,
+            constant=constant, roundings=WEIGHTS,
+        )  # fmt: skip
+
+
+def points(classes, N=15, seed=0):
+    """Whole numbers on a line, in which equal distances and triplets on the border of a kind are frequent."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(-6, 7, (N, 1), generator=generator).float()
+    return x, torch.tensor(classes)[torch.randint(len(classes), (N,), generator=generator)]
+
+
+def triplets_of(x, labels):
+    """Every anchor with the squared distance to each positive, and with those to all negatives."""
+    x, labels, rows = [int(v) for v in x], labels.tolist(), range(len(x))
+
+    def d(i, j):
+        return (x[i] - x[j]) ** 2
+
+    for a, p in itertools.permutations(rows, 2):
+        if labels[a] == labels[p]:
+            yield a, d(a, p), [d(a, n) for n in rows if labels[n] != labels[a]]
+
+
+CLASSES = {"ragged": [0, 0, 0, 0, 0, 1, 1, 2, 3], "one giant": [0] * 12 + [1], "two": [0, 1]}
+KINDS = {
+    "all": lambda gap, m: True,
+    "hard": lambda gap, m: gap >= 0,
+    "semihard": lambda gap, m: -m <= gap < 0,
+    "easy": lambda gap, m: gap < -m,
+}
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("margin", [0, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_triplets_of_a_kind_are_those_that_brute_force_counts(backend, device, kind, margin, classes):
+    x, labels = points(CLASSES[classes])
+    gaps = [[p - n for a, p, ns in triplets_of(x, labels) if a == i for n in ns] for i in range(len(x))]
+    of_kind = [[gap + margin for gap in of if KINDS[kind](gap, margin)] for of in gaps]
+    total = [sum(max(0, h) for h in of) for of in of_kind]
+    chosen, active = [len(of) for of in of_kind], [sum(h > 0 for h in of) for of in of_kind]
+    rows = (x.to(device), None, labels.to(device), None, False)
+    with poisoned_memory():
+        for soft in (False, True):
+            found = [s.tolist() for s in ops.fold_triplets(*rows, float(margin), "sqeuclidean", kind, soft)]
+            assert found[1] == chosen
+            if not soft:
+                assert (found[0], found[2]) == (total, active)
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("stored", [32, 2])
+def test_semihard_is_what_brute_force_finds(backend, device, stored, classes, monkeypatch):
+    monkeypatch.setattr(states, "STORED", stored)
+    x, labels = points(CLASSES[classes], seed=1)
+    margin, total = 3, [0] * len(x)
+    for a, p, ns in triplets_of(x, labels):
+        if ns:
+            total[a] += max(0, p - min((n for n in ns if n > p), default=max(ns)) + margin)
+    rows = x.to(device).requires_grad_(), labels.to(device)
+    found = fusedloss.batch_semihard_triplet_loss(*rows, margin=float(margin), reduction="none")
+    assert found.tolist() == total
+
+
+@pytest.mark.parametrize("margin", [1.5, 0.5])
+def test_more_triplets_than_32_bits_count_are_exact(margin):
+    n = 1100
+    x = torch.tensor([[0.0], [1.0]]).repeat_interleave(n, 0)  # d_ap = 0 and d_an = 1 everywhere
+    labels = torch.arange(2 * n) // n
+    count = 2 * n * (n - 1) * n
+    assert count > 2**31
+    total, chosen, active = (int(Fraction(s.sum().item())) for s in ops.fold_triplets(
+        x, None, labels, None, False, margin, "euclidean", "all"
+    ))  # fmt: skip
+    assert chosen == count
+    assert (2 * total, active) == ((count, count) if margin > 1 else (0, 0))
+    options = dict(margin=margin, metric="euclidean")
+    mean = fusedloss.batch_all_triplet_loss(x, labels, **options, triplets="semihard" if margin > 1 else "easy")
+    assert mean == (0.5 if margin > 1 else 0.0)
+    assert fusedloss.batch_all_triplet_loss(x, labels, **options, reduction="sum") == (count / 2 if margin > 1 else 0)
+    assert fusedloss.batch_semihard_triplet_loss(x, labels, margin=margin, reduction="sum") == (
+        2 * n * (n - 1) / 2 if margin > 1 else 0
+    )
+
+
+def test_more_triplets_of_an_anchor_than_float32_counts_are_exact(backend, monkeypatch):
+    positives, negatives = 65, 2**18 + 1
+    y = torch.tensor([[0.0]] * positives + [[1.0]] * negatives)
+    y_labels = (torch.arange(len(y)) >= positives).long()
+    count = positives * negatives
+    assert count > 2**24 and count % 2
+    with running(backend, "small") as device:
+        if backend == "triton":
+            from fusedloss.kernels import configs
+
+            wide = configs.Tile(BM=1 if device == "cpu" else 16, BN=16384, BD=16, num_warps=4, num_stages=1, held=16)
+            monkeypatch.setattr(configs, "choose", lambda *_: wide)
+            monkeypatch.setattr(configs, "POSITIVES", 16)
+            if device == "cpu":  # the interpreter takes long for a program
+                monkeypatch.setattr(configs, "ROWS_PER_PROGRAM", 1 << 16)
+        rows = [t.to(device) for t in (torch.zeros(1, 1), y, torch.zeros(1, dtype=torch.int64), y_labels)]
+        total, chosen, active = ops.fold_triplets(*rows, False, 1.5, "euclidean", "semihard")
+    assert (int(2 * total), int(chosen), int(active)) == (count, count, count)
+
+
+@pytest.mark.parametrize("loss", [fusedloss.batch_all_triplet_loss, fusedloss.batch_semihard_triplet_loss])
+def test_two_turns_over_large_classes_equal_one(loss):
+    pytest.importorskip("triton")
+    x, labels = batch(41, 7, classes=2)
+    grads = []
+    for plan in ("small", "tight"):
+        with running("triton", plan) as device, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(states, "STORED", 2 if plan == "tight" else 64)
+            leaf = x.float().to(device).requires_grad_()
+            loss(leaf, labels.to(device), margin=0.4).backward()
+            grads.append(leaf.grad)
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-7)
