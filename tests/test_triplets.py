@@ -164,7 +164,7 @@ def test_more_triplets_of_an_anchor_than_float32_counts_are_exact(backend, monke
             monkeypatch.setattr(configs, "choose", lambda *_: wide)
             monkeypatch.setattr(configs, "POSITIVES", 16)
             if device == "cpu":  # the interpreter takes long for a program
-                monkeypatch.setattr(configs, "ROWS_PER_PROGRAM", 1 << 16)
+                monkeypatch.setattr(configs, "ROWS_PER_PROGRAM", 1 << 14)
         rows = [t.to(device) for t in (torch.zeros(1, 1), y, torch.zeros(1, dtype=torch.int64), y_labels)]
         total, chosen, active = ops.fold_triplets(*rows, False, 1.5, "euclidean", "semihard")
     assert (int(2 * total), int(chosen), int(active)) == (count, count, count)
