@@ -9,12 +9,12 @@ import pytest
 
 from fusedloss import measure
 
-from .workloads import CASES, CLASSES, IMPLEMENTATIONS, Oracle, in_batch, saved_bytes
+from .workloads import CASES, Oracle, in_batch, loss_of, saved_bytes
 
 
 @pytest.mark.filterwarnings("default")  # the peers' warnings are theirs
 def test_in_batch(case: str, implementation: str, n: int, d: int, device: str, dtype: str, benchmark: Any) -> None:
-    loss, expected = IMPLEMENTATIONS[implementation](*CASES[case]), oracle(case, n, d, device, dtype)
+    loss, expected = loss_of(CASES[case], implementation), oracle(case, n, d, device, dtype)
     error = expected.check(loss)
 
     arguments: dict[str, Any] = dict(case=case, implementation=implementation, n=n, d=d, device=device, dtype=dtype)
@@ -22,7 +22,7 @@ def test_in_batch(case: str, implementation: str, n: int, d: int, device: str, d
     benchmark.group = f"{case}: N={n} D={d} {dtype} {device}"
     benchmark.extra_info |= {
         "peak_bytes": peak_bytes(arguments),
-        "saved_bytes": saved_bytes(loss, *expected.data),
+        "saved_bytes": saved_bytes(loss, *measure.batch(n, d, CASES[case].classes, device, dtype)),
         **{f"{name}_error": value for name, value in error._asdict().items()},
     }
     benchmark.pedantic(finished, args=(run,), warmup_rounds=1, rounds=5)
@@ -30,7 +30,7 @@ def test_in_batch(case: str, implementation: str, n: int, d: int, device: str, d
 
 @lru_cache(maxsize=1)  # the members of a group follow each other
 def oracle(case: str, n: int, d: int, device: str, dtype: str) -> Oracle:
-    return Oracle(CASES[case], *measure.batch(n, d, CLASSES, device, dtype))
+    return Oracle(CASES[case], n, d, device, dtype)
 
 
 def finished(run: measure.Run) -> None:

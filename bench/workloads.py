@@ -21,6 +21,9 @@ class Case(NamedTuple):
 
     loss: str
     options: dict[str, Any]
+    classes: int = CLASSES
+    peer_rows: int | None = None  # the most rows with which pytorch-metric-learning ends in this life
+    dense_rows: int | None = None  # and dense PyTorch; larger batches are checked at this size
 
 
 # Losses of pairs, row i of one half of the batch with row i of the other, instead of labels.
@@ -34,12 +37,18 @@ CASES = {
     "contrastive": Case("pairwise_contrastive_loss", {"neg_margin": 1.0, **PEER_FORM}),
     "contrastive, all active": Case("pairwise_contrastive_loss", {"neg_margin": 2.5, **PEER_FORM}),
     "batch-hard": Case("batch_hard_triplet_loss", {"margin": 0.2}),
+    "all triplets": Case("batch_all_triplet_loss", {"margin": 0.2, "reduction": "active"}, 256, 4096, 256),
+    "all triplets, 32 classes": Case(
+        "batch_all_triplet_loss", {"margin": 0.2, "reduction": "active"}, peer_rows=1024, dense_rows=256
+    ),
+    "semi-hard": Case("batch_semihard_triplet_loss", {"margin": 0.2}, dense_rows=256),
     "supcon": Case("supcon_loss", {"temperature": 0.1}),
     "circle": Case("circle_loss", {"margin": 0.4, "gamma": 80.0}),
     "multi-similarity": Case("multi_similarity_loss", {}),
     "generalised lifted": Case("generalized_lifted_structure_loss", {}),
-    "lifted": Case("lifted_structure_loss", {}),
-    "nt-xent": Case("nt_xent_loss", {"temperature": 0.5}),
+    # The peer's compare every positive pair with every negative pair: N = 512 takes seconds.
+    "lifted": Case("lifted_structure_loss", {}, peer_rows=128),
+    "nt-xent": Case("nt_xent_loss", {"temperature": 0.5}, peer_rows=512),
     "info-nce": Case("info_nce_loss", {"temperature": 0.07}),
     "clip": Case("clip_loss", {"logit_scale": 20.0}),
     "siglip": Case("siglip_loss", {"logit_scale": 10.0, "logit_bias": -10.0}),
@@ -68,6 +77,14 @@ def metric_learning_batch_hard(*, margin: float) -> Loss:
     return lambda x, labels: loss(x, labels, miner(x, labels))
 
 
+def metric_learning_all_triplets(*, margin: float, reduction: str) -> Loss:
+    from pytorch_metric_learning import distances, losses
+
+    if reduction != "active":
+        raise ValueError(f"pytorch-metric-learning has reduction 'active', got {reduction!r}")
+    return losses.TripletMarginLoss(margin=margin, distance=distances.LpDistance(normalize_embeddings=False))
+
+
 def metric_learning(name: str, **names: str) -> Callable[..., Loss]:
     """One of its losses of all pairs, which has these names for our options."""
 
@@ -90,6 +107,7 @@ def metric_learning_nt_xent(*, temperature: float) -> Loss:
 METRIC_LEARNING: dict[str, Callable[..., Loss]] = {
     "pairwise_contrastive_loss": metric_learning_contrastive,
     "batch_hard_triplet_loss": metric_learning_batch_hard,
+    "batch_all_triplet_loss": metric_learning_all_triplets,
     "supcon_loss": metric_learning("SupConLoss"),
     "circle_loss": metric_learning("CircleLoss", margin="m"),
     "multi_similarity_loss": metric_learning("MultiSimilarityLoss"),
@@ -120,24 +138,25 @@ IMPLEMENTATIONS: dict[str, Callable[[str, dict[str, Any]], Loss]] = {
 }
 NEEDS = {"pytorch-metric-learning": "pytorch_metric_learning"}
 ONLY_FLOAT32 = {"pytorch-metric-learning"}  # torch.cdist has no 16-bit kernel
-# Its N-pair and lifted losses and NT-Xent compare every positive pair with every negative pair: N = 512 takes seconds.
-MOST_ROWS = {"nt_xent_loss": 512, "lifted_structure_loss": 128}
 
 
 def available(case: Case, n: int, dtype: str) -> list[str]:
     """The implementations that are installed, have the loss, take the dtype and end in this life."""
     installed = [name for name in IMPLEMENTATIONS if importlib.util.find_spec(NEEDS.get(name, "torch"))]
-    peer = case.loss in METRIC_LEARNING and n <= MOST_ROWS.get(case.loss, n)
-    possible = [name for name in installed if peer or name != "pytorch-metric-learning"]
+    peer = case.loss in METRIC_LEARNING and n <= (case.peer_rows or n)
+    dense = ("fusedloss", "pytorch-metric-learning") if n > (case.dense_rows or n) else installed
+    possible = [name for name in installed if (peer or name != "pytorch-metric-learning") and name in dense]
     return [name for name in possible if dtype == "float32" or name not in ONLY_FLOAT32]
 
 
-def in_batch(
-    case: str, implementation: str, n: int, d: int, classes: int = CLASSES, device: str = "cpu", dtype: str = "float32"
-) -> Run:
+def loss_of(case: Case, implementation: str) -> Loss:
+    return IMPLEMENTATIONS[implementation](case.loss, case.options)
+
+
+def in_batch(case: str, implementation: str, n: int, d: int, device: str = "cpu", dtype: str = "float32") -> Run:
     """Maker for `fusedloss.measure`: forward and backward of a case, returning the value and the gradient."""
-    loss = IMPLEMENTATIONS[implementation](*CASES[case])
-    run = measure.training_step(loss, *measure.batch(n, d, classes, device, dtype))
+    loss = loss_of(CASES[case], implementation)
+    run = measure.training_step(loss, *measure.batch(n, d, CASES[case].classes, device, dtype))
     if implementation == "torch.compile":
         run()  # the compiler's own time and memory are not the loss's
     return run
@@ -157,10 +176,12 @@ ROUNDING = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}  # of a result i
 
 
 class Oracle:
-    """Float64 results of a case on some data, and the errors that dense PyTorch has in the data's dtype."""
+    """Float64 results of a case on N rows, or as many as dense PyTorch takes, and the errors it has in a dtype."""
 
-    def __init__(self, case: Case, x: Tensor, labels: Tensor) -> None:
-        dense = IMPLEMENTATIONS["reference"](*case)
+    def __init__(self, case: Case, n: int, d: int, device: str = "cpu", dtype: str = "float32") -> None:
+        n = min(n, case.dense_rows or n)
+        x, labels = measure.batch(n, d, min(case.classes, n // 4), device, dtype)
+        dense = loss_of(case, "reference")
         self.name, self.data = case.loss, (x, labels)
         self.value, self.gradient = measure.training_step(dense, x.detach().double().requires_grad_(), labels)()
         self.rounding = ROUNDING[str(x.dtype).removeprefix("torch.")]
