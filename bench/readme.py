@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from . import cpu_table, report
+from . import cpu_table, report, workloads
 
 README = report.ROOT / "README.md"
 MARKERS = re.compile(r"(<!-- results -->\n).*(<!-- /results -->)", re.DOTALL)
@@ -24,7 +24,7 @@ def section(path: Path) -> str:
     lines = [f"| {' | '.join(cells)} |" for cells in table]
     return "\n".join(
         [
-            f"Forward + backward without a GPU, D = {cpu_table.D}, {cpu_table.CLASSES} classes (all triplets: 256; "
+            f"Forward + backward without a GPU, D = {cpu_table.D}, {workloads.CLASSES} classes (all triplets: 256; "
             "nt-xent: two views a class; info-nce, clip, siglip, n-pair: N / 2 rows a side), float32, against\n"
             f"pytorch-metric-learning {meta['pytorch-metric-learning']} in fresh processes of one run",
             f"({meta['device']}, {meta['cores']} cores, torch {meta['torch']}, {meta['date'][:10]}; "
