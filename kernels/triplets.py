@@ -97,10 +97,13 @@ def fold_triplets(
     thresholds [last - first, N] and slopes [splits, last - first, N], summed over each positive's triplets.
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
+    begin, stop, itself = load_range(ranges, r, N)
+    if SLOPES:
+        if tl.max(stop - begin) <= first:
+            return
     own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
     xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
     margin = load_numbers(numbers, 0, 1, FROM_MEMORY)[0]
-    begin, stop, itself = load_range(ranges, r, N)
     state: tl.constexpr = outs[0].dtype.element_ty
     total, chosen, active = tl.zeros([BM], state), tl.zeros([BM], state), tl.zeros([BM], state)
 
@@ -153,13 +156,16 @@ def mine_semihard(
     """For each positive number `first` to `last` the nearest negative strictly farther, else the farthest.
 
     outs: states [2, N], the sum of the terms and how many cost something; and index [width, N], the columns of the
-    first `width` of these negatives, -1 where the term is 0. Grid: (row blocks,).
+    first `width` of these negatives, -1 where the term is 0. Where first > 0 only the index is written. Grid: (row
+    blocks,).
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
+    begin, stop, itself = load_range(ranges, r, N)
+    if (first > 0) & (tl.max(stop - begin) <= first):
+        return
     own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
     xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
     margin = load_numbers(numbers, 0, 1, FROM_MEMORY)[0]
-    begin, stop, itself = load_range(ranges, r, N)
     state: tl.constexpr = outs[0].dtype.element_ty
     total, active = tl.zeros([BM], state), tl.zeros([BM], state)
 

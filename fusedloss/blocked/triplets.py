@@ -108,8 +108,8 @@ def chosen(p: Positives, t: Tile, margin: Any, triplets: str) -> Tensor:
 def hinge_slopes(p: Positives, t: Tile, margin: Any, triplets: str, reached: Tensor) -> Tensor:
     """In how many triplets that cost something each negative of a tile is. [B, BN]
 
-    Counting an anchor's positives from the farthest, these are those up to the place `high` and beyond `low`; adds to
-    reached [B, P + 1] how many negatives reach each place.
+    Counting an anchor's positives from the farthest, a negative is in those up to its place `high`, the first `hard` of
+    which are hard triplets. Adds to reached [B, P + 1] how many negatives have each place.
     """
     if triplets == "easy":
         return torch.zeros_like(t.s)
@@ -124,8 +124,8 @@ def hinge_slopes(p: Positives, t: Tile, margin: Any, triplets: str, reached: Ten
     return places.to(t.s.dtype)
 
 
-def soft_triplets(p: Positives, t: Tile, margin: Any, triplets: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each positive d(a, p) - d(a, n), -inf where it is no chosen triplet, and which are chosen. [B, BN] each"""
+def soft_triplets(p: Positives, t: Tile, margin: Any, triplets: str) -> Iterator[Tensor]:
+    """For each positive d(a, p) - d(a, n), -inf where that is no triplet of the kind. [B, BN] each"""
     for k in range(p.s.shape[1]):
         gap = p.s[:, k, None] - t.s
         mask = p.present[:, k, None].expand(gap.shape)
@@ -133,13 +133,13 @@ def soft_triplets(p: Positives, t: Tile, margin: Any, triplets: str) -> Iterator
         if triplets != "all":
             bands = {"hard": gap >= 0, "semihard": (gap < 0) & (gap >= -margin), "easy": gap < -margin}
             mask = mask & bands[triplets]
-        yield gap.masked_fill_(~mask, -torch.inf), mask
+        yield gap.masked_fill_(~mask, -torch.inf)
 
 
 def soft_slopes(p: Positives, t: Tile, margin: Any, triplets: str, reached: Tensor) -> Tensor:
     """The same of log(1 + exp(gap)): the sum of the slopes of each negative's triplets, and of each positive's."""
     places = torch.zeros_like(t.s)
-    for k, (gap, _) in enumerate(soft_triplets(p, t, margin, triplets), 1):
+    for k, gap in enumerate(soft_triplets(p, t, margin, triplets), 1):
         slope = gap.sigmoid_()
         places += slope
         reached[:, k] += slope.sum(1)
@@ -220,7 +220,7 @@ def fold_triplets(
             if triplets != "all":
                 out[1, r] += chosen(p, t, m, triplets)
             if soft:
-                for gap, _ in soft_triplets(p, t, m, triplets):
+                for gap in soft_triplets(p, t, m, triplets):
                     terms = F.logsigmoid(gap.neg_()).neg_()  # unlike softplus it is exact for every gap
                     out[0, r] += terms.sum(1)
                     out[2, r] += (terms > 0).sum(1)
