@@ -204,10 +204,11 @@ def batch_semihard_triplet_loss(
     if d.numel() == 0:
         return _mean_of(d, pos, reduction)
     farther = neg[:, None] & (d[:, None] > d[:, :, None])  # than the positive [N, M, M]
-    nearest = d[:, None].where(farther, d.new_tensor(torch.inf)).min(2).values
-    farthest = d.where(neg, d.new_tensor(-torch.inf)).max(1, keepdim=True).values
+    nearest = d[:, None].where(farther, d.new_tensor(torch.inf)).argmin(2)
+    farthest = d.where(neg, d.new_tensor(-torch.inf)).argmax(1, keepdim=True)
     chosen = pos & neg.any(1, keepdim=True)
-    terms = F.relu(d - torch.where(farther.any(2), nearest, farthest) + margin).where(chosen, d.new_zeros(()))
+    d_an = d.gather(1, torch.where(farther.any(2), nearest, farthest))
+    terms = F.relu(d - d_an + margin).where(chosen, d.new_zeros(()))
     return _mean_of(terms, chosen, reduction)
 
 

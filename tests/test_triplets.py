@@ -70,10 +70,10 @@ def test_semihard_triplets_are_as_exact_as_eager(backend, case, monkeypatch):
 
 
 def points(classes, N=15, seed=0):
-    """Whole numbers on a line, in which equal distances and triplets on the border of a kind are frequent."""
+    """Whole numbers on a line, by label: equal distances and triplets on the border of a kind are frequent."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(-6, 7, (N, 1), generator=generator).float()
-    return x, torch.tensor(classes)[torch.randint(len(classes), (N,), generator=generator)]
+    return x, torch.tensor(classes)[torch.randint(len(classes), (N,), generator=generator)].sort().values
 
 
 def triplets_of(x, labels):
@@ -113,6 +113,16 @@ def test_triplets_of_a_kind_are_those_that_brute_force_counts(backend, device, k
             assert found[1] == chosen
             if not soft:
                 assert (found[0], found[2]) == (total, active)
+    options = dict(margin=float(margin), metric="sqeuclidean", triplets=kind, reduction="sum")
+    assert_exact_gradient(fusedloss.batch_all_triplet_loss, x, labels, device, options)
+
+
+def assert_exact_gradient(loss, x, labels, device, options):
+    """In whole numbers: a term of 0 has the slope 0, also where it is about to cost something."""
+    leaf, exact = x.to(device, copy=True).requires_grad_(), x.double().requires_grad_()
+    loss(leaf, labels.to(device), **options).backward()
+    getattr(reference, loss.__name__)(exact, labels, **options).backward()
+    assert torch.equal(leaf.grad.cpu().double(), exact.grad)
 
 
 @pytest.mark.parametrize("classes", CLASSES)
@@ -124,9 +134,11 @@ def test_semihard_is_what_brute_force_finds(backend, device, stored, classes, mo
     for a, p, ns in triplets_of(x, labels):
         if ns:
             total[a] += max(0, p - min((n for n in ns if n > p), default=max(ns)) + margin)
-    rows = x.to(device).requires_grad_(), labels.to(device)
+    rows = x.to(device), labels.to(device)
     found = fusedloss.batch_semihard_triplet_loss(*rows, margin=float(margin), reduction="none")
     assert found.tolist() == total
+    options = dict(margin=float(margin), reduction="sum")
+    assert_exact_gradient(fusedloss.batch_semihard_triplet_loss, x, labels, device, options)
 
 
 @pytest.mark.parametrize("margin", [1.5, 0.5])

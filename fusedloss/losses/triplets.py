@@ -247,7 +247,8 @@ def batch_semihard_triplet_loss(
 
     $$ \ell_{ap} = \max(0, d_{ap} - d_{an} + m), \quad n = \arg\min_{n: d_{an} > d_{ap}} d_{an} $$
 
-    or, where no negative of the anchor is farther than the positive, its farthest negative. Memory is O((N + M) D).
+    or, where no negative of the anchor is farther than the positive, its farthest negative; of several at the same
+    distance that of the lowest label, and of these the first. Memory is O((N + M) D).
 
     Args:
         embeddings, labels, ref_embeddings, ref_labels, batch_in_refs, metric: as for `hardest_pairs`; positives and

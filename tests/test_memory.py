@@ -1,0 +1,15 @@
+"""Memory is linear: forward and backward of a batch take less than one N x N matrix, in a process of their own."""
+
+import pytest
+
+from bench.workloads import CASES
+from fusedloss.measure import measure
+
+N = 4096
+
+
+@pytest.mark.parametrize("case", ["contrastive", "batch-hard", "all triplets, 32 classes", "semi-hard", "supcon"])
+def test_a_batch_takes_less_memory_than_its_distances(case):
+    assert case in CASES
+    found = measure("bench.workloads:in_batch", case=case, implementation="fusedloss", n=N, d=128, repeats=1)
+    assert 0 < found.peak_bytes < 4 * N * N
