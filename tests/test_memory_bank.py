@@ -71,14 +71,16 @@ def test_in_evaluation_nothing_is_kept():
     assert all(torch.equal(v, before[k]) for k, v in bank.state_dict().items())
 
 
-def test_two_steps_can_wait_for_one_backward():
-    bank, steps = MemoryBank(fusedloss.pairwise_contrastive_loss, 8, 5), batches()
-    leaves = [x.requires_grad_() for x, _ in steps]
-    (bank(*steps[0]) + bank(*steps[1])).backward()
-    again = MemoryBank(fusedloss.pairwise_contrastive_loss, 8, 5)
-    for leaf, step in list(zip(leaves, steps, strict=True))[:2]:
-        (grad,) = torch.autograd.grad(again(*step), leaf)
-        assert torch.equal(grad, leaf.grad)
+@pytest.mark.parametrize("queue", [False, True])
+def test_steps_can_wait_for_one_backward(queue):
+    loss = fusedloss.InfoNCELoss(in_batch_negatives=False) if queue else fusedloss.pairwise_contrastive_loss
+    steps = [(x.requires_grad_(), x.detach().flip(0) if queue else labels) for x, labels in batches()]
+    bank = MemoryBank(loss, 8, 5)
+    sum(bank(*step) for step in steps).backward()
+    again = MemoryBank(loss, 8, 5)
+    for x, other in steps:
+        (grad,) = torch.autograd.grad(again(x, other), x)
+        assert torch.equal(grad, x.grad)
 
 
 def test_half_precision_batches_meet_rows_kept_in_float32(backend, device):

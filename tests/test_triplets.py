@@ -129,7 +129,7 @@ def assert_exact_gradient(loss, x, labels, device, options):
 @pytest.mark.parametrize("stored", [32, 2])
 def test_semihard_is_what_brute_force_finds(backend, device, stored, classes, monkeypatch):
     monkeypatch.setattr(states, "STORED", stored)
-    x, labels = points(CLASSES[classes], seed=1)
+    x, labels = points(CLASSES[classes], N=37, seed=1)  # several tiles, with ties between them
     margin, total = 3, [0] * len(x)
     for a, p, ns in triplets_of(x, labels):
         if ns:
@@ -162,24 +162,41 @@ def test_more_triplets_than_32_bits_count_are_exact(margin):
     )
 
 
-def test_more_triplets_of_an_anchor_than_float32_counts_are_exact(backend, monkeypatch):
-    positives, negatives = 65, 2**18 + 1
-    y = torch.tensor([[0.0]] * positives + [[1.0]] * negatives)
-    y_labels = (torch.arange(len(y)) >= positives).long()
-    count = positives * negatives
-    assert count > 2**24 and count % 2
+@pytest.fixture
+def wide(backend, monkeypatch):
+    """A device, with tiles for very many columns: the interpreter takes long for a program."""
     with running(backend, "small") as device:
-        if backend == "triton":
+        if backend == "triton" and device == "cpu":
             from fusedloss.kernels import configs
 
-            wide = configs.Tile(BM=1 if device == "cpu" else 16, BN=16384, BD=16, num_warps=4, num_stages=1, held=16)
-            monkeypatch.setattr(configs, "choose", lambda *_: wide)
+            tile = configs.Tile(BM=1, BN=16384, BD=16, num_warps=4, num_stages=1, held=16)
+            monkeypatch.setattr(configs, "choose", lambda *_: tile)
             monkeypatch.setattr(configs, "POSITIVES", 16)
-            if device == "cpu":  # the interpreter takes long for a program
-                monkeypatch.setattr(configs, "ROWS_PER_PROGRAM", 1 << 14)
-        rows = [t.to(device) for t in (torch.zeros(1, 1), y, torch.zeros(1, dtype=torch.int64), y_labels)]
-        total, chosen, active = ops.fold_triplets(*rows, False, 1.5, "euclidean", "semihard")
+            monkeypatch.setattr(configs, "ROWS_PER_PROGRAM", 1 << 14)
+        yield device
+
+
+def one_anchor(positives, negatives, device):
+    """Of class 0, at 0 as its positives are, and its negatives at 1."""
+    y = torch.tensor([[0.0]] * positives + [[1.0]] * negatives)
+    y_labels = (torch.arange(len(y)) >= positives).long()
+    return [t.to(device) for t in (torch.zeros(1, 1), y, torch.zeros(1, dtype=torch.int64), y_labels)]
+
+
+def test_more_triplets_of_an_anchor_than_float32_counts_are_exact(wide):
+    positives, negatives = 65, 2**18 + 1
+    count = positives * negatives
+    assert count > 2**24 and count % 2
+    rows = one_anchor(positives, negatives, wide)
+    total, chosen, active = ops.fold_triplets(*rows, False, 1.5, "euclidean", "semihard")
     assert (int(2 * total), int(chosen), int(active)) == (count, count, count)
+
+
+def test_a_row_in_more_triplets_than_float16_holds_has_its_gradient(wide):
+    x, y, labels, y_labels = one_anchor(1, 70_000, wide)
+    x, y[0] = x.half().requires_grad_(), 2.0
+    fusedloss.batch_all_triplet_loss(x, labels, y.half(), y_labels, metric="sqeuclidean").backward()
+    assert abs(x.grad.item() + 2.0) < 0.01  # 2 (x - p) - 2 (x - n), the mean of 70,000
 
 
 @pytest.mark.parametrize("loss", [fusedloss.batch_all_triplet_loss, fusedloss.batch_semihard_triplet_loss])
