@@ -130,13 +130,18 @@ def passes(b: Batch, du: Tensor, margin: Tensor, index: Tensor, D: int, triplets
         yield Anchors(first, width, parts, (*ranges, du, thresholds, slopes))
 
 
+def grad_kernel(triplets: str, soft: bool) -> str:
+    """What its tile is chosen by."""
+    return "semihard grad" if triplets == "nearest" else "triplets grad exp" if soft else "triplets grad"
+
+
 def grad_launch(
     b: Batch, x: Side, y: Side, anchors: Anchors, roles: str, out: Tensor, longest: Tensor, margin: Tensor,
     triplets: str, soft: bool,
 ) -> Launch:  # fmt: skip
     """dx of the rows of one side, by the anchors in their role: "x", "y" or "self"."""
     D = out.shape[2]
-    tile, options = b.options("semihard grad" if triplets == "nearest" else "triplets grad", D, margin)
+    tile, options = b.options(grad_kernel(triplets, soft), D, margin)
     slab = cdiv(min(tile.held, D), tile.BD)
     options |= dict(
         KIND=triplets, SOFT=soft, ANCHORS=roles, OWN=b.metric != "manhattan", ADD=anchors.first > 0, SLAB=slab
@@ -161,7 +166,7 @@ def fold_triplets_grad(
         # The products take fp16 operands: a row may be in M triplets or in one, so bring the root of M near 1.
         unit = du.abs().amax().clamp_min(1e-30) * M**0.5
         du = du / unit
-    tile, _ = b.options("semihard grad" if triplets == "nearest" else "triplets grad", D, margin)
+    tile, _ = b.options(grad_kernel(triplets, soft), D, margin)
 
     runs = [(b.x, b.y, "self" if y is None else "x")] if want_x else []
     runs += [(b.y, b.x, "y")] if y is not None and want_y else []
