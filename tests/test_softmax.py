@@ -236,7 +236,7 @@ def test_columns_folded_with_the_rows_equal_a_pass_of_their_own(workspace, monke
         x, y, rows = x.to(device), y.to(device), rows.to(device)
         options = dict(params=[3.0, 0.0, 3.0, 0.0], loss="softmax", metric="dot", pos=["sum"], neg=["lse"])
         found = torch.stack(ops.fold(x, y, rows, rows, False, columns=True, **options))
-        want = torch.cat([torch.stack(ops.fold(a, b, rows, rows, **options)) for a, b in ((x, y), (y, x))], 1)
+        want = torch.cat([torch.stack(ops.fold(a, b, rows, rows, False, **options)) for a, b in ((x, y), (y, x))], 1)
     torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)
 
 
