@@ -115,7 +115,7 @@ def passes(b: Batch, du: Tensor, margin: Tensor, index: Tensor, D: int, triplets
     if triplets == "nearest":
         yield Anchors(0, len(index), 1, (*ranges, du, index, index))
         width = min(M, max(1, configs.WORKSPACE // (4 * N)))
-        found = index.new_empty(width if len(index) < M else 0, N)
+        found = torch.empty(width if len(index) < M else 0, N, dtype=index.dtype, device=du.device)
         states = torch.empty(2, N, dtype=state_dtype(b.x.rows), device=du.device)
         for first in range(len(index), M, width):
             semihard_launch(b, states, found, margin, D, first, first + width).run()
@@ -124,7 +124,7 @@ def passes(b: Batch, du: Tensor, margin: Tensor, index: Tensor, D: int, triplets
     tile, _ = b.options("triplets", D, margin)
     parts = splits(N, M, tile)
     width = min(M, max(1, configs.WORKSPACE // (4 * N * (1 + parts))))
-    thresholds, slopes = du.new_empty(width, N), du.new_empty(parts, width, N)
+    thresholds, slopes = (torch.empty(*shape, width, N, device=du.device) for shape in ((), (parts,)))
     for first in range(0, M, width):
         fold_launch(b, (thresholds, slopes), margin, D, first, first + width, triplets, soft).run()
         yield Anchors(first, width, parts, (*ranges, du, thresholds, slopes))
@@ -171,8 +171,8 @@ def fold_triplets_grad(
     runs = [(b.x, b.y, "self" if y is None else "x")] if want_x else []
     runs += [(b.y, b.x, "y")] if y is not None and want_y else []
     outs = [
-        torch.zeros(splits(len(own.labels), len(other.labels), tile), len(own.labels), D, device=x.device)
-        for own, other, _ in runs
+        torch.zeros(splits(len(rows.labels), len(others.labels), tile), len(rows.labels), D, device=x.device)
+        for rows, others, _ in runs
     ]
     if len(x) and M:
         longest = (b.ranges[1] - b.ranges[0]).amax().reshape(1)
