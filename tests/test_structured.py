@@ -45,8 +45,10 @@ def test_structured_losses_are_as_exact_as_eager(backend, case):
     if case["refs"] != "self":
         arguments |= references(arguments, y, ref_labels, case["refs"] == "own")
     constant = ["ref_embeddings"] if case["refs"] == "constant" else []
-    # Its gradient is the sum of two, each rounded to the inputs' dtype, which may cancel: 5.9 roundings measured.
-    roundings = 2 * WEIGHTS if case["loss"] is fusedloss.lifted_structure_loss else WEIGHTS
+    # The gradient of lifted structure is the sum of two, each rounded to the inputs' dtype, which cancel more where the
+    # batch is among the references: 5.9 roundings measured.
+    cancels = case["loss"] is fusedloss.lifted_structure_loss and case["refs"] == "own"
+    roundings = 2 * WEIGHTS if cancels else WEIGHTS
     with running(backend, case["plan"]) as device:
         check(case["loss"], arguments, case["dtype"], device, constant=constant, roundings=roundings)
 
