@@ -78,14 +78,15 @@ class MemoryBank(nn.Module):
         self.register_buffer("embeddings", torch.zeros(size, dim, dtype=dtype, device=device))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64, device=device))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64, device=device))  # rows put in so far
-        self.register_load_state_dict_post_hook(lambda bank, _: bank._count())
+        self.register_load_state_dict_post_hook(MemoryBank._count)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Any:
         name, rows = ("embeddings", embeddings) if self.labelled else ("key", labels)
         rows = checks.rows(name, rows).detach()
         if rows.shape[1] != self.dim:
             raise ValueError(f"{name} must have the D of the bank, {self.dim}, got shape {tuple(rows.shape)}")
-        past = self.embeddings[: self.filled].to(rows.dtype, copy=True)  # the backward needs them as they are now
+        # A copy, here or by `cat`: the backward needs the rows as they are now.
+        past = self.embeddings[: self.filled].to(rows.dtype, copy=not self.labelled)
         if self.labelled:
             labels = checks.integers("labels", labels, rows).long()
             refs = (torch.cat([rows, past]), torch.cat([labels, self.labels[: self.filled]]))
@@ -106,7 +107,7 @@ class MemoryBank(nn.Module):
         self.position += len(rows)
         self.filled = min(self.size, self.filled + len(rows))
 
-    def _count(self) -> None:
+    def _count(self, _: Any) -> None:
         """After loading a state, the one time that the position is read."""
         self.filled = min(self.size, int(self.position))
 

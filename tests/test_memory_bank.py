@@ -1,6 +1,7 @@
 """MemoryBank: the loss against the last rows, whatever the sizes of the batches, and what is saved of them."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_a_bank_goes_on_from_its_saved_state():
     assert bank.state_dict()["position"] == 12
     loaded = MemoryBank(fusedloss.SupConLoss(temperature=torch.nn.Parameter(torch.tensor(0.1))), 10, 5)
     loaded.load_state_dict(bank.state_dict())
-    for other in (loaded, copy.deepcopy(bank)):
+    for other in (loaded, copy.deepcopy(bank), pickle.loads(pickle.dumps(bank))):
         clone = copy.deepcopy(bank)
         assert [other(*step) for step in steps[2:]] == [clone(*step) for step in steps[2:]]
 
