@@ -13,7 +13,7 @@ import torch
 
 import fusedloss
 
-from .ops import resolve_backend
+from .backends import resolve_backend
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -35,16 +35,21 @@ def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def number(name: str, value: object, *, low: float = 0.0, above: bool = False, tensor: bool = True) -> None:
-    """A finite number >= low (> low if `above`), or, where a tensor is taken, a 0-d floating one, which is not read."""
+def number(
+    name: str, value: object, *, low: float = 0.0, high: float = math.inf, above: bool = False, tensor: bool = True,
+    unit: str = "",
+) -> None:  # fmt: skip
+    """A finite number from low (above it if `above`) to high, or, where a tensor is taken, a 0-d floating one, which is
+    not read."""
     if isinstance(value, Tensor):
         if not tensor or value.dim() != 0 or not value.is_floating_point():
             kind = "a number or a 0-d floating tensor" if tensor else "a number"
             raise TypeError(f"{name} must be {kind}, got a {value.dtype} tensor of shape {tuple(value.shape)}")
     elif isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    elif not math.isfinite(value) or value < low or (above and value == low):
-        raise ValueError(f"{name} must be finite and {'above' if above else 'at least'} {low}, got {value}")
+    elif not math.isfinite(value) or not low <= float(value) <= high or (above and value == low):
+        most = f" and at most {high:g} {unit}".rstrip() if high < math.inf else ""
+        raise ValueError(f"{name} must be finite and {'above' if above else 'at least'} {low}{most}, got {value}")
 
 
 def rows(name: str, x: object) -> Tensor:
@@ -100,6 +105,101 @@ def index(name: str, value: object, *, low: int = 0) -> None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
+
+
+IGNORED, WRONG = -1, -2  # rows without a class: not counted, and out of range
+
+
+def class_indices(
+    name: str, target: object, shape: torch.Size, C: int, x: Tensor, ignore_index: int | None = None
+) -> Tensor:
+    """The class of every row of x, from 0 to C - 1; IGNORED where the target is ignore_index. int64, flat
+
+    Out of range it is an error on a CPU, where looking is no sync, and WRONG elsewhere.
+    """
+    if ignore_index is not None:
+        index("ignore_index", ignore_index, low=-(2**63))
+    if not isinstance(target, Tensor):
+        raise TypeError(f"{name} must be a tensor of class indices, got {type(target).__name__}")
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(f"{name} must be class indices of an integer dtype, got {target.dtype}")
+    if target.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, one class a row, got {tuple(target.shape)}")
+    if target.device != x.device:
+        raise ValueError(f"{name} must be on the device of the rows, {x.device}, got {target.device}")
+    given = target.reshape(-1).to(torch.int64)
+    inside = (given >= 0) & (given < C)
+    found = given.where(inside, WRONG)
+    if ignore_index is not None:
+        found = found.masked_fill(given == ignore_index, IGNORED)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and bool((found == WRONG).any()):
+        ignored = "" if ignore_index is None else f" or ignore_index ({ignore_index})"
+        raise ValueError(f"{name} must be class indices from 0 to {C - 1}{ignored}, got {given[found == WRONG][0]}")
+    return found
+
+
+def floating(name: str, values: object, x: Tensor, *, constant: bool) -> Tensor:
+    """A floating tensor on the device of x, which needs no gradient if it is a constant."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
+    if values.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {values.dtype}")
+    if values.device != x.device:
+        raise ValueError(f"{name} must be on the device of the rows, {x.device}, got {values.device}")
+    if constant and values.requires_grad:
+        raise ValueError(
+            f"{name} must not require a gradient, which it does not receive: detach it, got {values.shape}"
+        )
+    return values
+
+
+def of_classes(name: str, values: object, C: int, x: Tensor, *, constant: bool) -> Tensor:
+    """A floating tensor [C]."""
+    found = floating(name, values, x, constant=constant)
+    if found.shape != (C,):
+        raise ValueError(f"{name} must have shape ({C},), one value a class, got {tuple(found.shape)}")
+    return found
+
+
+def factors(name: str, values: object, z: Tensor) -> Tensor:
+    """A floating tensor that broadcasts to the shape of z; flat, of as many elements as z has or of a period of it."""
+    found = floating(name, values, z, constant=True)
+    lead = z.dim() - found.dim()
+    if lead < 0 or any(n not in (1, m) for n, m in zip(found.shape, z.shape[lead:], strict=True)):
+        raise ValueError(f"{name} must broadcast to the shape of logits, {tuple(z.shape)}, got {tuple(found.shape)}")
+    while found.dim() and found.shape[0] == 1:
+        found = found[0]
+    repeats = found.shape == z.shape[z.dim() - found.dim() :]
+    return (found if repeats else found.expand(z.shape)).flatten()
+
+
+def logits(x: object, overwrite: object, *, classes: bool = False) -> Tensor:
+    """A floating tensor, of shape [N, C, ...] if it has classes, whose memory the backward may use where it says so."""
+    flag("overwrite_logits", overwrite)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"logits must be a tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"logits must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    if classes and (x.dim() < 2 or x.shape[1] == 0):
+        raise ValueError(f"logits must have shape (N, C, ...) with C >= 1, got {tuple(x.shape)}")
+    if overwrite and x.requires_grad and (x if x._base is None else x._base).is_leaf:
+        raise ValueError(f"overwrite_logits must be False for a leaf, whose values it would destroy, got {overwrite}")
+    return x
+
+
+def like_logits(name: str, target: object, z: Tensor) -> Tensor:
+    """A real tensor in the shape of z, which needs no gradient."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(target).__name__}")
+    if target.is_complex():
+        raise TypeError(f"{name} must be real, got {target.dtype}")
+    if target.shape != z.shape:
+        raise ValueError(f"{name} must have the shape of logits, {tuple(z.shape)}, got {tuple(target.shape)}")
+    if target.device != z.device:
+        raise ValueError(f"{name} must be on the device of logits, {z.device}, got {target.device}")
+    if target.requires_grad:
+        raise ValueError(f"{name} must not require a gradient, which it does not receive: detach it")
+    return target
 
 
 def integers(name: str, labels: object, x: Tensor) -> Tensor:

@@ -6,19 +6,26 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from .losses import pairs, softmax, structured, triplets
+from .losses import classes, logits, pairs, softmax, structured, triplets
 
 
 class LossModule(nn.Module):
-    """A loss function with its options. An option that is an `nn.Parameter` (a margin) is trained and saved with it."""
+    """A loss function with its options.
+
+    An option that is an `nn.Parameter` (a margin) is trained and saved with the module, any other tensor (the weights
+    of classes) is saved and moved with it.
+    """
 
     function: ClassVar[Callable[..., Any]]
     options: ClassVar[dict[str, Any]]
 
-    def __init_subclass__(cls, function: Callable[..., Any], **kwargs: Any) -> None:
+    def __init_subclass__(cls, function: Callable[..., Any] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if function is None:
+            return
         parameters = inspect.signature(function).parameters.values()
         cls.function = staticmethod(function)
         cls.options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -32,13 +39,61 @@ class LossModule(nn.Module):
         for name in options.keys() - self.options.keys():
             raise TypeError(f"{type(self).__name__} has no option {name!r}; it has {', '.join(self.options)}")
         for name, value in (self.options | options).items():
-            setattr(self, name, value)
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
 
     def forward(self, *tensors: Tensor | None, **named: Tensor | None) -> Any:
         return self.function(*tensors, **({name: getattr(self, name) for name in self.options} | named))
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.options if name not in self._parameters)
+        saved = self._parameters.keys() | self._buffers.keys()
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.options if name not in saved)
+
+
+class ClassLossModule(LossModule):
+    """A loss of embeddings and one row a class, which the module owns and trains, [num_classes, dim].
+
+    The parameter keeps its dtype: embeddings in another one are compared with a copy in theirs.
+    """
+
+    rows: ClassVar[str]  # the parameter's name
+
+    def __init_subclass__(cls, function: Callable[..., Any], **kwargs: Any) -> None:
+        super().__init_subclass__(function, **kwargs)
+        cls.rows = list(inspect.signature(function).parameters)[1]
+        own = inspect.signature(ClassLossModule.__init__).parameters.values()
+        size, factory = [p for p in own if p.name in ("num_classes", "dim")], [p for p in own if p.default is None]
+        options = cls.__signature__.parameters.values()  # type: ignore[attr-defined]
+        cls.__signature__ = inspect.Signature([*size, *options, *factory])  # type: ignore[attr-defined]
+        own_rows = f"`{cls.rows}` is its parameter, [num_classes, dim], of rows that begin with length about 1."
+        if "bias" in cls.options:
+            own_rows += " With `bias=True` it has a parameter for that too, [num_classes], which begins with 0."
+        cls.__doc__ = (cls.__doc__ or "").replace(" as a module.", f" as a module. {own_rows}", 1)
+
+    def __init__(
+        self, num_classes: int, dim: int, *, device: Any = None, dtype: torch.dtype | None = None, **options: Any
+    ) -> None:
+        made: dict[str, Any] = dict(device=device, dtype=dtype)
+        if options.get("bias") is not None and not isinstance(options["bias"], Tensor):
+            options["bias"] = nn.Parameter(torch.empty(num_classes, **made)) if options["bias"] else None
+        super().__init__(**options)
+        setattr(self, self.rows, nn.Parameter(torch.empty(num_classes, dim, **made)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        rows = getattr(self, self.rows)
+        nn.init.normal_(rows, std=rows.shape[1] ** -0.5)
+        if isinstance(getattr(self, "bias", None), nn.Parameter):
+            nn.init.zeros_(self.bias)
+
+    def forward(self, embeddings: Tensor, target: Tensor, **named: Any) -> Any:
+        return super().forward(embeddings, getattr(self, self.rows).to(embeddings.dtype), target, **named)
+
+    def extra_repr(self) -> str:
+        num_classes, dim = getattr(self, self.rows).shape
+        return f"{num_classes}, {dim}, {super().extra_repr()}"
 
 
 class ContrastiveLoss(LossModule, function=pairs.contrastive_loss): ...
@@ -96,3 +151,39 @@ class GeneralizedLiftedStructureLoss(LossModule, function=structured.generalized
 
 
 class LiftedStructureLoss(LossModule, function=structured.lifted_structure_loss): ...
+
+
+class CrossEntropyLoss(LossModule, function=logits.cross_entropy_loss): ...
+
+
+class FocalLoss(LossModule, function=logits.focal_loss): ...
+
+
+class BinaryCrossEntropyLoss(LossModule, function=logits.binary_cross_entropy_loss): ...
+
+
+class SigmoidFocalLoss(LossModule, function=logits.sigmoid_focal_loss): ...
+
+
+class LinearCrossEntropyLoss(ClassLossModule, function=classes.linear_cross_entropy_loss): ...
+
+
+class ArcFaceLoss(ClassLossModule, function=classes.arcface_loss): ...
+
+
+class CosFaceLoss(ClassLossModule, function=classes.cosface_loss): ...
+
+
+class NormalizedSoftmaxLoss(ClassLossModule, function=classes.normalized_softmax_loss): ...
+
+
+class ProxyNCALoss(ClassLossModule, function=classes.proxy_nca_loss): ...
+
+
+class ProxyAnchorLoss(ClassLossModule, function=classes.proxy_anchor_loss): ...
+
+
+class CenterLoss(ClassLossModule, function=classes.center_loss): ...
+
+
+class IslandLoss(ClassLossModule, function=classes.island_loss): ...

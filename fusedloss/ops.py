@@ -1,9 +1,7 @@
-"""From the losses to a backend: custom ops, their backward, and the choice of backend.
+"""From the losses to a backend: custom ops and their backward.
 
 The backward is registered on the op (PyTorch makes the `torch.autograd.Function` from it): a `Function` of our own
 around an op cannot be traced by `torch.compile` when no input needs a gradient (torch 2.13).
-
-A backend is a module with the functions of these ops: `launch` (Triton) or `blocked` (PyTorch).
 
 An op compares rows x [N, D] with y [M, D], or with themselves where y is None. The pairs (i, i) are left out of a self
 batch, and with `own` (the first N rows of y are those of x) of one with references too.
@@ -11,80 +9,33 @@ batch, and with `own` (the first N rows of y are those of x) of one with referen
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .backends import module, resolve_backend
 from .states import loss_dtype, new_index, state_dtype
 
-BACKENDS = {"triton": "launch", "blocked": "blocked"}
-TRITON_DEVICES = ("cuda", "xpu")  # ROCm devices are "cuda" too
-_selected = "auto"
 
-
-def set_backend(name: str) -> None:
-    """Choose the backend of every later call: "auto" (the default), "triton" or "blocked".
-
-    auto: Triton for CUDA, ROCm and XPU tensors, the blocked PyTorch backend for everything else and for float64.
-    With TRITON_INTERPRET=1 in the environment "triton" takes CPU tensors too, in Triton's interpreter.
-    """
-    global _selected
-    if name not in ("auto", *BACKENDS):
-        raise ValueError(f"backend must be one of 'auto', 'triton', 'blocked', got {name!r}")
-    _selected = name
-
-
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """`set_backend` for the duration of a `with` block; the backward of a loss uses the backend of its forward."""
-    before = _selected
-    set_backend(name)
-    try:
-        yield
-    finally:
-        set_backend(before)
-
-
-def resolve_backend(x: Tensor) -> str:
-    """The backend that a call on x uses now."""
-    has_triton = importlib.util.find_spec("triton") is not None
-    if _selected == "auto":
-        return "triton" if has_triton and x.device.type in TRITON_DEVICES and x.dtype != torch.float64 else "blocked"
-    if _selected == "triton":
-        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        if not has_triton or x.dtype == torch.float64 or not (x.device.type in TRITON_DEVICES or interpreted):
-            raise ValueError(
-                "backend 'triton' needs triton installed and float32, float16 or bfloat16 tensors on a GPU "
-                f"(or TRITON_INTERPRET=1), got {x.dtype} on {x.device}, triton {'' if has_triton else 'not '}installed"
-            )
-    return _selected
-
-
-def _module(backend: str) -> Any:
-    return importlib.import_module(f".{BACKENDS[backend]}", __package__)
-
-
-def _no_double_backward(ctx: Any, *grads: Any) -> Any:
+def no_double_backward(ctx: Any, *grads: Any) -> Any:
     raise RuntimeError("fusedloss losses can be differentiated once: double backward is not implemented")
 
 
+def call_backend(name: str, *args: Any) -> Any:
+    """A function of the backend that the last argument names, on contiguous tensors."""
+    x = args[0]
+    contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in args[:-1]]
+    # Kernels launch on the current device; products inside a backend keep their precision under autocast.
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        return getattr(module(args[-1]), name)(*contiguous)
+
+
 def _op(name: str, schema: str, fake: Any) -> Any:
-    """The custom op of a backend function: same name and arguments, contiguous, then the backend's name."""
-
-    def run(*args: Any) -> Any:
-        x = args[0]
-        contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in args[:-1]]
-        # Kernels launch on the current device; products inside a backend keep their precision under autocast.
-        with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-            return getattr(_module(args[-1]), name)(*contiguous)
-
-    op = torch.library.custom_op(f"fusedloss::{name}", run, mutates_args=(), schema=schema)
+    """The custom op of a backend function: same name and arguments, then the backend's name."""
+    op = torch.library.custom_op(f"fusedloss::{name}", partial(call_backend, name), mutates_args=(), schema=schema)
     op.register_fake(fake)
     return op
 
@@ -92,7 +43,7 @@ def _op(name: str, schema: str, fake: Any) -> Any:
 def _grad_op(name: str, schema: str, fake: Any) -> Any:
     """An op that computes a gradient: a double backward through it is an error that says so."""
     op = _op(name, schema, fake)
-    op.register_autograd(_no_double_backward)
+    op.register_autograd(no_double_backward)
     return op
 
 
@@ -113,12 +64,12 @@ def _fold_fake(
 def _fold_grad_fake(
     x: Tensor, y: Tensor | None, xl: Tensor, yl: Tensor, params: Tensor, offsets: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    want_x, want_y, want_params = rest[-4:-1]
+    want_x, want_y, want_params, want_offsets = rest[-5:-1]
 
     def like(t: Tensor | None, wanted: bool) -> Tensor:
         return t.new_empty(t.shape) if t is not None and wanted else x.new_empty(0)
 
-    return like(x, want_x), like(y, want_y), like(params, want_params), like(offsets, True)
+    return like(x, want_x), like(y, want_y), like(params, want_params), like(offsets, want_offsets)
 
 
 fold_op = _op(
@@ -130,7 +81,7 @@ fold_op = _op(
 fold_grad_op = _grad_op(
     "fold_grad",
     "(Tensor x, Tensor? y, Tensor x_labels, Tensor y_labels, Tensor params, Tensor? offsets, Tensor states, "
-    f"Tensor dstates, {SPEC}, bool want_x, bool want_y, bool want_params, str backend) "
+    f"Tensor dstates, {SPEC}, bool want_x, bool want_y, bool want_params, bool want_offsets, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _fold_grad_fake,
 )
@@ -146,9 +97,9 @@ def _fold_backward(ctx: Any, dstates: Tensor) -> Any:
     """Recomputes the tiles."""
     saved = ctx.saved_tensors  # read once: activation checkpointing unpacks them as they are read
     want_x, want_y, _, _, want_params, want_offsets = ctx.needs_input_grad[:6]
-    grads = fold_grad_op(*saved, dstates, *ctx.spec, want_x, want_y, want_params, ctx.backend)
-    wanted = zip(grads, (want_x, want_y, want_params, want_offsets), strict=True)
-    dx, dy, dparams, doffsets = (grad if want else None for grad, want in wanted)
+    wants = (want_x, want_y, want_params, want_offsets)
+    grads = fold_grad_op(*saved, dstates, *ctx.spec, *wants, ctx.backend)
+    dx, dy, dparams, doffsets = (grad if want else None for grad, want in zip(grads, wants, strict=True))
     return dx, dy, None, None, dparams, doffsets, *[None] * 7
 
 
@@ -174,7 +125,8 @@ def fold(
 
     pos, neg: the folds, "sum" or "lse", of the loss's terms of the positives and of the negatives.
     columns: the rows of y are anchors too, and every state is [N + M], theirs last.
-    offsets: [N + M], or [N] in a self batch; log(exp(v_i) + exp(v_j)) of the offsets v is added to every score.
+    offsets: [M], one of every column, added to its scores; or [N + M], or [N] in a self batch: then log(exp(v_i) +
+    exp(v_j)) of the offsets v is added to every score.
     Differentiable by x, y, offsets and the numbers in params.
     """
     y_labels = x_labels if y_labels is None else y_labels

@@ -1,6 +1,7 @@
 """Every loss in a few lines of dense PyTorch: the specification, and the oracle of the tests.
 
-Memory is O(N M). Arguments, defaults and formulas are those of the functions of the same name in `fusedloss`.
+Memory is O(N M). Arguments, defaults and formulas are those of the functions of the same name in `fusedloss`; only
+`overwrite_logits` has no effect here.
 """
 
 from __future__ import annotations
@@ -323,3 +324,124 @@ def lifted_structure_loss(
     own, other = (_log_sum_exp(neg_margin - m, of).clamp_min(lowest) for m, of in ((d, neg), (d.T, neg.T)))
     terms = F.relu(torch.logaddexp(own[:, None], other) + d - pos_margin).square().where(pos, d.new_zeros(())) / 2
     return _mean_of(terms, pos, reduction)
+
+
+def _mean_of_classes(terms, weights, reduction):
+    """Terms of rows, whose mean is by weights: 0 for a row that does not count."""
+    if reduction == "none":
+        return terms
+    total = weights.sum()
+    return terms.sum() / (1 if reduction == "sum" else total.where(total != 0, torch.ones_like(total)))
+
+
+def _own_class(target, C, ignore_index=None):
+    """1 for the class of every row, all 0 for one that does not count. [N, C, d1, ...]"""
+    counted = target != ignore_index if ignore_index is not None else torch.ones_like(target, dtype=torch.bool)
+    return F.one_hot(target.where(counted, 0).long(), C).movedim(-1, 1) * counted.unsqueeze(1)
+
+
+def cross_entropy_loss(
+    logits, target, *,
+    weight=None, ignore_index=-100, label_smoothing=0.0, overwrite_logits=False, reduction="mean",
+):  # fmt: skip
+    C = logits.shape[1]
+    w = (logits.new_ones(C) if weight is None else weight).view(1, C, *[1] * (logits.dim() - 2))
+    if target.is_floating_point():
+        q, weights = target, logits.detach().sum(1) * 0 + 1
+        smooth = torch.ones_like(weights)
+    else:
+        q = _own_class(target, C, ignore_index)
+        weights, smooth = (w * q).sum(1), q.sum(1)
+    share = w * ((1 - label_smoothing) * q + label_smoothing / C * smooth.unsqueeze(1))
+    terms = -(share * logits.log_softmax(1)).where(share != 0, 0).sum(1)
+    return _mean_of_classes(terms, weights, reduction)
+
+
+def _modulation(logits, own, gamma):
+    """(1 - p)^gamma of the own class."""
+    return (1 - (logits.softmax(1) * own).sum(1)) ** gamma
+
+
+def focal_loss(
+    logits, target, *, gamma=2.0, weight=None, ignore_index=-100, overwrite_logits=False, reduction="mean"
+):  # fmt: skip
+    own = _own_class(target, logits.shape[1], ignore_index)
+    terms = cross_entropy_loss(logits, target, weight=weight, ignore_index=ignore_index, reduction="none")
+    w = 1 if weight is None else weight.view(1, -1, *[1] * (logits.dim() - 2))
+    return _mean_of_classes(_modulation(logits, own, gamma) * terms, (w * own).sum(1), reduction)
+
+
+def binary_cross_entropy_loss(
+    logits, target, *, weight=None, pos_weight=None, overwrite_logits=False, reduction="mean"
+):  # fmt: skip
+    pw = 1 if pos_weight is None else pos_weight
+    terms = -(pw * target * F.logsigmoid(logits) + (1 - target) * F.logsigmoid(-logits))
+    return _reduce((terms if weight is None else weight * terms).flatten(), reduction).view(
+        logits.shape if reduction == "none" else ()
+    )
+
+
+def sigmoid_focal_loss(
+    logits, target, *, alpha=0.25, gamma=2.0, overwrite_logits=False, reduction="mean"
+):  # fmt: skip
+    p = logits.sigmoid()
+    p_t = p * target + (1 - p) * (1 - target)
+    alpha_t = alpha * target + (1 - alpha) * (1 - target) if alpha >= 0 else 1
+    entropy = binary_cross_entropy_loss(logits, target, reduction="none")
+    terms = (alpha_t * (1 - p_t) ** gamma * entropy).flatten()
+    return _reduce(terms, reduction).view(logits.shape if reduction == "none" else ())
+
+
+def linear_cross_entropy_loss(
+    embeddings, weight, target, *, bias=None, gamma=0.0, ignore_index=-100, label_smoothing=0.0, reduction="mean"
+):  # fmt: skip
+    logits = embeddings @ weight.T + (0 if bias is None else bias)
+    own = _own_class(target, len(weight), ignore_index)
+    terms = cross_entropy_loss(
+        logits, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
+    )  # fmt: skip
+    return _mean_of_classes(_modulation(logits, own, gamma) * terms if gamma else terms, own.sum(1), reduction)
+
+
+def _margin_softmax(cos, own_logit, scale, target, reduction):
+    """Cross entropy of scaled cosines, of which that of the own class is replaced."""
+    own = _own_class(target, cos.shape[1]).bool()
+    return cross_entropy_loss(torch.where(own, own_logit, scale * cos), target, reduction=reduction)
+
+
+def arcface_loss(embeddings, weight, target, *, margin=0.5, scale=64.0, reduction="mean"):
+    cos, m = _logits(embeddings, weight, 1.0), torch.as_tensor(margin, device=embeddings.device)
+    shifted = torch.where(cos >= -m.cos(), cos * m.cos() - _sqrt(1 - cos.square()) * m.sin(), cos - m * m.sin())
+    return _margin_softmax(cos, scale * shifted, scale, target, reduction)
+
+
+def cosface_loss(embeddings, weight, target, *, margin=0.35, scale=64.0, reduction="mean"):
+    cos = _logits(embeddings, weight, 1.0)
+    return _margin_softmax(cos, scale * (cos - margin), scale, target, reduction)
+
+
+def normalized_softmax_loss(embeddings, weight, target, *, temperature=0.05, reduction="mean"):
+    return cross_entropy_loss(_logits(embeddings, weight, 1 / temperature), target, reduction=reduction)
+
+
+def proxy_nca_loss(embeddings, proxies, target, *, scale=1.0, reduction="mean"):
+    return cross_entropy_loss(_logits(embeddings, proxies, 2 * scale), target, reduction=reduction)
+
+
+def proxy_anchor_loss(embeddings, proxies, target, *, margin=0.1, alpha=32.0, reduction="mean"):
+    cos = _logits(proxies, embeddings, 1.0)
+    own = torch.arange(len(proxies), device=target.device)[:, None] == target
+    pull = _softplus(_log_sum_exp(-alpha * (cos - margin), own))
+    push = _softplus(_log_sum_exp(alpha * (cos + margin), ~own))
+    if reduction == "mean":
+        return pull.sum() / own.any(1).sum().clamp_min(1) + push.sum() / max(len(proxies), 1)
+    return _reduce(pull + push, reduction)
+
+
+def center_loss(embeddings, centers, target, *, reduction="mean"):
+    return _reduce(row_distance(embeddings, centers[target.long()], "sqeuclidean") / 2, reduction)
+
+
+def island_loss(embeddings, centers, target, *, weight=10.0, reduction="mean"):
+    cos = _logits(centers, centers, 1.0)
+    return center_loss(embeddings, centers, target, reduction=reduction) + weight * (cos + 1)[~_own(cos)].sum()

@@ -16,6 +16,14 @@ def state_dtype(x: Tensor) -> torch.dtype:
     return loss_dtype(x) if x.device.type in ("mps", "xpu") else torch.float64
 
 
+def split_offsets(offsets: Tensor | None, y: Tensor | None, M: int) -> tuple[Tensor | None, Tensor | None]:
+    """Those of the rows and those of the M columns, from [N + M], [N] of a self batch, or [M] of the columns alone."""
+    if offsets is None or y is None:
+        return offsets, offsets
+    N = len(offsets) - M
+    return offsets[:N] if N else None, offsets[N:]
+
+
 STORED = 32  # semi-hard negatives of an anchor that are kept for the backward, which mines any others again
 
 

@@ -19,6 +19,9 @@ class Tile(NamedTuple):
 ROWS_PER_PROGRAM = 8  # rows.py and prepare.py: memory-bound
 ROW_CHUNK = 256  # dimensions these read at a time
 ENTRIES = 16  # gather_grad: mined pairs read at a time
+CLASS_TILE, CLASS_WARPS = 4096, 8  # logits.py: logits of a tile, along the classes of a row or across few
+CLASSES_APART = 32  # classes of a tile whose rows lie side by side
+ELEMENTS = 1024  # logits.py: elements a program takes
 SPLIT_TARGET = (
     264  # programs that fill a device (2 x 132 multiprocessors); below it the columns of a row block are split
 )

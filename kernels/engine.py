@@ -1,9 +1,9 @@
 """The two kernels that run every loss made of row folds.
 
 `fold` turns each anchor's row of scores into a few numbers, its row states; `grad` recomputes the tiles and turns the
-derivatives of those numbers into dx. A side (`x`, `y`) is the tuple (rows [N, D], norms [N], labels [N]) and, for
-scores that are lifted, offsets [N]. Each program owns its output rows, so there are no atomics and results are the
-same bit for bit from run to run.
+derivatives of those numbers into dx. A side (`x`, `y`) is the tuple (rows [N, D], norms [N], labels [N]) and, if its
+rows have offsets, those [N], see `shift`. Each program owns its output rows, so there are no atomics and results are
+the same bit for bit from run to run.
 """
 
 import triton
@@ -32,13 +32,23 @@ def _composed(spec):
 
 
 @triton.jit
-def lift(x, y, r, c, N, M):
-    """log(exp(v_i) + exp(v_j)) of the offsets v, and its derivative by v_i. [BM, BN] each"""
-    v = tl.load(x[3] + r, mask=r < N, other=0.0)[:, None]
-    w = tl.load(y[3] + c, mask=c < M, other=0.0)[None, :]
-    high = tl.maximum(v, w)
-    apart = tl.exp(tl.where(v == w, 0.0, tl.where(v < w, v - w, w - v)))  # two of -inf are equal, not NaN apart
-    return high + tl.log(1.0 + apart), tl.where(v < w, apart, 1.0) / (1.0 + apart)
+def shift(s, x, y, r, c, N, M):
+    """The scores plus the offsets of the one side that has them (the bias of a class), or, where both have them, lifted
+    by log(exp(v_i) + exp(v_j)) of the offsets v; and the derivative by v_i. [BM, BN] each"""
+    if len(x) > 3:
+        v = tl.load(x[3] + r, mask=r < N, other=0.0)[:, None]
+    if len(y) > 3:
+        w = tl.load(y[3] + c, mask=c < M, other=0.0)[None, :]
+    if len(x) > 3 and len(y) > 3:
+        high = tl.maximum(v, w)
+        apart = tl.exp(tl.where(v == w, 0.0, tl.where(v < w, v - w, w - v)))  # two of -inf are equal, not NaN apart
+        return s + (high + tl.log(1.0 + apart)), tl.where(v < w, apart, 1.0) / (1.0 + apart)
+    elif len(x) > 3:
+        return s + v, 1.0
+    elif len(y) > 3:
+        return s + w, 1.0
+    else:
+        return s, 1.0
 
 
 @triton.jit
@@ -74,8 +84,7 @@ def fold(
         c = c0 + tl.arange(0, BN)
         yl = load_labels(y, c, M)
         s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
-        if len(x) > 3:
-            s += lift(x, y, r, c, N, M)[0]
+        s = shift(s, x, y, r, c, N, M)[0]
         pos, neg = pair_masks(xl, yl, r, c, M, SELF)
         if NEG > 0:
             neg_folds = fold_tile(neg_folds, LOSS(s, down, False), neg, NEG, 1)
@@ -184,9 +193,7 @@ def grad(
         ys = load_chunks(y[0], c, M, D, BD, CHUNKS)
         e = accumulate(x[0], y[0], xs, ys, r, c, N, M, D, BD, PRECISION)
         s, d_e, t, _f = SCORE(e, own, other)
-        if len(x) > 3:
-            lifted, share = lift(x, y, r, c, N, M)
-            s += lifted
+        s, share = shift(s, x, y, r, c, N, M)
         pos, neg = pair_masks(xl, yl, r, c, M, SELF)
         g = tl.zeros([BM, BN], tl.float32)
         if NEG > 0:

@@ -175,7 +175,7 @@ def test_a_batch_in_its_references_needs_references_that_can_hold_it(loss):
 def test_an_unknown_backend_is_an_error_and_changes_nothing(choose):
     with pytest.raises(ValueError, match="backend must be one of 'auto', 'triton', 'blocked', got 'cuda'"):
         choose("cuda")
-    assert fusedloss.ops._selected == "auto"
+    assert fusedloss.backends._selected == "auto"
 
 
 def test_the_triton_backend_refuses_float64():

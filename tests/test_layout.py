@@ -20,7 +20,7 @@ FUNCTIONS = [
     f for f in vars(fusedloss).values() if inspect.isfunction(f) and f.__module__.startswith("fusedloss.losses")
 ]
 
-# What each layer may import besides the standard library, of which kernels take two modules. ops finds its backends by
+# What each layer may import besides the standard library, of which kernels take two modules. backends finds its own by
 # name at run time.
 LAYERS = {
     "kernels": ("triton", "kernels."),
@@ -29,8 +29,10 @@ LAYERS = {
     "fusedloss/blocked": ("torch", "fusedloss.states", "fusedloss.blocked."),
     "fusedloss/checks.py": ("torch",),
     "fusedloss/launch": ("torch", "fusedloss.states", "fusedloss.kernels.", "fusedloss.launch."),
-    "fusedloss/ops.py": ("torch", "fusedloss.states"),
-    "fusedloss/losses": ("torch", "fusedloss.checks", "fusedloss.ops", "fusedloss.states", "fusedloss.losses."),
+    "fusedloss/backends.py": ("torch",),
+    "fusedloss/ops.py": ("torch", "fusedloss.states", "fusedloss.backends."),
+    "fusedloss/logit_ops.py": ("torch", "fusedloss.states", "fusedloss.backends.", "fusedloss.ops."),
+    "fusedloss/losses": ("torch", *(f"fusedloss.{m}" for m in ("checks", "logit_ops", "ops", "states", "losses."))),
     "fusedloss/modules.py": ("torch", "fusedloss.losses."),
     "fusedloss/memory_bank.py": ("torch", "fusedloss.checks"),
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fusedloss.__main__ import main
-from fusedloss.ops import resolve_backend
+from fusedloss.backends import resolve_backend
 
 
 def test_doctor(capsys):

@@ -8,7 +8,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import fusedloss
-from fusedloss import ops
+from fusedloss import backends, ops
 from tests.compare import differentiate
 from tests.grid import LEARNABLE, LOSSES, batch, example, running
 
@@ -27,16 +27,22 @@ def op_inputs(device):
     index = torch.tensor([[1, -1, 2, 3, 0, 0, 0, 5, 6], [2, 3, 4, -1, 6, 0, 1, 1, 1]], device=device)
     a, b = (batch(5, 9, seed=seed)[0].float().to(device).t() for seed in range(2))
     pairs = (x, y, labels, ref_labels)
+
+    def wants(*which):
+        return [i in which for i in range(4)]  # dx, dy, dparams, doffsets
+
     inside = (x[:7], y, labels[:7], ref_labels)  # as many references as rows, which they may be
     yield ops.fold_op, (x, None, labels, labels, margins, None, *hinges, False, False)
     yield ops.fold_op, (*pairs, margins.to(device), None, *hinges, False, False)
     yield ops.fold_op, (*pairs, logits.to(device, copy=True).requires_grad_(), None, *softmax, False, True)
     yield ops.fold_op, (*pairs, margins, offsets.clone().requires_grad_(), *hinges[:3], [], False, False)
-    yield ops.fold_grad_op, (x, None, labels, labels, margins, None, states, states, *hinges, False, True, False, True)
-    yield ops.fold_grad_op, (*pairs, margins, None, states, states, *hinges, False, False, True, False)
-    yield ops.fold_grad_op, (*pairs, logits, None, both, both, *softmax, False, True, True, True)
-    yield ops.fold_grad_op, (*pairs, margins, offsets, both[:1], both[:1], *hinges[:3], [], False, True, False, False)
-    yield ops.fold_grad_op, (*inside, margins, None, both[:, :7], both[:, :7], *hinges, True, True, True, False)
+    yield ops.fold_op, (*pairs, logits, offsets[:7].clone().requires_grad_(), *softmax, False, False)
+    yield ops.fold_grad_op, (x, None, labels, labels, margins, None, states, states, *hinges, False, *wants(0, 2))
+    yield ops.fold_grad_op, (*pairs, margins, None, states, states, *hinges, False, *wants(1))
+    yield ops.fold_grad_op, (*pairs, logits, None, both, both, *softmax, False, *wants(0, 1, 2))
+    yield ops.fold_grad_op, (*pairs, margins, offsets, both[:1], both[:1], *hinges[:3], [], False, *wants(0, 3))
+    yield ops.fold_grad_op, (*pairs, logits, offsets[:7], states, states, *softmax, False, *wants(3))
+    yield ops.fold_grad_op, (*inside, margins, None, both[:, :7], both[:, :7], *hinges, True, *wants(0, 1))
     yield ops.mine_op, (x, y, labels, ref_labels, "manhattan", "nearest", "beyond", False)
     margin, negatives = margins[1:].clone(), torch.tensor(9 * [[2, -1, 0, 3, 1, 4, 2, 0, 5]], device=device)
     yield ops.fold_triplets_op, (x, None, labels, labels, margin.requires_grad_(), "euclidean", "all", False, False)
@@ -148,8 +154,8 @@ def test_the_backward_uses_the_backend_of_its_forward(backend, device, loss, mon
     rows = [v.requires_grad_() for v in arguments.values() if v.is_floating_point()]
     value = loss(**arguments)
     used = []
-    module = ops._module
-    monkeypatch.setattr(ops, "_module", lambda name: used.append(name) or module(name))
+    module = ops.module
+    monkeypatch.setattr(ops, "module", lambda name: used.append(name) or module(name))
     with fusedloss.use_backend("blocked" if backend == "triton" else "triton"):
         torch.autograd.grad(value, rows)
     assert used and set(used) == {backend}
@@ -160,11 +166,11 @@ def test_use_backend_restores_the_choice_also_after_an_error():
     try:
         with pytest.raises(ZeroDivisionError), fusedloss.use_backend("triton"):
             raise ZeroDivisionError
-        assert ops.resolve_backend(torch.ones(1)) == "blocked"
+        assert backends.resolve_backend(torch.ones(1)) == "blocked"
     finally:
         fusedloss.set_backend("auto")
-    assert ops.resolve_backend(torch.ones(1)) == "blocked"
-    assert ops.resolve_backend(torch.ones(1, device="meta")) == "blocked"
+    assert backends.resolve_backend(torch.ones(1)) == "blocked"
+    assert backends.resolve_backend(torch.ones(1, device="meta")) == "blocked"
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..states import state_dtype
+from ..states import split_offsets, state_dtype
 from .gradients import add_tile, all_zero, gradients
 from .losses import LOSSES
 from .tiles import Side, Tile, sides, tiles
@@ -46,12 +46,12 @@ def fold(
 ) -> Tensor:  # fmt: skip
     """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
     xs, ys = sides(x, y, x_labels, y_labels, metric, sort=True, own=own)
-    v, w = lifts(offsets, xs, ys)
+    v, w = walked(offsets, y, xs, ys)
     numbers = listed(params)
     by_row = empty_states([*pos, *neg], x)
     by_column = by_row if y is None else empty_states([*pos, *neg], y)
     for t in tiles(xs, ys, metric):
-        s = t.s if v is None else t.s + lift(v[t.r], w[t.c])[0]
+        s = t.s if w is None else shift(t, v, w)[0]
         for of in Kind.of(t, pos, neg, numbers):
             terms = LOSSES[loss].terms(s, of.numbers, of.positive)
             for k, (kind, term) in enumerate(zip(of.folds, terms, strict=False), of.first):
@@ -100,18 +100,20 @@ def add(state: Tensor, part: Tensor, kind: str) -> None:
         torch.logaddexp(state, part, out=state)
 
 
-def lifts(offsets: Tensor | None, x: Side, y: Side) -> tuple[Any, Any]:
-    """Both sides' part of the offsets [N + M], or [N] of a self batch, in the walking order."""
-    if offsets is None:
-        return None, None
-    v = x.ordered(offsets[None, : len(x.rows)])[0]
-    return v, v if x is y else y.ordered(offsets[None, len(x.rows) :])[0]
+def walked(offsets: Tensor | None, y: Tensor | None, *both: Side) -> list[Tensor | None]:
+    """The offsets of the rows and of the columns in the walking order."""
+    parts = split_offsets(offsets, y, len(both[1].rows))
+    return [None if part is None else side.ordered(part[None])[0] for part, side in zip(parts, both, strict=True)]
 
 
-def lift(v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """log(exp(v_i) + exp(v_j)) of the offsets, and its derivative by v_i. [BM, BN] each"""
-    lifted = torch.logaddexp(v[:, None], w)
-    return lifted, torch.where(v[:, None] == w, 0.5, (v[:, None] - lifted).exp_())  # also of two infinities
+def shift(t: Tile, v: Tensor | None, w: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The scores plus the columns' offsets w; if the rows have offsets too, lifted by log(exp(v_i) + exp(v_j)), with
+    the derivative of that by v_i. [BM, BN] each"""
+    if v is None:
+        return t.s + w[t.c], None
+    v, w = v[t.r, None], w[t.c]
+    lift = torch.logaddexp(v, w)
+    return t.s + lift, torch.where(v == w, 0.5, (v - lift).exp_())  # also of two infinities
 
 
 # --------------------------------------------------------------------------------------------------------- backward
@@ -130,11 +132,11 @@ class Anchors(NamedTuple):
 def fold_grad(
     x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, params: Tensor, offsets: Tensor | None,
     states: Tensor, dstates: Tensor, loss: str, metric: str, pos: Sequence[str], neg: Sequence[str], own: bool,
-    want_x: bool, want_y: bool, want_params: bool,
+    want_x: bool, want_y: bool, want_params: bool, want_offsets: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dx, dy, dparams and doffsets for derivatives dstates of the states; empty tensors for those not wanted."""
     xs, ys = sides(x, y, x_labels, y_labels, metric, sort=True, own=own)
-    v, w = lifts(offsets, xs, ys)
+    v, w = walked(offsets, y, xs, ys)
     N, numbers = len(x), listed(params)
     rows = Anchors(*(xs.ordered(t[:, :N])[:, :, None] for t in (states, dstates)))
     columns = None
@@ -146,10 +148,7 @@ def fold_grad(
     dparams = torch.zeros_like(params)
 
     for t in tiles(xs, ys, metric):
-        s, share = t.s, None
-        if v is not None:
-            lifted, share = lift(v[t.r], w[t.c])
-            s = s + lifted
+        s, share = (t.s, None) if w is None else shift(t, v, w)
         anchors = [rows.at(t.r), *([] if columns is None else [columns.at(t.c)])]
         g = None
         for of in Kind.of(t, pos, neg, numbers):
@@ -167,16 +166,17 @@ def fold_grad(
             continue
         if share is not None:
             of_x.offsets[t.r] += (g * share).sum(1)
-            if not t.itself:
-                of_y.offsets[t.c] += (g * (1 - share)).sum(0)
+        if want_offsets and not t.itself:
+            of_y.offsets[t.c] += (g if share is None else g * (1 - share)).sum(0)
         add_tile(of_x, of_y, t.r, t.c, g, t.s, metric, columns=t.mirrored or y is not None)
 
-    by_offset = [side.side.restore(side.offsets, 0) for side in ([of_x] if y is None else [of_x, of_y])]
+    shifted = [of_x] * (v is not None) + [of_y] * (y is not None)
+    by_offset = [side.side.restore(side.offsets, 0) for side in shifted]
     return (
         of_x.finish(x),
         x.new_empty(0) if y is None else of_y.finish(y),
         dparams if want_params else x.new_empty(0),
-        x.new_empty(0) if offsets is None else torch.cat(by_offset),
+        torch.cat(by_offset) if want_offsets else x.new_empty(0),
     )
 
 

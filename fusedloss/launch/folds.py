@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import configs, engine, losses
-from ..states import state_dtype
+from ..states import split_offsets, state_dtype
 from .common import SCORES, Launch, Side, cdiv, listed, pick, prepare, reorder, splits
 
 
@@ -42,9 +42,11 @@ class Spec(NamedTuple):
     def kinds(self) -> tuple[str, ...]:
         return self.pos + self.neg
 
-    def kernel(self, name: str, lifted: bool) -> str:
+    def kernel(self, name: str, x: Side, y: Side) -> str:
         """What the tile of a kernel is chosen by."""
-        return f"{name} lifted" if lifted else name if LOSSES[self.loss].sparse else f"{name} exp"
+        if x.offsets is not None and y.offsets is not None:
+            return f"{name} lifted"
+        return name if LOSSES[self.loss].sparse else f"{name} exp"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def fold_launch(
     x: Side, y: Side, out: Tensor, columns: Tensor | None, D: int, spec: Spec, precision: str, own: bool
 ) -> Launch:
     """Of a self batch if x is y; own: without the pairs (i, i)."""
-    tile, options = pick(spec.kernel("fold", x.offsets is not None), x, precision, D)
+    tile, options = pick(spec.kernel("fold", x, y), x, precision, D)
     N, M = len(x.labels), len(y.labels)
     options |= spec.options | dict(SELF=own, COLUMNS=columns is not None)
     args = (x.argument, y.argument, out, out if columns is None else columns, listed(spec.params), N, M, D)
@@ -79,10 +81,10 @@ def fold(
     (N, D), folds = x.shape, len(spec.kinds)
     xs, precision = prepare(x, x_labels, metric)
     ys = xs if y is None else prepare(y, y_labels, metric)[0]
-    if offsets is not None:
-        xs = xs._replace(offsets=offsets[:N])
-        ys = xs if y is None else ys._replace(offsets=offsets[N:])
-    tile, _ = pick(spec.kernel("fold", offsets is not None), xs, precision, D)
+    of_x, of_y = split_offsets(offsets, y, len(y_labels))
+    xs = xs._replace(offsets=of_x)
+    ys = xs if y is None else ys._replace(offsets=of_y)
+    tile, _ = pick(spec.kernel("fold", xs, ys), xs, precision, D)
 
     def states(x: Side, y: Side, by_column: Tensor | None = None) -> Tensor:
         n = len(x.labels)
@@ -114,7 +116,7 @@ def grad_launch(
 ) -> Launch:
     """Of a self batch if x is y; own: without the pairs (i, i)."""
     D = out.shape[2]
-    tile, options = pick(spec.kernel("grad", x.offsets is not None), x, precision, D)
+    tile, options = pick(spec.kernel("grad", x, y), x, precision, D)
     slab = cdiv(min(tile.held, D), tile.BD)  # chunks of the gradient that one program owns
     N, M = len(x.labels), len(y.labels)
     anchors = "self" if x is y else "both" if x.states and y.states else "x" if x.states else "y"
@@ -129,11 +131,11 @@ def grad_launch(
 def fold_grad(
     x: Tensor, y: Tensor | None, x_labels: Tensor, y_labels: Tensor, params: Tensor, offsets: Tensor | None,
     states: Tensor, dstates: Tensor, loss: str, metric: str, pos: Sequence[str], neg: Sequence[str], own: bool,
-    want_x: bool, want_y: bool, want_params: bool,
+    want_x: bool, want_y: bool, want_params: bool, want_offsets: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dx, dy, dparams and doffsets for derivatives dstates of the states; empty tensors for those not wanted."""
     spec = Spec(loss, metric, tuple(pos), tuple(neg), params)
-    N, lifted = len(x), offsets is not None
+    N = len(x)
     unit = None
     if x.dtype == torch.float16 and dstates.numel():
         # The products take fp16 operands: bring the largest derivative near 1, and undo it after.
@@ -142,7 +144,7 @@ def fold_grad(
     # Sorted apart, the rows of x would no longer be the first of y.
     sort = LOSSES[loss].sparse and N * len(y_labels) > configs.SORT_FROM and not (own and y is not None)
 
-    def side(x: Tensor, labels: Tensor, part: slice) -> tuple[Side, str]:
+    def side(x: Tensor, labels: Tensor, part: slice, offsets: Tensor | None) -> tuple[Side, str]:
         order = labels.argsort(stable=True) if sort else None
         prepared, precision = prepare(reorder(x, order), reorder(labels, order), metric)
         anchors = None
@@ -151,16 +153,17 @@ def fold_grad(
                 reorder(states[:, part].contiguous(), order, 1),
                 reorder(dstates[:, part].contiguous(), order, 1),
             )
-        lifts = None if offsets is None else reorder(offsets[part], order)
-        return prepared._replace(offsets=lifts, states=anchors, order=order), precision
+        own_offsets = None if offsets is None else reorder(offsets, order)
+        return prepared._replace(offsets=own_offsets, states=anchors, order=order), precision
 
-    xs, precision = side(x, x_labels, slice(0, N))
-    ys = xs if y is None else side(y, y_labels, slice(N, None))[0]
+    of_x, of_y = split_offsets(offsets, y, len(y_labels))
+    xs, precision = side(x, x_labels, slice(0, N), of_x)
+    ys = xs if y is None else side(y, y_labels, slice(N, None), of_y)[0]
 
     def gradient(x: Side, y: Side, like: Tensor, by_numbers: bool) -> tuple[Tensor, Tensor]:
         """By the rows of x, in their dtype; and the sums over each row, by the numbers and by its offset [sums, n]."""
         n, D = like.shape
-        tile, _ = pick(spec.kernel("grad", lifted), x, precision, D)
+        tile, _ = pick(spec.kernel("grad", x, y), x, precision, D)
         parts = splits(n, len(y.labels), tile)
         plain = parts == 1 and unit is None
         out = torch.empty(parts, n, D, dtype=like.dtype if plain else torch.float32, device=like.device)
@@ -170,10 +173,14 @@ def fold_grad(
         def whole(t: Tensor) -> Tensor:
             return merge(t, ()) if unit is None else merge(t, ()) * unit
 
-        return x.restore(whole(out).to(like.dtype), 0), x.restore(whole(sums), 1) if by_numbers or lifted else sums
+        summed = by_numbers or (want_offsets and x.offsets is not None)
+        return x.restore(whole(out).to(like.dtype), 0), x.restore(whole(sums), 1) if summed else sums
 
-    runs = [(xs, ys, x)] if want_x or lifted or (want_params and not want_y) else []
-    if y is not None and (want_y or lifted):
+    of_rows, of_columns = (want_offsets and v is not None for v in (of_x, of_y))
+    with_y = y is not None and (want_y or of_columns)
+    with_x = want_x or of_rows or (want_params and not with_y)
+    runs = [(xs, ys, x)] if with_x else []
+    if y is not None and with_y:
         runs.append((ys, xs, y))
     found = [gradient(*run, by_numbers=want_params and i == 0) for i, run in enumerate(runs)]
     twice = 2 if y is None else 1  # every pair of a self batch was seen from both of its rows
@@ -181,5 +188,7 @@ def fold_grad(
         found[0][0] if want_x else x.new_empty(0),
         found[-1][0] if want_y and y is not None else x.new_empty(0),
         (found[0][1][:-1].sum(1) / twice).to(params.device) if want_params else x.new_empty(0),
-        torch.cat([sums[-1] for _, sums in found]) if lifted else x.new_empty(0),
+        torch.cat([f[1][-1] for f, run in zip(found, runs, strict=True) if run[0].offsets is not None])
+        if want_offsets
+        else x.new_empty(0),
     )

@@ -1,25 +1,39 @@
-"""Reductions shared by the losses."""
+"""Reductions and closing formulas shared by the losses."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import IGNORED
 from ..states import loss_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
 
 
 def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor) -> Tensor:
-    """The loss of rows x. "none": the terms [N]; "sum"; "mean" over `count` of them, 0 (still attached to the graph)
-    when count is 0."""
+    """The loss of rows x. "none": the terms [N]; "sum"; "mean" over `count` of them, or weights that add up to it: 0
+    (still attached to the graph) when count is 0."""
     if reduction != "none":
         terms = terms.sum()
     if reduction == "mean":
-        terms = terms / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
+        terms = terms / (count.where(count != 0, 1) if isinstance(count, Tensor) else max(count, 1))
     return terms.to(loss_dtype(x))
+
+
+def reduce_rows(terms: Tensor, reduction: str, index: Tensor, x: Tensor, weights: Tensor | None = None) -> Tensor:
+    """`reduce` of the rows that have a class, by their weights; NaN where `checks.class_indices` found none."""
+    terms = torch.where(index >= 0, terms, torch.where(index == IGNORED, 0.0, torch.nan))
+    counted = (index >= 0) if weights is None else weights.where(index >= 0, 0.0)
+    return reduce(terms, reduction, counted.sum(), x)
 
 
 def softplus(z: Tensor) -> Tensor:
     """log(1 + exp(z)) to the last bits for every z; torch's own is linear from a threshold on."""
     return 0.0 - F.logsigmoid(-z)  # unlike -F.logsigmoid never -0.0
+
+
+def focal(z: Tensor, gamma: float) -> Tensor:
+    """(1 - p)^gamma of the probability p = sigmoid(-z) of the own class; its gradient is finite for every gamma > 0."""
+    return (gamma * F.logsigmoid(z)).exp()

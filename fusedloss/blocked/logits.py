@@ -1,0 +1,159 @@
+"""Losses of given logits, block by block: softmax over the classes of a row, or every element for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..states import loss_dtype, state_dtype
+from .folds import exponential, log_sum_exp
+from .tiles import widen
+
+BLOCK = 1 << 18  # logits of a block: 1 MiB in float32 stays in a core's L2 cache
+
+
+class Rows(NamedTuple):
+    """A block of the rows of logits [N, C, P]: whole samples, or a part of one that is too large."""
+
+    n: slice
+    p: slice
+    logits: Tensor  # [n, C, p], in float32 or wider
+    classes: Tensor | None  # the own classes, -1 for none [n, 1, p]
+    shares: Tensor  # of every class in the sum of the logits: its weight, for probabilities times its own
+
+
+def row_blocks(z: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> Iterator[Rows]:
+    N, C, P = z.shape
+    w = z.new_ones(C, dtype=loss_dtype(z)) if weight is None else weight.to(loss_dtype(z))
+    samples, part = max(1, BLOCK // max(C * P, 1)), max(1, BLOCK // max(C, 1))
+    for i in range(0, N, samples):
+        for j in range(0, P, part):
+            n, p = slice(i, i + samples), slice(j, j + part)
+            if target.is_floating_point():
+                q = target[n, :, p].to(w.dtype) * (1 - smoothing) + smoothing / C
+                yield Rows(n, p, widen(z[n, :, p]), None, q.mul_(w[:, None]))
+            else:
+                yield Rows(n, p, widen(z[n, :, p]), target.view(N, 1, P)[n, :, p], w[None, :, None])
+
+
+def fold_logits(z: Tensor, target: Tensor, weight: Tensor | None, smoothing: float, sums: bool) -> Tensor:
+    """Row states [folds, R] of logits [N, C, P]."""
+    N, _, P = z.shape
+    states = z.new_empty(2 + sums, N, P, dtype=state_dtype(z))
+    for rows in row_blocks(z, target, weight, smoothing):
+        first, lse, *total = states[:, rows.n, rows.p]
+        others = rows.logits
+        if rows.classes is None:
+            first.copy_(rows.shares.sum(1))
+        else:
+            own = rows.classes.clamp(min=0)
+            first.copy_(others.gather(1, own).masked_fill_(rows.classes < 0, 0.0)[:, 0])
+            others = others.scatter(1, own, -torch.inf)
+        lse.copy_(log_sum_exp(others, 1))
+        if total:
+            total[0].copy_((rows.shares * rows.logits).sum(1))
+    return states.flatten(1)
+
+
+def logits_grad(
+    z: Tensor, target: Tensor, weight: Tensor | None, states: Tensor, dstates: Tensor, smoothing: float, out: Tensor
+) -> None:
+    """dz into out, which may be z."""
+    N, _, P = z.shape
+    lse = states[1].masked_fill(states[1] == -torch.inf, 0.0).view(N, 1, P)  # no share where all others are -inf
+    d_first, d_lse, *d_total = dstates.view(-1, N, 1, P)
+    for rows in row_blocks(z, target, weight, smoothing):
+        at = (rows.n, slice(None), rows.p)
+        g = exponential(rows.logits, lse[at], d_lse[at])
+        if rows.classes is not None:
+            g.scatter_(1, rows.classes.clamp(min=0), d_first[at].to(g.dtype))
+        if d_total:
+            g.addcmul_(d_total[0][at].to(g.dtype), rows.shares)
+        out[at] = g
+
+
+# Losses of an element, as in `kernels/logits.py`: the value, and the derivative by z.
+
+
+def binary_cross_entropy(z: Tensor, t: Tensor, pos_weight: Tensor | float, numbers: Sequence[float]) -> Tensor:
+    return -(pos_weight * t * F.logsigmoid(z) + (1 - t) * F.logsigmoid(-z))
+
+
+def binary_cross_entropy_slope(z: Tensor, t: Tensor, pos_weight: Tensor | float, numbers: Sequence[float]) -> Tensor:
+    return (1 - t) * z.sigmoid() - pos_weight * t * (-z).sigmoid()
+
+
+def focal_factor(z: Tensor, t: Tensor, alpha: float, gamma: float) -> Tensor:
+    """alpha_t (1 - p_t)^gamma, to the last bits where it is small."""
+    u = (z.sigmoid() * (1 - t)).add_((-z).sigmoid() * t)
+    log_u = torch.where(t == 1, F.logsigmoid(-z), torch.where(t == 0, F.logsigmoid(z), u.log()))
+    factor = log_u.mul_(gamma).exp_()
+    return factor if alpha < 0 else factor.mul_(alpha * t + (1 - alpha) * (1 - t))
+
+
+def sigmoid_focal(z: Tensor, t: Tensor, pos_weight: Tensor | float, numbers: Sequence[float]) -> Tensor:
+    return focal_factor(z, t, *numbers).mul_(binary_cross_entropy(z, t, 1.0, ()))
+
+
+def sigmoid_focal_slope(z: Tensor, t: Tensor, pos_weight: Tensor | float, numbers: Sequence[float]) -> Tensor:
+    p, q = z.sigmoid(), (-z).sigmoid()
+    u = p * (1 - t) + q * t
+    log_slope = torch.where(t == 1, -p, torch.where(t == 0, q, (1 - 2 * t) * p * q / u))  # of u: du/dz / u
+    entropy = binary_cross_entropy(z, t, 1.0, ())
+    return focal_factor(z, t, *numbers) * (numbers[1] * log_slope * entropy + (1 - t) * p - t * q)
+
+
+ElementLoss = Callable[[Tensor, Tensor, Tensor | float, Sequence[float]], Tensor]
+ELEMENT_LOSSES: dict[str, tuple[ElementLoss, ElementLoss]] = {
+    "binary_cross_entropy": (binary_cross_entropy, binary_cross_entropy_slope),
+    "sigmoid_focal": (sigmoid_focal, sigmoid_focal_slope),
+}
+
+
+def element_blocks(
+    z: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | float, Tensor | float]]:
+    """Blocks of the flat elements: where, logits, targets, weights and weights of the positives."""
+    z, target, n = z.flatten(), target.flatten(), z.numel()
+
+    def factors(f: Tensor | None, part: slice) -> Tensor | float:
+        if f is None:
+            return 1.0
+        at = torch.arange(part.start, min(part.stop, n), device=f.device) % f.numel()
+        return f.flatten()[at].to(loss_dtype(z))
+
+    for first in range(0, n, BLOCK):
+        part = slice(first, first + BLOCK)
+        t = target[part].to(loss_dtype(z))
+        yield part, widen(z[part]), t, factors(weight, part), factors(pos_weight, part)
+
+
+def fold_elements(
+    z: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, loss: str, numbers: list[float],
+    total: bool,
+) -> Tensor:  # fmt: skip
+    """The loss of every element in the shape of z, or the sum of all."""
+    value = ELEMENT_LOSSES[loss][0]
+    out = z.new_zeros(() if total else z.numel(), dtype=state_dtype(z) if total else loss_dtype(z))
+    for part, v, t, w, pw in element_blocks(z, target, weight, pos_weight):
+        terms = w * value(v, t, pw, numbers)
+        if total:
+            out += terms.sum()
+        else:
+            out[part] = terms
+    return out if total else out.view(z.shape)
+
+
+def elements_grad(
+    z: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, dout: Tensor, loss: str,
+    numbers: list[float], out: Tensor,
+) -> None:  # fmt: skip
+    """dz into out, which may be z."""
+    slope, flat = ELEMENT_LOSSES[loss][1], out.view(-1)
+    for part, v, t, w, pw in element_blocks(z, target, weight, pos_weight):
+        g = dout if dout.dim() == 0 else dout.flatten()[part]
+        flat[part] = g.to(v.dtype) * w * slope(v, t, pw, numbers)

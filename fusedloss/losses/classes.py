@@ -1,0 +1,411 @@
+"""Losses of embeddings and one learned row a class: the logits [N, C] never exist.
+
+The classes are the other side of the score matrix, each with a label of its own: a row's positive is its class, and its
+negatives are all others. As in `softmax` the loss is softplus(log sum exp of the others - the own logit).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import checks, ops
+from ..states import loss_dtype
+from .reduce import REDUCTIONS, focal, reduce, reduce_rows, softplus
+
+
+def _fold(
+    x: Tensor, classes: Tensor, index: Tensor, numbers: list[float | Tensor], metric: str,
+    bias: Tensor | None = None, total: bool = False,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The logit of every row's class, log sum exp of the other classes and, if `total`, the sum of their logits."""
+    every = torch.arange(len(classes), device=x.device)
+    neg = ["lse", "sum"] if total else ["lse"]
+    return ops.fold(x, classes, index, every, False, numbers, "softmax", metric, pos=["sum"], neg=neg, offsets=bias)
+
+
+def linear_cross_entropy_loss(
+    embeddings: Tensor, weight: Tensor, target: Tensor, *, bias: Tensor | None = None, gamma: float = 0.0,
+    ignore_index: int = -100, label_smoothing: float = 0.0, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Cross entropy of a linear classifier, or its focal form, without the logits. Memory is O((N + C) D).
+
+    $$ \ell_i = (1 - p_{iy})^\gamma \Bigl(-(1 - \epsilon) \log p_{iy} - \frac{\epsilon}{C} \sum_c \log p_{ic}\Bigr),
+       \quad p_i = \operatorname{softmax}(W x_i + b) $$
+
+    Args:
+        embeddings: [N, D], float16, bfloat16, float32 or float64.
+        weight: W, [C, D], the weight of `torch.nn.Linear(D, C)`.
+        target: [N], class indices of any integer dtype.
+        bias: b, [C], of any floating dtype.
+        gamma: at least 0; above it, rows that are already right count less (focal loss).
+        ignore_index: rows with this target do not count.
+        label_smoothing: epsilon, from 0 to 1.
+        reduction: "mean" over the rows that count, "sum", or "none" ([N], 0 for one that does not).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). If no row counts 0, with zero gradient, where
+        torch gives NaN.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
+            where looking would wait for it, and in compiled code the loss of such a row is NaN.
+
+    Equivalent to::
+
+        F.cross_entropy(F.linear(embeddings, weight, bias), target, label_smoothing=label_smoothing)  # gamma = 0
+
+    Source: `torch.nn.functional.cross_entropy`; without the logits, Wijmans et al., "Cut Your Losses in
+    Large-Vocabulary Language Models", ICLR 2025; gamma, Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
+
+    >>> linear_cross_entropy_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
+    tensor(0.3133)
+    """
+    checks.number("gamma", gamma, tensor=False)
+    checks.number("label_smoothing", label_smoothing, high=1.0, tensor=False)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    x = checks.rows("embeddings", embeddings)
+    w = checks.same_dimensions("embeddings", x, "weight", weight)
+    if bias is not None:
+        checks.of_classes("bias", bias, len(w), x, constant=False)
+    index = checks.class_indices("target", target, x.shape[:1], len(w), x, ignore_index)
+    logits: list[float | Tensor] = [1.0, 0.0, 1.0, 0.0]
+    own, others, *total = _fold(x, w, index, logits, "dot", bias, total=label_smoothing > 0)
+    terms = softplus(others - own)
+    if total:
+        terms = terms + label_smoothing * (own - (own + total[0]) / max(len(w), 1))
+    if gamma:
+        terms = terms * focal(others - own, gamma)
+    return reduce_rows(terms, reduction, index, x)
+
+
+def arcface_loss(
+    embeddings: Tensor, weight: Tensor, target: Tensor, *, margin: float | Tensor = 0.5, scale: float | Tensor = 64.0,
+    reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""ArcFace: softmax over the cosines to every class, whose own class needs an angle smaller by a margin.
+
+    $$ \ell_i = -\log \frac{e^{s \cos(\theta_{iy} + m)}}{e^{s \cos(\theta_{iy} + m)} + \sum_{c \ne y}
+       e^{s \cos \theta_{ic}}} $$
+
+    Where the angle plus the margin is beyond pi, cos(theta) - m sin(m) takes the place of cos(theta + m), which would
+    rise again. The derivative of cos(theta + m) has no limit at angle 0; where the cosine is 1 exactly, its share of
+    sin(theta) is 0, so that gradients are finite everywhere.
+
+    Args:
+        embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
+        weight: [C, D], one row a class.
+        target: [N], class indices of any integer dtype.
+        margin: m in radians, from 0 to pi (0.5 is 28.6 degrees); a 0-d tensor receives its gradient.
+        scale: s, above 0; a 0-d tensor receives its gradient.
+        reduction: "mean" over the rows, "sum", or "none" ([N]).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. N = 0 gives 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
+            where looking would wait for it, and in compiled code the loss of such a row is NaN.
+
+    Equivalent to::
+
+        cos = F.normalize(embeddings) @ F.normalize(weight).T
+        own = F.one_hot(target, C).bool()
+        F.cross_entropy(scale * torch.where(own, (cos.acos() + margin).cos(), cos), target)
+
+    Equals `ArcFaceLoss` of pytorch-metric-learning, whose margin is in degrees and whose weight is [D, C].
+
+    Source: Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019.
+
+    >>> arcface_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.5, scale=1.0)
+    tensor(0.3477)
+    """
+    checks.number("margin", margin, high=math.pi, unit="radians")
+    checks.number("scale", scale, above=True)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    x, w, index = _classified(embeddings, "weight", weight, target)
+    cos, others = _fold(x, w, index, [1.0, 0.0, scale, 0.0], "similarity")
+    sin_squared = 1 - cos.square()
+    away = sin_squared > 0
+    sin = torch.where(away, sin_squared.where(away, 1.0).sqrt(), 0.0)
+    m = margin if isinstance(margin, Tensor) else torch.full((), margin, dtype=cos.dtype, device=cos.device)
+    shifted = torch.where(cos >= -m.cos(), cos * m.cos() - sin * m.sin(), cos - m * m.sin())
+    return reduce_rows(softplus(others - scale * shifted), reduction, index, x)
+
+
+def _classified(embeddings: object, name: str, classes: object, target: object) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked rows, those of the classes, and the index of every row's class."""
+    x = checks.rows("embeddings", embeddings)
+    c = checks.same_dimensions("embeddings", x, name, classes)
+    return x, c, checks.class_indices("target", target, x.shape[:1], len(c), x)
+
+
+def cosface_loss(
+    embeddings: Tensor, weight: Tensor, target: Tensor, *, margin: float | Tensor = 0.35, scale: float | Tensor = 64.0,
+    reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""CosFace: softmax over the cosines to every class, whose own class needs a cosine larger by a margin.
+
+    $$ \ell_i = -\log \frac{e^{s (\cos \theta_{iy} - m)}}{e^{s (\cos \theta_{iy} - m)} + \sum_{c \ne y}
+       e^{s \cos \theta_{ic}}} $$
+
+    Args:
+        embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
+        weight: [C, D], one row a class.
+        target: [N], class indices of any integer dtype.
+        margin: m, at least 0; a 0-d tensor receives its gradient.
+        scale: s, above 0; a 0-d tensor receives its gradient.
+        reduction: "mean" over the rows, "sum", or "none" ([N]).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. N = 0 gives 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
+            where looking would wait for it, and in compiled code the loss of such a row is NaN.
+
+    Equivalent to::
+
+        cos = F.normalize(embeddings) @ F.normalize(weight).T
+        F.cross_entropy(scale * (cos - margin * F.one_hot(target, C)), target)
+
+    Equals `CosFaceLoss` of pytorch-metric-learning, whose weight is [D, C].
+
+    Source: Wang et al., "CosFace: Large Margin Cosine Loss for Deep Face Recognition", CVPR 2018.
+
+    >>> cosface_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.5, scale=1.0)
+    tensor(0.4741)
+    """
+    checks.number("margin", margin)
+    checks.number("scale", scale, above=True)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    x, w, index = _classified(embeddings, "weight", weight, target)
+    cos, others = _fold(x, w, index, [1.0, 0.0, scale, 0.0], "similarity")
+    return reduce_rows(softplus(others - scale * (cos - margin)), reduction, index, x)
+
+
+def normalized_softmax_loss(
+    embeddings: Tensor, weight: Tensor, target: Tensor, *, temperature: float | Tensor = 0.05, reduction: str = "mean"
+) -> Tensor:
+    r"""Normalised softmax: cross entropy of the cosines to every class, over a temperature.
+
+    $$ \ell_i = -\log \frac{e^{\cos \theta_{iy} / \tau}}{\sum_c e^{\cos \theta_{ic} / \tau}} $$
+
+    Args:
+        embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
+        weight: [C, D], one row a class.
+        target: [N], class indices of any integer dtype.
+        temperature: above 0; a 0-d tensor receives its gradient.
+        reduction: "mean" over the rows, "sum", or "none" ([N]).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. N = 0 gives 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
+            where looking would wait for it, and in compiled code the loss of such a row is NaN.
+
+    Equivalent to::
+
+        F.cross_entropy(F.normalize(embeddings) @ F.normalize(weight).T / temperature, target)
+
+    Equals `NormalizedSoftmaxLoss` of pytorch-metric-learning, whose weight is [D, C].
+
+    Source: Zhai, Wu, "Classification is a Strong Baseline for Deep Metric Learning", BMVC 2019.
+
+    >>> normalized_softmax_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), temperature=1.0)
+    tensor(0.3133)
+    """
+    checks.number("temperature", temperature, above=True)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    x, w, index = _classified(embeddings, "weight", weight, target)
+    return _cosine_softmax(x, w, index, 1 / temperature, reduction)
+
+
+def _cosine_softmax(x: Tensor, w: Tensor, index: Tensor, scale: float | Tensor, reduction: str) -> Tensor:
+    own, others = _fold(x, w, index, [scale, 0.0, scale, 0.0], "similarity")
+    return reduce_rows(softplus(others - own), reduction, index, x)
+
+
+def proxy_nca_loss(
+    embeddings: Tensor, proxies: Tensor, target: Tensor, *, scale: float | Tensor = 1.0, reduction: str = "mean"
+) -> Tensor:
+    r"""ProxyNCA: softmax over the squared distances to every class's proxy, all on the unit sphere.
+
+    $$ \ell_i = -\log \frac{e^{-s \|\hat x_i - \hat p_y\|^2}}{\sum_c e^{-s \|\hat x_i - \hat p_c\|^2}} $$
+
+    On the sphere a squared distance is 2 - 2 cos, so this is `normalized_softmax_loss` of temperature 1 / (2 s). The
+    proxy of the own class is in the denominator, as in ProxyNCA++; the paper leaves it out.
+
+    Args:
+        embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
+        proxies: [C, D], one row a class.
+        target: [N], class indices of any integer dtype.
+        scale: s, above 0, an inverse temperature; a 0-d tensor receives its gradient.
+        reduction: "mean" over the rows, "sum", or "none" ([N]).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. N = 0 gives 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
+            where looking would wait for it, and in compiled code the loss of such a row is NaN.
+
+    Equivalent to::
+
+        F.cross_entropy(-scale * torch.cdist(F.normalize(embeddings), F.normalize(proxies)).square(), target)
+
+    Equals `ProxyNCALoss(softmax_scale=scale)` of pytorch-metric-learning, which leaves out rows whose probability is
+    below the smallest float.
+
+    Source: Movshovitz-Attias et al., "No Fuss Distance Metric Learning using Proxies", ICCV 2017; Teh, DeVries,
+    Taylor, "ProxyNCA++", ECCV 2020.
+
+    >>> proxy_nca_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
+    tensor(0.1269)
+    """
+    checks.number("scale", scale, above=True)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    x, p, index = _classified(embeddings, "proxies", proxies, target)
+    return _cosine_softmax(x, p, index, 2 * scale, reduction)
+
+
+def proxy_anchor_loss(
+    embeddings: Tensor, proxies: Tensor, target: Tensor, *, margin: float | Tensor = 0.1, alpha: float | Tensor = 32.0,
+    reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Proxy anchor: every class's proxy pulls the rows of its class and pushes all others, the hardest the most.
+
+    $$ \ell = \frac{1}{|P^+|} \sum_{p \in P^+} \log\Bigl(1 + \sum_{x \in X_p} e^{-\alpha (\cos(x, p) - m)}\Bigr)
+       + \frac{1}{C} \sum_p \log\Bigl(1 + \sum_{x \notin X_p} e^{\alpha (\cos(x, p) + m)}\Bigr) $$
+
+    where P+ are the proxies of the classes in the batch.
+
+    Args:
+        embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
+        proxies: [C, D], one row a class.
+        target: [N], class indices of any integer dtype.
+        margin: m, at least 0; a 0-d tensor receives its gradient.
+        alpha: above 0; a 0-d tensor receives its gradient.
+        reduction: "mean" as above; "none": one value a proxy ([C]), its pull plus its push; "sum" of these.
+
+    Returns:
+        A scalar, or [C] for "none"; float32 (float64 for float64 inputs), at least 0. N = 0 gives 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
+            where looking would wait for it, and in compiled code such a class makes the loss NaN.
+
+    Equivalent to::
+
+        cos = F.normalize(proxies) @ F.normalize(embeddings).T
+        own = torch.arange(C)[:, None] == target
+        pull = (1 + ((-alpha * (cos - margin)).exp() * own).sum(1)).log()
+        push = (1 + ((alpha * (cos + margin)).exp() * ~own).sum(1)).log()
+        pull.sum() / own.any(1).sum() + push.mean()
+
+    Equals `ProxyAnchorLoss` of pytorch-metric-learning.
+
+    Source: Kim et al., "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020.
+
+    >>> proxy_anchor_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.0, alpha=1.0)
+    tensor(1.0064)
+    """
+    checks.number("margin", margin)
+    checks.number("alpha", alpha, above=True)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    x, p, index = _classified(embeddings, "proxies", proxies, target)
+    numbers = [-alpha, alpha * margin, alpha, alpha * margin]
+    every = torch.arange(len(p), device=p.device)
+    positive, negative = ops.fold(
+        p, x, every, index, False, numbers, "softmax", "similarity", pos=["lse"], neg=["lse"]
+    )  # fmt: skip
+    pull, push = softplus(positive), softplus(negative)
+    pull = pull + torch.where((index < 0).any(), torch.nan, 0.0)
+    if reduction != "mean":
+        return reduce(pull + push, reduction, len(p), x)
+    present = (positive.detach() > -torch.inf).sum()
+    return reduce(pull, "mean", present, x) + reduce(push, "mean", len(p), x)
+
+
+def center_loss(embeddings: Tensor, centers: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+    r"""Center loss: half the squared distance of every row to the center of its class.
+
+    $$ \ell_i = \tfrac12 \|x_i - c_{y_i}\|^2 $$
+
+    Args:
+        embeddings: [N, D], float16, bfloat16, float32 or float64.
+        centers: [C, D], one row a class.
+        target: [N], class indices of any integer dtype.
+        reduction: "mean" over the rows, "sum" (the paper's), or "none" ([N]).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). N = 0 gives 0. The centers receive their
+        gradient, where the paper updates them by a rule of its own.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
+            where looking would wait for it, and in compiled code the loss of such a row is NaN.
+
+    Equivalent to::
+
+        (embeddings - centers[target]).square().sum(1).mean() / 2
+
+    Source: Wen et al., "A Discriminative Feature Learning Approach for Deep Face Recognition", ECCV 2016.
+
+    >>> center_loss(torch.eye(2), torch.zeros(2, 2), torch.tensor([0, 1]))
+    tensor(0.5000)
+    """
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    x, c, index = _classified(embeddings, "centers", centers, target)
+    return reduce_rows(_to_centers(x, c, index), reduction, index, x)
+
+
+def _to_centers(x: Tensor, c: Tensor, index: Tensor) -> Tensor:
+    """Half the squared distance of every row to its center, as if it had been mined. [N]"""
+    mined = torch.stack([index, torch.full_like(index, -1)])
+    return ops.mined_distances(x, c, mined, "sqeuclidean")[0] / 2
+
+
+def island_loss(
+    embeddings: Tensor, centers: Tensor, target: Tensor, *, weight: float = 10.0, reduction: str = "mean"
+) -> Tensor:
+    r"""Island loss: center loss, plus what keeps the centers apart by their angles.
+
+    $$ \ell = \frac1N \sum_i \tfrac12 \|x_i - c_{y_i}\|^2 + \lambda \sum_{j \ne k} (\cos(c_j, c_k) + 1) $$
+
+    The sum over the pairs of centers is the squared length of the sum of their directions, so it takes O(C D) time.
+
+    Args:
+        embeddings: [N, D], float16, bfloat16, float32 or float64.
+        centers: [C, D], one row a class; norms are clamped to at least 1e-8.
+        target: [N], class indices of any integer dtype.
+        weight: lambda, at least 0.
+        reduction: of the first sum: "mean", "sum" (the paper's), or "none" ([N], the second sum added to each).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). N = 0 leaves the second sum.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
+            where looking would wait for it, and in compiled code the loss of such a row is NaN.
+
+    Equivalent to::
+
+        cos = F.normalize(centers) @ F.normalize(centers).T
+        center_loss(embeddings, centers, target) + weight * (cos + 1).fill_diagonal_(0).sum()
+
+    Source: Cai et al., "Island Loss for Learning Discriminative Features in Facial Expression Recognition", FG 2018.
+
+    >>> island_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), weight=1.0)
+    tensor(2.)
+    """
+    checks.number("weight", weight, tensor=False)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    x, c, index = _classified(embeddings, "centers", centers, target)
+    directions = F.normalize(c.to(loss_dtype(c)), eps=1e-8)
+    apart = directions.sum(0).square().sum() - directions.square().sum() + len(c) * (len(c) - 1)
+    return reduce_rows(_to_centers(x, c, index), reduction, index, x) + weight * apart

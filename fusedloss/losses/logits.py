@@ -1,0 +1,242 @@
+"""Losses of given logits: one pass over them forward, one backward, and nothing of their size kept but themselves."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import checks, logit_ops
+from .reduce import REDUCTIONS, focal, reduce, reduce_rows, softplus
+
+
+def cross_entropy_loss(
+    logits: Tensor, target: Tensor, *, weight: Tensor | None = None, ignore_index: int = -100,
+    label_smoothing: float = 0.0, overwrite_logits: bool = False, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Cross entropy of a softmax over the classes.
+
+    $$ \ell_i = -\sum_c w_c \Bigl((1 - \epsilon)\, q_{ic} + \frac{\epsilon}{C}\Bigr) \log p_{ic} $$
+
+    with p the softmax of the logits, and q the probabilities, or 1 for the class of an index.
+
+    Args:
+        logits: [N, C] or [N, C, d1, ...], float16, bfloat16, float32 or float64, in any memory format.
+        target: class indices [N] or [N, d1, ...] of any integer dtype, or probabilities of the shape of the logits and
+            any floating dtype, which receive no gradient.
+        weight: [C], of every class; receives no gradient.
+        ignore_index: rows with this target do not count; indices only.
+        label_smoothing: epsilon, from 0 to 1.
+        overwrite_logits: let the backward write the gradient into the memory of the logits, so that no second tensor of
+            their size is needed. They must be a result, such as that of a linear layer, and nothing else may read them
+            afterwards; what autograd knows to need them raises its error. Compiled code decides by itself.
+        reduction: "mean": the sum over that of the weights of the rows that count (for probabilities, over the rows);
+            "sum"; "none" (the shape of an index target, 0 for rows that do not count).
+
+    Returns:
+        A scalar, or the terms for "none"; float32 (float64 for float64 logits). If no row counts 0, with zero gradient,
+        where torch gives NaN.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
+            where looking would wait for it, and in compiled code the loss of such a row is NaN.
+
+    Equivalent to::
+
+        F.cross_entropy(logits.float(), target, weight, label_smoothing=label_smoothing)
+
+    It stays exact where p is so near 1 that log p is 0 in float32.
+
+    Source: `torch.nn.functional.cross_entropy`.
+
+    >>> cross_entropy_loss(torch.eye(2), torch.tensor([0, 1]))
+    tensor(0.3133)
+    """
+    checks.number("label_smoothing", label_smoothing, high=1.0, tensor=False)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    z = checks.logits(logits, overwrite_logits, classes=True)
+    if not isinstance(target, Tensor) or not target.is_floating_point():
+        return _of_index(z, target, weight, ignore_index, label_smoothing, 0.0, overwrite_logits, reduction)
+    checks.like_logits("target", target, z)
+    checks.index("ignore_index", ignore_index, low=-(2**63))
+    if ignore_index >= 0:
+        raise ValueError(f"ignore_index must be negative where target has probabilities, got {ignore_index}")
+    w = None if weight is None else checks.of_classes("weight", weight, z.shape[1], z, constant=True)
+    z_rows, q_rows = _rows(z, target)
+    shares, lse, part = logit_ops.fold_logits(
+        z_rows, q_rows, w, label_smoothing, sums=True, overwrite=overwrite_logits
+    )  # fmt: skip
+    terms = shares.detach() * lse - part
+    return _shaped(reduce(terms, reduction, len(terms), z), z)
+
+
+def _of_index(
+    z: Tensor, target: object, weight: Tensor | None, ignore_index: int, smoothing: float, gamma: float,
+    overwrite: bool, reduction: str,
+) -> Tensor:  # fmt: skip
+    """Cross entropy of class indices, focal if gamma is above 0."""
+    C = z.shape[1]
+    index = checks.class_indices("target", target, z.shape[:1] + z.shape[2:], C, z, ignore_index)
+    w = None if weight is None else checks.of_classes("weight", weight, C, z, constant=True)
+    own, others, *total = logit_ops.fold_logits(_rows(z)[0], index, w, sums=smoothing > 0, overwrite=overwrite)
+    entropy = softplus(others - own)
+    weights = None if w is None else w.to(own.dtype)[index.clamp(min=0)]
+    terms = entropy if weights is None else weights * entropy
+    if gamma:
+        terms = terms * focal(others - own, gamma)
+    if total:
+        whole = C if w is None else w.sum(dtype=own.dtype)
+        terms = (1 - smoothing) * terms + smoothing / max(C, 1) * (whole * (own + entropy) - total[0])
+    return _shaped(reduce_rows(terms, reduction, index, z, weights), z)
+
+
+def _rows(z: Tensor, *alike: Tensor) -> list[Tensor]:
+    """[N, C, d1, ...] as contiguous [N, C, P], or [N P, C, 1] where the classes lie side by side (channels last)."""
+    if z.dim() > 2 and z.movedim(1, -1).is_contiguous():
+        return [t.movedim(1, -1).flatten(0, -2)[..., None].contiguous() for t in (z, *alike)]
+    return [t.unsqueeze(-1).flatten(2).contiguous() for t in (z, *alike)]
+
+
+def _shaped(loss: Tensor, z: Tensor) -> Tensor:
+    """A loss of rows in the shape of their target."""
+    return loss.view(z.shape[:1] + z.shape[2:]) if loss.dim() else loss
+
+
+def focal_loss(
+    logits: Tensor, target: Tensor, *, gamma: float = 2.0, weight: Tensor | None = None, ignore_index: int = -100,
+    overwrite_logits: bool = False, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Focal loss of a softmax over the classes: rows that are already right count less.
+
+    $$ \ell_i = -w_y (1 - p_{iy})^\gamma \log p_{iy} $$
+
+    Args:
+        logits: [N, C] or [N, C, d1, ...], float16, bfloat16, float32 or float64, in any memory format.
+        target: class indices [N] or [N, d1, ...] of any integer dtype.
+        gamma: at least 0, where 0 is cross entropy.
+        weight: [C], of every class; receives no gradient.
+        ignore_index: rows with this target do not count.
+        overwrite_logits: let the backward write the gradient into the memory of the logits, see `cross_entropy_loss`.
+        reduction: "mean": the sum over that of the weights of the rows that count; "sum"; "none" (the shape of the
+            target, 0 for rows that do not count).
+
+    Returns:
+        A scalar, or the terms for "none"; float32 (float64 for float64 logits). If no row counts 0, with zero gradient.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
+            where looking would wait for it, and in compiled code the loss of such a row is NaN.
+
+    Equivalent to::
+
+        p = logits.softmax(1).gather(1, target[:, None])
+        (-((1 - p) ** gamma) * p.log()).mean()
+
+    Its gradient is finite also for gamma below 1 at p = 1.
+
+    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
+
+    >>> focal_loss(torch.eye(2), torch.tensor([0, 1]))
+    tensor(0.0227)
+    """
+    checks.number("gamma", gamma, tensor=False)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    z = checks.logits(logits, overwrite_logits, classes=True)
+    return _of_index(z, target, weight, ignore_index, 0.0, gamma, overwrite_logits, reduction)
+
+
+def binary_cross_entropy_loss(
+    logits: Tensor, target: Tensor, *, weight: Tensor | None = None, pos_weight: Tensor | None = None,
+    overwrite_logits: bool = False, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Binary cross entropy of every logit.
+
+    $$ \ell = -w \bigl(v\, t \log \sigma(z) + (1 - t) \log \sigma(-z)\bigr) $$
+
+    Args:
+        logits: z, of any shape, float16, bfloat16, float32 or float64.
+        target: t, from 0 to 1, in the shape of the logits and of any floating, integer or bool dtype; receives no
+            gradient.
+        weight: w, of every element, in a shape that broadcasts to that of the logits; receives no gradient.
+        pos_weight: v, of the positive part, as weight: [C] for one of each column.
+        overwrite_logits: let the backward write the gradient into the memory of the logits, see `cross_entropy_loss`.
+        reduction: "mean" over the elements, "sum", or "none" (the shape of the logits).
+
+    Returns:
+        A scalar, or the terms for "none"; float32 (float64 for float64 logits). Of no elements 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen.
+
+    Equivalent to::
+
+        F.binary_cross_entropy_with_logits(logits, target, weight, pos_weight=pos_weight)
+
+    Source: `torch.nn.functional.binary_cross_entropy_with_logits`.
+
+    >>> binary_cross_entropy_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0]))
+    tensor(0.7201)
+    """
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    z = checks.logits(logits, overwrite_logits)
+    w = None if weight is None else checks.factors("weight", weight, z)
+    pw = None if pos_weight is None else checks.factors("pos_weight", pos_weight, z)
+    return _of_elements(z, target, "binary_cross_entropy", [], overwrite_logits, reduction, w, pw)
+
+
+def _of_elements(
+    z: Tensor, target: object, loss: str, numbers: list[float], overwrite: bool, reduction: str,
+    weight: Tensor | None = None, pos_weight: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    t, total = checks.like_logits("target", target, z), reduction != "none"
+    terms = logit_ops.fold_elements(
+        z.contiguous(), t, weight, pos_weight, loss, numbers, total=total, overwrite=overwrite
+    )
+    return reduce(terms, reduction, z.numel(), z)
+
+
+def sigmoid_focal_loss(
+    logits: Tensor, target: Tensor, *, alpha: float = 0.25, gamma: float = 2.0, overwrite_logits: bool = False,
+    reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    r"""Focal loss of every logit for itself, as detectors use it.
+
+    $$ \ell = -\alpha_t (1 - p_t)^\gamma \bigl(t \log p + (1 - t) \log(1 - p)\bigr), \quad
+       p_t = p\, t + (1 - p)(1 - t), \quad \alpha_t = \alpha\, t + (1 - \alpha)(1 - t) $$
+
+    with p the sigmoid of the logit.
+
+    Args:
+        logits: of any shape, float16, bfloat16, float32 or float64.
+        target: t, from 0 to 1, in the shape of the logits and of any floating, integer or bool dtype; receives no
+            gradient.
+        alpha: the weight of the positives, from 0 to 1, or -1 for no weights.
+        gamma: at least 0, where 0 is binary cross entropy.
+        overwrite_logits: let the backward write the gradient into the memory of the logits, see `cross_entropy_loss`.
+        reduction: "mean" over the elements, "sum", or "none" (the shape of the logits).
+
+    Returns:
+        A scalar, or the terms for "none"; float32 (float64 for float64 logits). Of no elements 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen.
+
+    Equivalent to::
+
+        p = logits.sigmoid()
+        p_t = p * target + (1 - p) * (1 - target)
+        alpha_t = alpha * target + (1 - alpha) * (1 - target)
+        (alpha_t * (1 - p_t) ** gamma * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).mean()
+
+    Equals `sigmoid_focal_loss` of torchvision, whose gradient is NaN for gamma below 1 where 1 - p_t is 0, and whose
+    default reduction is "none". Here it is finite.
+
+    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
+
+    >>> sigmoid_focal_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0]))
+    tensor(0.0880)
+    """
+    if alpha != -1:
+        checks.number("alpha", alpha, high=1.0, tensor=False)
+    checks.number("gamma", gamma, tensor=False)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    z = checks.logits(logits, overwrite_logits)
+    return _of_elements(z, target, "sigmoid_focal", [alpha, gamma], overwrite_logits, reduction)

@@ -1,0 +1,169 @@
+"""Losses of given logits: softmax over the classes of a row, or every element a question of its own.
+
+Memory-bound: the logits are read once forward and once backward. They lie as [N, C, P]: row r = (n, p) has its classes
+P apart (P = 1 for a matrix, the pixels for images), so that no layout is copied.
+"""
+
+import triton
+import triton.language as tl
+
+from .engine import split_columns
+from .folds import empty_folds, fold_tile, load_anchors, store_folds, term_weight
+from .losses import log1p
+
+LSE: tl.constexpr = tl.constexpr(1 + 16)  # one fold, a log sum exp, as folds.py counts them
+
+
+@triton.jit
+def load_tile(z_ptr, target_ptr, weight, numbers, r, c, R, C, P, INDICES: tl.constexpr):
+    """Addresses and logits of a tile, its inside, the rows' own classes, and every class's share. [BM, BC] each
+
+    The share of class c in the sum of the logits is its weight, for probabilities q times numbers[0] q + numbers[1].
+    """
+    at = ((r // P) * C * P + r % P)[:, None] + c.to(tl.int64)[None, :] * P
+    inside = (r < R)[:, None] & (c < C)[None, :]
+    z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    w = 1.0
+    if len(weight) > 0:
+        w = tl.load(weight[0] + c, mask=c < C, other=0.0)[None, :]
+    if INDICES:
+        y = tl.load(target_ptr + r, mask=r < R, other=-1)
+        return at, z, inside, inside & (y[:, None] == c[None, :]), w
+    else:
+        q = tl.load(target_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        return at, z, inside, inside, w * (numbers[0] * q + numbers[1])
+
+
+@triton.jit(do_not_specialize=["R"])
+def fold_logits(
+    z_ptr, target_ptr, weight, numbers, states_ptr, R, C, P,  # states [splits, folds, R]
+    INDICES: tl.constexpr, SUMS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Row states of R rows over the classes of this program's split. Grid: (row blocks, splits).
+
+    INDICES: the target is an index: the logit of the own class, and log sum exp of the others. Otherwise it is a
+    probability of every class: the sum of the shares, and log sum exp of all. SUMS: and the sum of share times logit.
+    """
+    r = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    first, sums = tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
+    folds = empty_folds(LSE, BM)
+    start, end = split_columns(C, BC)
+    for c0 in range(start, end, BC):
+        c = c0 + tl.arange(0, BC)
+        _at, z, inside, own, share = load_tile(z_ptr, target_ptr, weight, numbers, r, c, R, C, P, INDICES)
+        if INDICES:
+            first += tl.sum(tl.where(own, z, 0.0), 1)
+            folds = fold_tile(folds, ((z,),), inside & ~own, LSE, 1)
+        else:
+            first += tl.sum(tl.where(inside, share, 0.0), 1)
+            folds = fold_tile(folds, ((z,),), inside, LSE, 1)
+        if SUMS:
+            sums += tl.sum(tl.where(inside, share * z, 0.0), 1)
+    at = states_ptr + tl.program_id(1).to(tl.int64) * (3 if SUMS else 2) * R
+    tl.store(at + r, first.to(states_ptr.dtype.element_ty), mask=r < R)
+    store_folds(at + R, folds, r, R, LSE)
+    if SUMS:
+        tl.store(at + 2 * R.to(tl.int64) + r, sums.to(states_ptr.dtype.element_ty), mask=r < R)
+
+
+@triton.jit(do_not_specialize=["R"])
+def logits_grad(
+    z_ptr, target_ptr, weight, numbers, states, out_ptr, R, C, P,  # states: (states, derivatives of them) [folds, R]
+    INDICES: tl.constexpr, SUMS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """dz of a tile, which may take the place of z. Grid: (row blocks, class blocks)."""
+    r = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    at, z, inside, own, share = load_tile(z_ptr, target_ptr, weight, numbers, r, c, R, C, P, INDICES)
+    lse, d_lse = load_anchors(states, r, R, LSE, 1, 1, True)[0]
+    lse = tl.where(lse == float("-inf"), 0.0, lse)  # where all others are -inf they have no share, not NaN
+    g = term_weight(z, (lse, d_lse), True)
+    if INDICES:
+        g = tl.where(own, tl.load(states[1] + r, mask=r < R, other=0.0).to(tl.float32)[:, None], g)
+    if SUMS:
+        d_sum = tl.load(states[1] + 2 * R.to(tl.int64) + r, mask=r < R, other=0.0).to(tl.float32)
+        g += d_sum[:, None] * share
+    tl.store(out_ptr + at, g.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+# Losses of an element: (value, derivative by z) of a logit z and a target t in [0, 1].
+
+
+@triton.jit
+def sigmoids(z):
+    """p = sigmoid(z), 1 - p, -log p and -log(1 - p), all to the last bits."""
+    v = tl.exp(-tl.abs(z))
+    p = tl.where(z < 0.0, v, 1.0) / (1.0 + v)
+    q = tl.where(z < 0.0, 1.0, v) / (1.0 + v)
+    low = log1p(v)
+    return p, q, tl.where(z >= 0.0, 0.0, -z) + low, tl.where(z <= 0.0, 0.0, z) + low
+
+
+@triton.jit
+def binary_cross_entropy(z, t, pos_weight, numbers):
+    p, q, if_1, if_0 = sigmoids(z)
+    return pos_weight * t * if_1 + (1.0 - t) * if_0, (1.0 - t) * p - pos_weight * t * q
+
+
+@triton.jit
+def sigmoid_focal(z, t, pos_weight, numbers):
+    """alpha_t (1 - p_t)^gamma times the cross entropy, for alpha and gamma in numbers; alpha_t is 1 for alpha < 0.
+
+    u = 1 - p_t is 0 where z saturates, and u^(gamma - 1) infinite: with the slope du/dz / u of log u there is neither.
+    """
+    alpha, gamma = numbers
+    p, q, if_1, if_0 = sigmoids(z)
+    soft_u = tl.where((t == 0.0) | (t == 1.0), 1.0, p * (1.0 - t) + q * t)
+    log_u = tl.where(t == 1.0, -if_0, tl.where(t == 0.0, -if_1, tl.log(soft_u)))
+    slope = tl.where(t == 1.0, -p, tl.where(t == 0.0, q, (1.0 - 2.0 * t) * p * q / soft_u))
+    entropy = t * if_1 + (1.0 - t) * if_0
+    balance = tl.where(alpha < 0.0, 1.0, alpha * t + (1.0 - alpha) * (1.0 - t)) * tl.exp(gamma * log_u)
+    return balance * entropy, balance * (gamma * slope * entropy + (1.0 - t) * p - t * q)
+
+
+@triton.jit
+def load_factors(weight, i, n):
+    """The weights of elements i: () for none, (ptr,) for one each, (ptr, period) for those that repeat."""
+    if len(weight) == 0:
+        return 1.0
+    elif len(weight) == 1:
+        return tl.load(weight[0] + i, mask=i < n, other=0.0).to(tl.float32)
+    else:
+        return tl.load(weight[0] + i % weight[1], mask=i < n, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def element_terms(z_ptr, target_ptr, weight, pos_weight, numbers, n, LOSS: tl.constexpr, BLOCK: tl.constexpr):
+    """Indices of this program's elements, their weights, values and derivatives. [BLOCK] each"""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    z = tl.load(z_ptr + i, mask=i < n, other=0.0).to(tl.float32)
+    t = tl.load(target_ptr + i, mask=i < n, other=0.0).to(tl.float32)
+    value, slope = LOSS(z, t, load_factors(pos_weight, i, n), numbers)
+    return i, load_factors(weight, i, n), value, slope
+
+
+@triton.jit
+def fold_elements(
+    z_ptr, target_ptr, weight, pos_weight, numbers, out_ptr, n,
+    LOSS: tl.constexpr, TOTAL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The loss of every element [n], or if TOTAL the sum of each program's [programs]."""
+    i, w, value, _slope = element_terms(z_ptr, target_ptr, weight, pos_weight, numbers, n, LOSS, BLOCK)
+    if TOTAL:
+        tl.store(out_ptr + tl.program_id(0), tl.sum(tl.where(i < n, w * value, 0.0), 0))
+    else:
+        tl.store(out_ptr + i, w * value, mask=i < n)
+
+
+@triton.jit
+def elements_grad(
+    z_ptr, target_ptr, weight, pos_weight, numbers, dout_ptr, out_ptr, n,
+    LOSS: tl.constexpr, TOTAL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """dz of every element, which may take the place of z; dout is that of the sum if TOTAL."""
+    i, w, _value, slope = element_terms(z_ptr, target_ptr, weight, pos_weight, numbers, n, LOSS, BLOCK)
+    if TOTAL:
+        g = tl.load(dout_ptr).to(tl.float32)
+    else:
+        g = tl.load(dout_ptr + i, mask=i < n, other=0.0).to(tl.float32)
+    tl.store(out_ptr + i, (g * w * slope).to(out_ptr.dtype.element_ty), mask=i < n)
