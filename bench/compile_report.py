@@ -40,6 +40,8 @@ class Work(NamedTuple):
     two_sided: bool = False  # both sides are anchors of a batch of pairs; otherwise it is a self batch
     learnable: bool = False  # with the gradient by the numbers
     lifted: bool = False
+    classes: bool = False  # the other side are classes, which are no anchors
+    bias: bool = False  # and have a bias
 
 
 DISTANCES = ("euclidean", "cosine", "sqeuclidean", "manhattan")
@@ -56,13 +58,24 @@ LOSSES = {
     "circle": Work("circle", LSE, LSE, 4, SIMILARITIES),
     "generalized_lifted_structure": Work("softmax", LSE, LSE, 4, ("chord", "euclidean")),
     "lifted_structure": Work("contrastive", ("sum", "sum", "sum"), (), 2, ("chord", "euclidean"), lifted=True),
+    "linear_cross_entropy": Work("softmax", SUM, ("lse", "sum"), 4, ("dot",), classes=True, bias=True),
+    "arcface": Work("softmax", SUM, LSE, 4, ("similarity",), learnable=True, classes=True),
+    "proxy_anchor": Work("softmax", LSE, LSE, 4, ("similarity",), classes=True),
 }
 TRIPLETS = {  # batch_all_triplet_loss, its soft form, and batch_semihard_triplet_loss
     "batch_all": ("all", False),
     "batch_all, soft": ("all", True),
     "batch_semihard": ("nearest", False),
 }
+ROWS_OF_LOGITS = {  # class indices or probabilities, with the sum of the logits, places of a sample
+    "cross_entropy": (True, False, 1),
+    "cross_entropy, smoothed": (True, True, 1),
+    "cross_entropy, probabilities": (False, True, 1),
+    "cross_entropy, images": (True, False, 4096),
+}
+ELEMENTS = ("binary_cross_entropy", "sigmoid_focal")
 DEFAULTS = {"sm_90": ([128, 256, 512], list(DTYPES))}  # dimensions and formats
+EVERY_LOSS = [*LOSSES, *TRIPLETS, *ROWS_OF_LOGITS, *ELEMENTS]
 METRICS = (*DISTANCES, *SIMILARITIES, "chord")
 
 
@@ -89,12 +102,19 @@ def cases(arch: str, dims: list[int], dtypes: list[str], metrics: list[str], los
                     elif loss in LOSSES and metric in LOSSES[loss].metrics:
                         yield Case("fold", loss, metric, dtype, D, arch)
                         yield Case("grad", loss, metric, dtype, D, arch)
+                        if LOSSES[loss].classes:
+                            yield Case("class_grad", loss, metric, dtype, D, arch)
                 if metric in DISTANCES:
                     yield Case("mine", "", metric, dtype, D, arch)
         for metric in (m for m in metrics if m != "chord"):  # these walk D in a loop, whatever it is
             for kernel in ("row_distances", "row_distances_grad", "gather_grad"):
                 yield Case(kernel, "", metric, dtype, dims[0], arch)
         yield Case("prepare", "", "", dtype, dims[0], arch)
+        for loss in (loss for loss in losses if loss in ROWS_OF_LOGITS):
+            for kernel in ("fold_logits", "logits_grad"):
+                yield from (Case(kernel, loss, "", dtype, C, arch) for C in (10, 100_000))
+        for loss in (loss for loss in losses if loss in ELEMENTS):
+            yield from (Case(kernel, loss, "", dtype, 1, arch) for kernel in ("fold_elements", "elements_grad"))
 
 
 def launch_of(case: Case) -> Any:
@@ -118,6 +138,8 @@ def launch_of(case: Case) -> Any:
         index = empty(2 * N, dtype=torch.int64)
         return row_launches.gather_launch(x, x, index, index, empty(4, N), empty(N, D), x, case.metric, True)
 
+    if case.loss in ROWS_OF_LOGITS or case.loss in ELEMENTS:
+        return logits_launch(case)
     precision = "manhattan" if case.metric == "manhattan" else "ieee"
     if precision == "ieee" and case.dtype == "fp32" and case.arch.startswith("sm_"):
         precision = "tf32x3"
@@ -134,6 +156,8 @@ def launch_of(case: Case) -> Any:
     count = len(work.pos) + len(work.neg)
     spec = folds.Spec(work.loss, case.metric, work.pos, work.neg, torch.full((work.numbers,), 0.5))
     side = side._replace(offsets=empty(N) if work.lifted else None)
+    if work.classes:
+        return class_launch(case, work, side, spec, precision)
     if case.kernel == "fold":
         columns = empty(common.cdiv(N, 16), count, N) if work.two_sided else None
         return folds.fold_launch(
@@ -142,6 +166,42 @@ def launch_of(case: Case) -> Any:
     side = side._replace(states=(empty(count, N), empty(count, N)))
     out, sums = empty(1, N, D, dtype=x.dtype), empty(1, 5, N)
     return folds.grad_launch(side, copy(side, work), out, sums, spec, precision, not work.two_sided, work.learnable)
+
+
+def class_launch(case: Case, work: Work, side: Any, spec: Any, precision: str) -> Any:
+    """Of embeddings and classes, as many of them."""
+    from fusedloss.launch import folds
+
+    (N, D), value = (len(side.labels), case.D), side.norms
+    classes = side._replace(offsets=value if work.bias else None)
+    count = len(work.pos) + len(work.neg)
+    if case.kernel == "fold":
+        return folds.fold_launch(side, classes, value.new_empty(1, count, N), None, D, spec, precision, False)
+    states = value.new_empty(count, N, dtype=torch.float64)
+    anchors = side._replace(states=(states, states))
+    both = (classes, anchors) if case.kernel == "class_grad" else (anchors, classes)
+    out = (value.new_empty(1, N, D, dtype=DTYPES[case.dtype]), value.new_empty(1, 5, N))
+    return folds.grad_launch(*both, *out, spec, precision, False, work.learnable and case.kernel == "grad")
+
+
+def logits_launch(case: Case) -> Any:
+    """Of given logits, of D classes."""
+    from fusedloss.kernels import logits
+    from fusedloss.launch import logits as launches
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    kernel = getattr(logits, case.kernel)
+    if case.loss in ELEMENTS:
+        z, factors = empty(1 << 20, 64, dtype=DTYPES[case.dtype]), (None, empty(64))
+        outs = (empty(1 << 26),) if case.kernel == "fold_elements" else (empty(()), z)
+        return launches.element_launch(kernel, z, z, factors, [0.25, 2.0], outs, case.loss, True)
+    indices, sums, P = ROWS_OF_LOGITS[case.loss]
+    z = empty(65_536 // P, case.D, P, dtype=DTYPES[case.dtype])
+    states, target = empty(3, 65_536, dtype=torch.float64), empty(65_536, dtype=torch.int64) if indices else z
+    outs = (states,) if case.kernel == "fold_logits" else ((states, states), z)
+    return launches.row_launch(kernel, z, target, None, 0.1, outs, sums, 1 if case.kernel == "fold_logits" else None)
 
 
 def triplets_launch(triplets: Any, case: Case, side: Any, precision: str) -> Any:
@@ -242,7 +302,7 @@ def main() -> None:
         "--dtype", nargs="+", choices=list(DTYPES), help="formats (all on sm_90, bf16 and fp32 elsewhere)"
     )
     parser.add_argument("--metric", nargs="+", default=list(METRICS), choices=list(METRICS))
-    parser.add_argument("--loss", nargs="+", default=[*LOSSES, *TRIPLETS], choices=[*LOSSES, *TRIPLETS])
+    parser.add_argument("--loss", nargs="+", default=EVERY_LOSS, choices=EVERY_LOSS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     todo: list[Case] = []

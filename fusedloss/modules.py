@@ -44,7 +44,7 @@ class LossModule(nn.Module):
             else:
                 setattr(self, name, value)
 
-    def forward(self, *tensors: Tensor | None, **named: Tensor | None) -> Any:
+    def forward(self, *tensors: Any, **named: Any) -> Any:
         return self.function(*tensors, **({name: getattr(self, name) for name in self.options} | named))
 
     def extra_repr(self) -> str:
@@ -77,7 +77,7 @@ class ClassLossModule(LossModule):
     ) -> None:
         made: dict[str, Any] = dict(device=device, dtype=dtype)
         if options.get("bias") is not None and not isinstance(options["bias"], Tensor):
-            options["bias"] = nn.Parameter(torch.empty(num_classes, **made)) if options["bias"] else None
+            options["bias"] = nn.Parameter(torch.zeros(num_classes, **made)) if options["bias"] else None
         super().__init__(**options)
         setattr(self, self.rows, nn.Parameter(torch.empty(num_classes, dim, **made)))
         self.reset_parameters()
@@ -85,11 +85,11 @@ class ClassLossModule(LossModule):
     def reset_parameters(self) -> None:
         rows = getattr(self, self.rows)
         nn.init.normal_(rows, std=rows.shape[1] ** -0.5)
-        if isinstance(getattr(self, "bias", None), nn.Parameter):
-            nn.init.zeros_(self.bias)
 
-    def forward(self, embeddings: Tensor, target: Tensor, **named: Any) -> Any:
-        return super().forward(embeddings, getattr(self, self.rows).to(embeddings.dtype), target, **named)
+    def forward(self, embeddings: Any, target: Any, **named: Any) -> Any:
+        rows = getattr(self, self.rows)
+        rows = rows.to(embeddings.dtype) if isinstance(embeddings, Tensor) else rows
+        return super().forward(embeddings, rows, target, **named)
 
     def extra_repr(self) -> str:
         num_classes, dim = getattr(self, self.rows).shape
