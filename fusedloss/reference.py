@@ -337,7 +337,7 @@ def _mean_of_classes(terms, weights, reduction):
 def _own_class(target, C, ignore_index=None):
     """1 for the class of every row, all 0 for one that does not count. [N, C, d1, ...]"""
     counted = target != ignore_index if ignore_index is not None else torch.ones_like(target, dtype=torch.bool)
-    return F.one_hot(target.where(counted, 0).long(), C).movedim(-1, 1) * counted.unsqueeze(1)
+    return (F.one_hot(target.where(counted, 0).long(), C).movedim(-1, 1) * counted.unsqueeze(1)).bool()
 
 
 def cross_entropy_loss(
@@ -350,7 +350,7 @@ def cross_entropy_loss(
         q, weights = target, logits.detach().sum(1) * 0 + 1
         smooth = torch.ones_like(weights)
     else:
-        q = _own_class(target, C, ignore_index)
+        q = _own_class(target, C, ignore_index).to(logits.dtype)
         weights, smooth = (w * q).sum(1), q.sum(1)
     share = w * ((1 - label_smoothing) * q + label_smoothing / C * smooth.unsqueeze(1))
     terms = -(share * logits.log_softmax(1)).where(share != 0, 0).sum(1)
@@ -384,11 +384,10 @@ def binary_cross_entropy_loss(
 def sigmoid_focal_loss(
     logits, target, *, alpha=0.25, gamma=2.0, overwrite_logits=False, reduction="mean"
 ):  # fmt: skip
-    p = logits.sigmoid()
-    p_t = p * target + (1 - p) * (1 - target)
+    one_minus_p_t = logits.sigmoid() * (1 - target) + (-logits).sigmoid() * target
     alpha_t = alpha * target + (1 - alpha) * (1 - target) if alpha >= 0 else 1
     entropy = binary_cross_entropy_loss(logits, target, reduction="none")
-    terms = (alpha_t * (1 - p_t) ** gamma * entropy).flatten()
+    terms = (alpha_t * one_minus_p_t**gamma * entropy).flatten()
     return _reduce(terms, reduction).view(logits.shape if reduction == "none" else ())
 
 
@@ -405,12 +404,13 @@ def linear_cross_entropy_loss(
 
 def _margin_softmax(cos, own_logit, scale, target, reduction):
     """Cross entropy of scaled cosines, of which that of the own class is replaced."""
-    own = _own_class(target, cos.shape[1]).bool()
+    own = _own_class(target, cos.shape[1])
     return cross_entropy_loss(torch.where(own, own_logit, scale * cos), target, reduction=reduction)
 
 
 def arcface_loss(embeddings, weight, target, *, margin=0.5, scale=64.0, reduction="mean"):
-    cos, m = _logits(embeddings, weight, 1.0), torch.as_tensor(margin, device=embeddings.device)
+    cos = _logits(embeddings, weight, 1.0)
+    m = margin if isinstance(margin, Tensor) else cos.new_tensor(margin)
     shifted = torch.where(cos >= -m.cos(), cos * m.cos() - _sqrt(1 - cos.square()) * m.sin(), cos - m * m.sin())
     return _margin_softmax(cos, scale * shifted, scale, target, reduction)
 

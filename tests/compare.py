@@ -67,8 +67,8 @@ def differentiate(
             own[name] = v.to(dtype if v.dim() else accumulated(dtype), copy=True).requires_grad_(name not in constant)
     value = loss(**own)
     # not 1, different from row to row, exact in every dtype
-    upstream = torch.arange(len(value), device=device) % 5 + 0.5 if value.dim() else torch.tensor(3.0, device=device)
-    value.backward(upstream.to(value.dtype))
+    upstream = torch.arange(value.numel(), device=device) % 5 + 0.5 if value.dim() else torch.tensor(3.0, device=device)
+    value.backward(upstream.view(value.shape).to(value.dtype))
     grads = {name: v.grad for name, v in own.items() if isinstance(v, Tensor) and v.grad is not None}
     return {"value": value.detach(), **grads}
 

@@ -31,7 +31,7 @@ DTYPES = {
 # A few rows make one tile of the default sizes. The other plans have several row blocks, column blocks, chunks of D and
 # programs that share a gradient, with ragged edges on all of them, and each takes a path that only large inputs take.
 TILE = dict(BM=16, BN=32, BD=16, num_warps=4, num_stages=1, held=32)
-SMALL = dict(SPLIT_TARGET=1, ROW_CHUNK=32, ENTRIES=4, POSITIVES=2)
+SMALL = dict(SPLIT_TARGET=1, ROW_CHUNK=32, ENTRIES=4, POSITIVES=2, CLASS_TILE=64, CLASSES_APART=4, ELEMENTS=32)
 PLANS = {
     "default": (None, {}),
     "small": (TILE, SMALL),
@@ -49,6 +49,7 @@ def running(backend: str, plan: str) -> Iterator[str]:
         if backend == "blocked":
             if plan == "small":
                 patch.setattr("fusedloss.blocked.tiles.BLOCK", 16)
+                patch.setattr("fusedloss.blocked.logits.BLOCK", 64)
             yield "cpu"
             return
         pytest.importorskip("triton")
@@ -123,16 +124,30 @@ def middle(distances: Tensor) -> float:
     return ordered[(len(ordered) - 1) // 2 :][:2].mean().float().item()
 
 
+GIVEN_LOGITS = [loss for loss in LOSSES if "logits" in inspect.signature(loss).parameters]
+ELEMENTS = [fusedloss.binary_cross_entropy_loss, fusedloss.sigmoid_focal_loss]  # their targets are of every logit
+CLASSES = ("weight", "proxies", "centers")  # what losses of embeddings and classes call one row a class
+WITH_CLASSES = [
+    loss
+    for loss in LOSSES
+    for p in inspect.signature(loss).parameters.values()
+    if p.name in CLASSES and p.default is p.empty
+]
+
+
 def example(loss: Callable[..., Any], N: int = 9, D: int = 5, *, M: int = 7, refs: bool = False) -> dict[str, Any]:
-    """Tensors for a loss by the names of its parameters, float32."""
+    """Tensors for a loss by the names of its parameters, float32; of M classes, or D where logits are given."""
     arguments = {}
     for seed, p in enumerate(inspect.signature(loss).parameters.values()):
         optional = p.name.startswith("ref_") or p.name == "negatives"
         if p.kind is p.KEYWORD_ONLY or (optional and not refs):
             continue
+        if p.name == "target" and loss in ELEMENTS:
+            arguments[p.name] = (batch(N, D, seed=seed)[0] > 0).long()
+            continue
         if p.name.startswith("logit_"):
             arguments[p.name] = torch.tensor(dict(logit_scale=2.0, logit_bias=-1.0)[p.name])
             continue
-        rows, labels = batch(M if optional else N, D, classes=2, seed=seed)
+        rows, labels = batch(M if optional or p.name in CLASSES else N, D, classes=2, seed=seed)
         arguments[p.name] = labels if "label" in p.name or p.name == "target" else rows.float()
     return arguments

@@ -6,7 +6,7 @@ import torch
 import fusedloss
 from fusedloss import reference
 from tests.compare import check
-from tests.grid import LOSSES, METRICS, batch, example
+from tests.grid import ELEMENTS, GIVEN_LOGITS, LOSSES, METRICS, batch, example
 
 IN_BATCH = [loss for loss in LOSSES if "ref_labels" in example(loss, refs=True)]
 TRIPLETS = [loss for loss in IN_BATCH if "batch" in loss.__name__]
@@ -35,8 +35,10 @@ EMPTY = [dict(N=0)] + [dict(N=N, M=M, refs=True) for N, M in ((0, 7), (0, 0), (9
 )
 def test_nothing_to_compare_is_zero_with_zero_gradient(backend, device, loss, size, reduction, dtype):
     arguments = put(example(loss, **size), device, dtype)
-    value, grads = run(loss, arguments, reduction=reduction)
-    assert value.shape == ((size["N"],) if reduction == "none" else ())
+    options = dict(weight=0.0) if loss is fusedloss.island_loss else {}  # its centers stay apart from each other
+    value, grads = run(loss, arguments, reduction=reduction, **options)
+    terms = {**dict.fromkeys(ELEMENTS, (0, 5)), fusedloss.proxy_anchor_loss: (7,)}.get(loss, (size["N"],))
+    assert value.shape == (terms if reduction == "none" else ())
     assert not value.count_nonzero()
     for v, grad in zip([v for v in arguments.values() if v.is_floating_point()], grads, strict=True):
         assert (grad.shape, grad.dtype) == (v.shape, dtype)
@@ -203,6 +205,8 @@ def test_two_runs_are_equal_bit_for_bit(backend, device, loss):
     [(loss, m) for loss in LOSSES for m in (METRICS if "metric" in loss.__kwdefaults__ else [None])],
 )
 def test_a_value_that_is_not_finite_shows_in_the_loss(backend, device, loss, metric, bad):
+    if bad == -torch.inf and loss in GIVEN_LOGITS:
+        pytest.skip("a class that is left out")
     arguments = put(example(loss), device)
     next(v for v in arguments.values() if v.is_floating_point())[0, 2] = bad
     for labels in (v for v in arguments.values() if not v.is_floating_point()):

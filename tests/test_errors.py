@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fusedloss
-from tests.grid import LEARNABLE, LOSSES, example
+from tests.grid import CLASSES, GIVEN_LOGITS, LEARNABLE, LOSSES, example
 
 OPTIONS = {
     "metric": ["minkowski", None, 2],
@@ -28,10 +28,17 @@ OPTIONS = {
     "l2_reg": [math.nan, math.inf, -0.02],
     "logit_bias": [math.nan, -math.inf],
     "offset": [-1],
+    "scale": [math.nan, math.inf, 0.0, -1.0],
+    "label_smoothing": [math.nan, -0.1, 1.1],
 }
 NUMBERS = ["margin", "pos_margin", "neg_margin", "eps", "temperature", "alpha", "beta", "base", "gamma", "l2_reg"]
-FLAGS = ["normalize", "in_batch_negatives", "symmetric", "soft_margin", "swap", "batch_in_refs"]
+NUMBERS += ["scale", "label_smoothing"]
+FLAGS = ["overwrite_logits", "normalize", "in_batch_negatives", "symmetric", "soft_margin", "swap", "batch_in_refs"]
 WRONG_TYPES = ["1", True, torch.ones(2), torch.tensor(1), None]
+
+
+MAY_BE_ZERO = [(loss, "gamma") for loss in (fusedloss.focal_loss, fusedloss.linear_cross_entropy_loss)]
+MAY_BE_ZERO += [(fusedloss.sigmoid_focal_loss, name) for name in ("alpha", "gamma")]
 
 
 def takes(name):
@@ -40,7 +47,13 @@ def takes(name):
 
 @pytest.mark.parametrize(
     ("loss", "name", "value"),
-    [(loss, name, v) for name, values in OPTIONS.items() for loss in takes(name) for v in values],
+    [
+        (loss, name, v)
+        for name, values in OPTIONS.items()
+        for loss in takes(name)
+        for v in values
+        if not (v == 0 and (loss, name) in MAY_BE_ZERO)
+    ],
 )
 def test_an_unknown_option_or_a_number_out_of_range_is_a_value_error(loss, name, value):
     with pytest.raises(ValueError, match=f"^{name} must be .*got"):
@@ -48,7 +61,9 @@ def test_an_unknown_option_or_a_number_out_of_range_is_a_value_error(loss, name,
 
 
 @pytest.mark.parametrize("value", WRONG_TYPES, ids=repr)
-@pytest.mark.parametrize(("loss", "name"), [(loss, name) for name in [*NUMBERS, "offset"] for loss in takes(name)])
+@pytest.mark.parametrize(
+    ("loss", "name"), [(loss, name) for name in [*NUMBERS, "offset", "ignore_index"] for loss in takes(name)]
+)
 def test_a_number_of_the_wrong_type_is_a_type_error(loss, name, value):
     with pytest.raises(TypeError, match=f"^{name} must be .*got"):
         loss(**example(loss), **{name: value})
@@ -103,7 +118,9 @@ def rows_of(loss):
     return [name for name, v in example(loss, refs=True).items() if v.is_floating_point() and v.dim() > 0]
 
 
-@pytest.mark.parametrize(("loss", "name"), [(loss, name) for loss in LOSSES for name in rows_of(loss)])
+@pytest.mark.parametrize(
+    ("loss", "name"), [(loss, name) for loss in LOSSES if loss not in GIVEN_LOGITS for name in rows_of(loss)]
+)
 def test_rows_of_the_wrong_type_rank_or_dtype_are_errors(loss, name):
     arguments = example(loss, refs=True)
     x = arguments[name]
@@ -124,7 +141,7 @@ def test_rows_that_do_not_fit_the_first_are_errors(loss, name):
     arguments = example(loss, refs=True)
     x = arguments[name]
     wrong = [(x[:, :-1], ValueError), (x.double(), TypeError), (x.half(), TypeError), (x.to("meta"), ValueError)]
-    if not name.startswith("ref_") and name != "negatives":
+    if not name.startswith("ref_") and name not in ("negatives", *CLASSES):
         wrong.append((x[:-1], ValueError))
     for value, error in wrong:
         with pytest.raises(error, match=f"^{name} must have the|^{name} must be on"):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fusedloss
-from tests.grid import LEARNABLE, LOSSES, example
+from tests.grid import CLASSES, LEARNABLE, LOSSES, WITH_CLASSES, example
 
 MODULES = {cls.function: cls for cls in vars(fusedloss).values() if inspect.isclass(cls) and hasattr(cls, "function")}
 
@@ -17,16 +17,27 @@ def test_every_loss_has_a_module_of_its_name_and_options():
     for loss, module in MODULES.items():
         assert module.__name__.lower() == loss.__name__.replace("_", "")
         assert module.__name__ in fusedloss.__all__
-        assert list(inspect.signature(module).parameters) == list(loss.__kwdefaults__)
+        around = (["num_classes", "dim"], ["device", "dtype"]) if loss in WITH_CLASSES else ([], [])
+        assert list(inspect.signature(module).parameters) == [*around[0], *loss.__kwdefaults__, *around[1]]
         assert issubclass(module, nn.Module)
+
+
+def with_its_rows(loss, arguments, **options):
+    """A module of a loss, its classes taken from the arguments, and the arguments that remain."""
+    rows = next((name for name in CLASSES if name in arguments), None)
+    if rows is None:
+        return MODULES[loss](**options), arguments
+    module = MODULES[loss](*arguments[rows].shape, **options)
+    module.load_state_dict({rows: arguments[rows]}, strict=False)
+    return module, {name: v for name, v in arguments.items() if name != rows}
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_module_equals_its_function(loss):
     arguments = example(loss, refs=True)
     options = {} if "margin" not in loss.__kwdefaults__ else dict(margin=0.7)
-    module = MODULES[loss](reduction="sum", **options)
     want = loss(**arguments, reduction="sum", **options)
+    module, arguments = with_its_rows(loss, arguments, reduction="sum", **options)
     assert torch.equal(module(*arguments.values()), want)
     assert torch.equal(module(**arguments), want)
     assert "reduction='sum'" in repr(module)
@@ -36,12 +47,13 @@ def test_a_module_equals_its_function(loss):
 def test_a_parameter_given_as_a_number_is_trained_and_saved(backend, device, loss, name):
     arguments = {k: v.to(device) for k, v in example(loss, 23).items()}
     start = 0.1 if "cosine" in loss.__name__ else 0.9
-    module = MODULES[loss](**{name: nn.Parameter(torch.tensor(start))}).to(device)
+    module, arguments = with_its_rows(loss, arguments, **{name: nn.Parameter(torch.tensor(start))})
+    module.to(device)
     before = module(**arguments)
     before.backward()
     torch.optim.SGD(module.parameters(), lr=0.1).step()
     assert module(**arguments) < before
-    assert module.state_dict().keys() == {name}
+    assert module.state_dict().keys() == {name, *(n for n in CLASSES if hasattr(module, n) and loss in WITH_CLASSES)}
     assert module.state_dict()[name] != torch.tensor(start)
 
 

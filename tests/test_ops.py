@@ -8,11 +8,13 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import fusedloss
-from fusedloss import backends, ops
+from fusedloss import backends, logit_ops, ops
 from tests.compare import differentiate
-from tests.grid import LEARNABLE, LOSSES, batch, example, running
+from tests.grid import GIVEN_LOGITS, LEARNABLE, LOSSES, batch, example, running
 
-OPS = [op for op in vars(ops).values() if isinstance(op, torch.library.CustomOpDef)]
+OPS = {
+    id(op): op for m in (ops, logit_ops) for op in vars(m).values() if isinstance(op, torch.library.CustomOpDef)
+}.values()
 
 
 def op_inputs(device):
@@ -128,7 +130,7 @@ def test_checkpointed_equals_eager(backend, device, loss):
     assert all(torch.equal(a, b) for a, b in zip(found, torch.autograd.grad(loss(**arguments), rows), strict=True))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss not in GIVEN_LOGITS])
 def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_inputs(backend, device, loss):
     arguments = {name: v.to(device) for name, v in example(loss, refs=True).items()}
     rows = [v.requires_grad_() for v in arguments.values() if v.is_floating_point()]
@@ -141,6 +143,14 @@ def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_inputs(back
     assert torch.equal(value, want)
     assert all(torch.equal(a, b) for a, b in zip(grads, torch.autograd.grad(want, rows), strict=True))
     assert all(grad.dtype == torch.float32 for grad in grads)
+
+
+@pytest.mark.parametrize("loss", GIVEN_LOGITS)
+def test_autocast_leaves_given_logits_as_they_are(backend, device, loss):
+    arguments = {name: v.to(device) for name, v in example(loss).items()}
+    with torch.autocast(device, torch.bfloat16):
+        value = loss(**arguments)
+    assert torch.equal(value, loss(**arguments))
 
 
 def test_float64_stays_float64_under_autocast():

@@ -65,7 +65,7 @@ def logits_grad(
     """dz into out, which may be z."""
     N, _, P = z.shape
     lse = states[1].masked_fill(states[1] == -torch.inf, 0.0).view(N, 1, P)  # no share where all others are -inf
-    d_first, d_lse, *d_total = dstates.view(-1, N, 1, P)
+    d_first, d_lse, *d_total = dstates.view(len(dstates), N, 1, P)
     for rows in row_blocks(z, target, weight, smoothing):
         at = (rows.n, slice(None), rows.p)
         g = exponential(rows.logits, lse[at], d_lse[at])

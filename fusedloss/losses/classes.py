@@ -406,6 +406,6 @@ def island_loss(
     checks.number("weight", weight, tensor=False)
     checks.one_of("reduction", reduction, REDUCTIONS)
     x, c, index = _classified(embeddings, "centers", centers, target)
-    directions = F.normalize(c.to(loss_dtype(c)), eps=1e-8)
+    directions = F.normalize(c.to(loss_dtype(c)).contiguous(), eps=1e-8)
     apart = directions.sum(0).square().sum() - directions.square().sum() + len(c) * (len(c) - 1)
     return reduce_rows(_to_centers(x, c, index), reduction, index, x) + weight * apart

@@ -234,7 +234,7 @@ def sigmoid_focal_loss(
     >>> sigmoid_focal_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0]))
     tensor(0.0880)
     """
-    if alpha != -1:
+    if isinstance(alpha, Tensor) or alpha != -1:
         checks.number("alpha", alpha, high=1.0, tensor=False)
     checks.number("gamma", gamma, tensor=False)
     checks.one_of("reduction", reduction, REDUCTIONS)

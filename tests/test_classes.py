@@ -1,0 +1,349 @@
+"""Losses of embeddings and classes: exact as eager over covering grids, and where angles and classes degenerate."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fusedloss
+from fusedloss import ops
+from tests.compare import check, differentiate
+from tests.grid import CLASSES, PLANS, WITH_CLASSES, batch, cases, example, running
+
+# Rows, classes, dimensions: ragged for tiles of any size. D below, above and not a multiple of a chunk.
+SHAPES = ((23, 37, 37), (11, 41, 3), (41, 5, 4), (17, 13, 101))
+REDUCTIONS = ("mean", "sum", "none")
+NUMBERS = ("number", "tensor")
+TRAINED = ("both", "rows", "classes")
+WEIGHTS = 2  # the weights of the gradient product are rounded as its result is
+SCALED_WEIGHTS = 3  # and what comes with the row itself cancels most of a gradient across the sphere
+
+
+def of_classes(loss, case):
+    """Rows, classes of which some have none, targets, and which of them are constants."""
+    N, C, D = case["shape"]
+    (x, _), (w, _) = batch(N, D), batch(C, D, seed=1)
+    name = next(name for name in CLASSES if name in example(loss))
+    arguments = {"embeddings": x, name: w, "target": (3 * torch.arange(N) + 1) % max(C - 2, 2)}
+    fixed = dict(both=[], rows=[name], classes=["embeddings"])[case.get("trained", "both")]
+    return arguments | dict(reduction=case["reduction"]), fixed
+
+
+def number(case, value):
+    return torch.tensor(value) if case["numbers"] == "tensor" else value
+
+
+@cases(
+    dict(
+        shape=SHAPES,
+        reduction=REDUCTIONS,
+        trained=TRAINED,
+        bias=("none", "trained", "constant"),
+        gamma=(0.0, 0.5, 2.0),
+        smoothing=(0.0, 0.1, 1.0),
+        ignored=(False, True),
+    ),
+    blocked=3,
+    triton=2,
+    plans=tuple(PLANS),
+)
+def test_linear_cross_entropy_is_as_exact_as_eager(backend, case):
+    arguments, fixed = of_classes(fusedloss.linear_cross_entropy_loss, case)
+    if case["bias"] != "none":
+        arguments |= dict(bias=batch(case["shape"][1], 1, seed=2)[0][:, 0])
+        fixed += ["bias"] * (case["bias"] == "constant")
+    if case["ignored"]:
+        arguments["target"][1::3] = -7
+    arguments |= dict(gamma=case["gamma"], label_smoothing=case["smoothing"], ignore_index=-7)
+    with running(backend, case["plan"]) as device:
+        loss = fusedloss.linear_cross_entropy_loss
+        check(loss, arguments, case["dtype"], device, constant=fixed, roundings=WEIGHTS)
+
+
+OPTIONS = {
+    fusedloss.arcface_loss: [dict(margin=0.3, scale=4.0), dict(margin=2.5, scale=2.0)],  # a third is beyond pi
+    fusedloss.cosface_loss: [dict(margin=0.35, scale=4.0)],
+    fusedloss.normalized_softmax_loss: [dict(temperature=0.3)],
+    fusedloss.proxy_nca_loss: [dict(scale=1.5)],
+    fusedloss.proxy_anchor_loss: [dict(margin=0.1, alpha=4.0)],
+}
+
+
+@cases(
+    dict(shape=SHAPES, reduction=REDUCTIONS, numbers=NUMBERS, trained=TRAINED), blocked=3, triton=2, plans=tuple(PLANS)
+)
+@pytest.mark.parametrize(("loss", "options"), [(loss, o) for loss, options in OPTIONS.items() for o in options])
+def test_losses_on_the_sphere_are_as_exact_as_eager(backend, case, loss, options):
+    arguments, fixed = of_classes(loss, case)
+    arguments |= {name: number(case, value) for name, value in options.items()}
+    with running(backend, case["plan"]) as device:
+        check(loss, arguments, case["dtype"], device, constant=fixed, roundings=SCALED_WEIGHTS)
+
+
+@cases(dict(shape=SHAPES, reduction=REDUCTIONS, trained=TRAINED), blocked=3, triton=2, plans=("default", "small"))
+@pytest.mark.parametrize("loss", [fusedloss.center_loss, fusedloss.island_loss])
+def test_losses_of_centers_are_as_exact_as_eager(backend, case, loss):
+    arguments, fixed = of_classes(loss, case)
+    arguments |= dict(weight=0.01) if loss is fusedloss.island_loss else {}
+    with running(backend, case["plan"]) as device:
+        # In 16 bit a center gets its gradient from the rows and from the other centers, each rounded.
+        check(loss, arguments, case["dtype"], device, constant=fixed, roundings=2)
+
+
+def at_angles(D, *cosines):
+    """Rows at these cosines to the first axis, in float64."""
+    x = torch.zeros(len(cosines), D, dtype=torch.float64)
+    x[:, 0] = torch.tensor(cosines)
+    x[:, 1] = (1 - x[:, 0] ** 2).sqrt()
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("length", [1.0, 3.0, 0.01])
+@pytest.mark.parametrize("scale", [64.0, 1.0])
+def test_arcface_is_exact_and_finite_where_the_cosine_is_one(backend, device, dtype, length, scale):
+    x, w = length * at_angles(5, 1.0, -1.0, 0.0), torch.eye(4, 5, dtype=torch.float64)
+    target = torch.zeros(3, dtype=torch.long)
+    arguments = dict(embeddings=x.to(dtype), weight=w.to(dtype))
+    ours = partial(fusedloss.arcface_loss, target=target.to(device), scale=scale, reduction="none")
+    found = differentiate(ours, arguments, dtype, device, ())
+    own = torch.tensor([math.cos(0.5), -1 - 0.5 * math.sin(0.5), math.cos(math.pi / 2 + 0.5)], dtype=torch.float64)
+    others = torch.tensor([[0.0, 0, 0], [0, 0, 0], [1, 0, 0]], dtype=torch.float64)
+    exact = F.softplus((scale * others).logsumexp(1) - scale * own, threshold=1000)
+    # A cosine of 1 - 2 eps, to which one of 1 may be rounded, has a sine of 2 sqrt(eps): that is float32's angle of 0.
+    slack = torch.tensor([scale * math.sin(0.5) * 2 * torch.finfo(torch.float32).eps ** 0.5, 0, 0])
+    assert ((found["value"].double().cpu() - exact).abs() <= (1e-5 + slack) * exact).all()
+    assert all(grad.isfinite().all() for grad in found.values())
+    assert found["embeddings"][2].count_nonzero()
+
+
+@pytest.mark.parametrize("D", [16, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_arcface_of_rows_at_their_class_is_finite_and_pulls_no_further(backend, device, dtype, D):
+    """Cosines are 1 up to rounding, on either side of it: sin(theta) is noise, and must not be divided by."""
+    w = batch(24, D)[0]
+    x = torch.cat([w, 2 * w, -w, w * (1 + 1e-4 * batch(24, D, seed=1)[0])])
+    arguments = dict(embeddings=x.to(dtype), weight=w.to(dtype))
+    target = torch.arange(24).repeat(4).to(device)
+    found = differentiate(partial(fusedloss.arcface_loss, target=target), arguments, dtype, device, ())
+    assert all(grad.isfinite().all() for grad in found.values())
+    assert found["embeddings"].abs().max() < 64 * 3 * 2 / 96 * D**0.5  # scale, upstream, of a mean; rows of length 1
+
+
+def test_arcface_margins_are_radians_of_at_most_pi():
+    arguments = example(fusedloss.arcface_loss)
+    with pytest.raises(
+        ValueError, match=r"^margin must be finite and at least 0.0 and at most 3.14159 radians, got 28.6"
+    ):
+        fusedloss.arcface_loss(**arguments, margin=28.6)
+    assert fusedloss.arcface_loss(**arguments, margin=math.pi).isfinite()
+
+
+def test_linear_cross_entropy_is_torchs_of_a_linear_layer(backend, device):
+    layer = nn.Linear(7, 11, dtype=torch.float64)
+    x, target = batch(13, 7)[0], torch.arange(13) % 11
+    target[::4] = -100
+    for smoothing in (0.0, 0.2):
+        given = dict(embeddings=x, weight=layer.weight.detach(), bias=layer.bias.detach())
+        ours = partial(fusedloss.linear_cross_entropy_loss, target=target.to(device), label_smoothing=smoothing)
+        found = differentiate(ours, given, torch.float32, device, ())
+        want = differentiate(
+            lambda embeddings, weight, bias, eps=smoothing: F.cross_entropy(
+                F.linear(embeddings, weight, bias), target, label_smoothing=eps
+            ),
+            given, torch.float64, "cpu", (),
+        )  # fmt: skip
+        for name, exact in want.items():
+            torch.testing.assert_close(found[name].double().cpu(), exact, rtol=2e-6, atol=1e-7)
+
+
+def test_a_bias_has_the_precision_of_float32_beside_16_bit_rows(backend, device):
+    arguments = {k: v.to(device) for k, v in example(fusedloss.linear_cross_entropy_loss).items()}
+    arguments |= {name: arguments[name].bfloat16() for name in ("embeddings", "weight")}
+    bias = torch.zeros(7, device=device)
+    bias[1] = 2.0**-10  # less than half the last bit of a bfloat16 logit of 1
+    losses = [fusedloss.linear_cross_entropy_loss(**arguments, bias=1 + b) for b in (bias, 0 * bias)]
+    assert (losses[0] - losses[1]).abs() > 1e-5
+
+
+def test_only_the_bias_may_be_trained(backend, device):
+    arguments, _ = of_classes(fusedloss.linear_cross_entropy_loss, dict(shape=SHAPES[0], reduction="mean"))
+    arguments |= dict(bias=batch(37, 1, seed=2)[0][:, 0])
+    check(fusedloss.linear_cross_entropy_loss, arguments, device=device, constant=["embeddings", "weight"])
+
+
+def test_what_is_not_trained_costs_no_gradient(backend, device, monkeypatch):
+    wanted, original = [], ops.fold_grad_op
+    monkeypatch.setattr(ops, "fold_grad_op", lambda *args: wanted.append(args[-5:-1]) or original(*args))
+    arguments = {k: v.to(device) for k, v in example(fusedloss.linear_cross_entropy_loss).items()}
+    arguments |= dict(bias=torch.ones(7, device=device))
+    for name, expected in dict(embeddings=(1, 0, 0, 0), weight=(0, 1, 0, 0), bias=(0, 0, 0, 1)).items():
+        leaf = arguments[name].clone().requires_grad_()
+        fusedloss.linear_cross_entropy_loss(**(arguments | {name: leaf})).backward()
+        assert wanted.pop() == expected and not wanted
+        assert leaf.grad.count_nonzero()
+
+
+# --------------------------------------------------------------------------------------------------- degenerate classes
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("options", [{}, dict(gamma=0.5), dict(label_smoothing=0.1)], ids=str)
+def test_if_no_row_counts_the_loss_is_zero_with_zero_gradient(backend, device, options, reduction):
+    arguments = {k: v.to(device) for k, v in example(fusedloss.linear_cross_entropy_loss).items()}
+    arguments |= dict(target=torch.full_like(arguments["target"], 3), ignore_index=3)  # a class of its own
+    rows = [arguments[name].requires_grad_() for name in ("embeddings", "weight")]
+    value = fusedloss.linear_cross_entropy_loss(**arguments, **options, reduction=reduction)
+    value.sum().backward()
+    assert not value.count_nonzero()
+    assert not any(row.grad.count_nonzero() for row in rows)
+
+
+ONE_CLASS = [loss for loss in WITH_CLASSES if loss not in (fusedloss.center_loss, fusedloss.island_loss)]
+
+
+@pytest.mark.parametrize("loss", ONE_CLASS)
+def test_the_only_class_is_certain(backend, device, loss):
+    arguments = {k: v.to(device) for k, v in example(loss, M=1).items()}
+    arguments["target"].zero_()
+    leaves = [v.requires_grad_() for v in arguments.values() if v.is_floating_point()]
+    value = loss(**arguments, reduction="none")
+    grads = torch.autograd.grad(value.sum(), leaves)
+    if loss is fusedloss.proxy_anchor_loss:  # which has no softmax
+        assert value > 0
+    else:
+        assert not value.count_nonzero() and not any(grad.count_nonzero() for grad in grads)
+
+
+@pytest.mark.parametrize("bad", [7, -1, 2**40, -(2**40)])
+@pytest.mark.parametrize("loss", WITH_CLASSES)
+def test_a_class_out_of_range_is_an_error_on_a_cpu(loss, bad):
+    arguments = example(loss)
+    arguments["target"][2] = bad
+    ignored = r" or ignore_index \(-100\)" if "ignore_index" in loss.__kwdefaults__ else ""
+    with pytest.raises(ValueError, match=rf"^target must be class indices from 0 to 6{ignored}, got {bad}$"):
+        loss(**arguments)
+
+
+@pytest.mark.parametrize("bad", [7, -1, 2**40, -(2**40)])
+@pytest.mark.parametrize("loss", WITH_CLASSES)
+def test_unseen_a_class_out_of_range_makes_the_loss_nan_and_reads_nothing(backend, device, loss, bad, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # as on a GPU, nothing is looked at
+    arguments = {k: v.to(device) for k, v in example(loss).items()}
+    good = loss(**arguments, reduction="none")
+    arguments["target"][2] = bad
+    terms = loss(**arguments, reduction="none")
+    if loss is fusedloss.proxy_anchor_loss:
+        assert terms.isnan().all()
+    else:
+        assert terms.isnan().nonzero().tolist() == [[2]]
+        others = torch.arange(9) != 2
+        torch.testing.assert_close(terms[others], good[others], rtol=1e-6, atol=0)  # walked in another order
+    assert loss(**arguments).isnan()
+
+
+@pytest.mark.parametrize("loss", WITH_CLASSES)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_targets_of_any_integer_dtype_are_the_same_classes(backend, device, loss, dtype):
+    arguments = {k: v.to(device) for k, v in example(loss).items()}
+    narrow = arguments | dict(target=arguments["target"].to(dtype))
+    assert torch.equal(loss(**narrow), loss(**arguments))
+
+
+@pytest.mark.parametrize("bias", [[0.0], torch.zeros(7).long(), torch.zeros(6), torch.zeros(7, 1), 1.0, True], ids=str)
+def test_a_bias_that_does_not_fit_is_an_error(bias):
+    with pytest.raises((TypeError, ValueError), match=r"^bias must .*got"):
+        fusedloss.linear_cross_entropy_loss(**example(fusedloss.linear_cross_entropy_loss), bias=bias)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, "1", torch.tensor(1.0)], ids=str)
+def test_a_weight_of_islands_that_is_no_number_is_an_error(weight):
+    with pytest.raises((TypeError, ValueError), match=r"^weight must be .*got"):
+        fusedloss.island_loss(**example(fusedloss.island_loss), weight=weight)
+
+
+# -------------------------------------------------------------------------------------------------------------- modules
+
+
+def modules(**options):
+    for loss in WITH_CLASSES:
+        module = next(m for m in vars(fusedloss).values() if getattr(m, "function", None) is loss)
+        yield loss, next(name for name in CLASSES if name in example(loss)), module(7, 5, **options)
+
+
+def test_modules_own_one_row_a_class():
+    for _, name, module in modules():
+        assert {n: tuple(p.shape) for n, p in module.named_parameters()} == {name: (7, 5)}
+        assert repr(module).startswith(f"{type(module).__name__}(7, 5, ")
+        assert module.__class__(3, 2, dtype=torch.bfloat16, device="meta").state_dict()[name].dtype == torch.bfloat16
+        lengths = module.__class__(500, 64).state_dict()[name].norm(dim=1)
+        assert 0.9 < lengths.mean() < 1.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
+def test_parameters_keep_their_dtype_and_serve_rows_of_any(dtype, own):
+    for loss, name, module in modules(dtype=own):
+        arguments = example(loss)
+        x, before = arguments["embeddings"].to(dtype).requires_grad_(), getattr(module, name).detach().clone()
+        parameter = getattr(module, name)
+        value = module(x, arguments["target"])
+        value.backward()
+        assert getattr(module, name) is parameter and parameter.dtype == own and torch.equal(parameter, before)
+        assert parameter.grad.dtype == own and x.grad.dtype == dtype
+        assert torch.equal(value, loss(x, before.to(dtype), arguments["target"]))
+
+
+def test_parameters_keep_their_dtype_under_autocast():
+    for loss, name, module in modules():
+        arguments = example(loss)
+        with torch.autocast("cpu", torch.bfloat16):
+            module(arguments["embeddings"], arguments["target"]).backward()
+        assert getattr(module, name).dtype == getattr(module, name).grad.dtype == torch.float32
+
+
+def test_a_module_is_restored_from_its_state_dict(tmp_path):
+    for loss, name, module in modules():
+        torch.save(module.state_dict(), tmp_path / "state")
+        fresh = type(module)(7, 5)
+        arguments = example(loss)
+        arguments.pop(name)
+        assert not torch.equal(fresh(**arguments), module(**arguments))
+        fresh.load_state_dict(torch.load(tmp_path / "state"))
+        assert torch.equal(fresh(**arguments), module(**arguments))
+
+
+def test_a_module_is_trained(backend, device):
+    for loss, name, module in modules():
+        arguments = {k: v.to(device) for k, v in example(loss).items() if k != name}
+        module.to(device)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+        before = module(**arguments)
+        before.backward()
+        optimizer.step()
+        assert module(**arguments) < before
+
+
+def test_a_linear_module_may_have_a_bias():
+    module = fusedloss.LinearCrossEntropyLoss(7, 5, bias=True, dtype=torch.float64)
+    assert module.state_dict().keys() == {"weight", "bias"} and not module.bias.count_nonzero()
+    x, target = batch(9, 5)[0], torch.arange(9) % 7
+    want = F.cross_entropy(F.linear(x, module.weight), target)
+    torch.testing.assert_close(module(x, target), want)
+    module(x, target).backward()
+    assert module.bias.grad.count_nonzero()
+    given = nn.Parameter(torch.ones(7))
+    assert fusedloss.LinearCrossEntropyLoss(7, 5, bias=given).bias is given and given.min() == 1
+    assert fusedloss.LinearCrossEntropyLoss(7, 5, bias=False).bias is None
+
+
+def test_weights_of_classes_are_saved_and_moved_with_a_module():
+    weight = torch.arange(1.0, 6.0)
+    module = fusedloss.CrossEntropyLoss(weight=weight)
+    assert module.state_dict().keys() == {"weight"} and not list(module.parameters())
+    assert module.double().weight.dtype == torch.float64
+    z, target = torch.randn(4, 5), torch.tensor([0, 1, 2, 4])
+    torch.testing.assert_close(module(z, target), F.cross_entropy(z, target, weight))
