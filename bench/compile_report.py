@@ -201,7 +201,8 @@ def logits_launch(case: Case) -> Any:
     z = empty(65_536 // P, case.D, P, dtype=DTYPES[case.dtype])
     states, target = empty(3, 65_536, dtype=torch.float64), empty(65_536, dtype=torch.int64) if indices else z
     outs = (states,) if case.kernel == "fold_logits" else ((states, states), z)
-    return launches.row_launch(kernel, z, target, None, 0.1, outs, sums, 1 if case.kernel == "fold_logits" else None)
+    weight, splits = empty(case.D) if sums else None, 1 if case.kernel == "fold_logits" else None
+    return launches.row_launch(kernel, z, target, weight, 0.1, outs, sums, splits)
 
 
 def triplets_launch(triplets: Any, case: Case, side: Any, precision: str) -> Any:

@@ -1,7 +1,8 @@
-"""The CPU targets for the in-batch losses, measured: `python -m bench.cpu_table [--out FILE]`.
+"""The CPU targets for the losses, measured: `python -m bench.cpu_table [--out FILE]`.
 
-Every number comes from a fresh process. fusedloss and pytorch-metric-learning take turns, the first one alternating,
-for several rounds; a ratio is the median of the rounds' ratios, since on a shared machine only neighbours compare.
+Every number comes from a fresh process. fusedloss and its peer (pytorch-metric-learning; torch, where it has the loss)
+take turns, the first one alternating, for several rounds; a ratio is the median of the rounds' ratios, since on a
+shared machine only neighbours compare.
 
 On a machine with other work set OMP_WAIT_POLICY=PASSIVE: a thread that spins while it waits for one that lost its core
 makes a millisecond of work half a second, in whichever process it happens.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -18,9 +20,9 @@ from typing import Any, NamedTuple
 from fusedloss.measure import Measurement, measure
 
 from . import report
-from .workloads import CASES, METRIC_LEARNING, Oracle, available, loss_of
+from .workloads import CASES, PEERS, Oracle, available, loss_of
 
-OURS, PEER = "fusedloss", "pytorch-metric-learning"
+OURS = "fusedloss"
 D = 128
 GIB = 2**30
 
@@ -54,19 +56,24 @@ def measured(case: str, implementation: str, n: int, threads: int, **kwargs: Any
     return found
 
 
-def versus(case: str, n: int, threads: int, rounds: int) -> dict[str, Any]:
-    found: dict[str, list[Measurement]] = {OURS: [], PEER: []}
+def peer_of(row: Iterable[str]) -> str | None:
+    """The peer among the implementations of a case, or in a row of results."""
+    return next((name for name in PEERS if name in row), None)
+
+
+def versus(case: str, peer: str, n: int, threads: int, rounds: int) -> dict[str, Any]:
+    found: dict[str, list[Measurement]] = {OURS: [], peer: []}
     repeats = 1 if n == CASES[case].peer_rows else 3  # at its last size the peer takes long
     for turn in range(rounds):
         for implementation in list(found)[:: 1 if turn % 2 == 0 else -1]:
             found[implementation].append(measured(case, implementation, n, threads, repeats=repeats))
-    pairs = list(zip(found[OURS], found[PEER], strict=True))
+    pairs = list(zip(found[OURS], found[peer], strict=True))
     return {
         "case": case, "n": n, "d": D, "classes": CASES[case].classes, "threads": threads, "rounds": rounds,
         "load": round(os.getloadavg()[0], 2),
         **{name: median_of(runs) for name, runs in found.items()},
-        "time_ratio": median(ours.seconds / peer.seconds for ours, peer in pairs),
-        "peak_ratio": median(ours.peak_bytes / peer.peak_bytes for ours, peer in pairs),
+        "time_ratio": median(ours.seconds / theirs.seconds for ours, theirs in pairs),
+        "peak_ratio": median(ours.peak_bytes / theirs.peak_bytes for ours, theirs in pairs),
     }  # fmt: skip
 
 
@@ -88,7 +95,7 @@ def verdict(ratio: float, target: float) -> str:
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    ours, peer = row[OURS], row.get(PEER)
+    ours, peer = row[OURS], row.get(peer_of(row) or "")
     cells = [f"{row['case']}, N={row['n']:,}, {row['threads']} thr", report.seconds(ours["seconds"])]
     if peer is None:
         limit = LIMITS[row["n"]]
@@ -108,7 +115,7 @@ COLUMNS = ["work", "time", "peer's", "ratio", "target", "peak", "peer's", "ratio
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="fusedloss against pytorch-metric-learning on this CPU")
+    parser = argparse.ArgumentParser(description="fusedloss against its peers on this CPU")
     parser.add_argument("--out", type=Path, help="result file (JSON)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each implementation (3)")
     parser.add_argument("--sizes", type=int, nargs="*", default=[512, 1024, 4096], help="batch sizes with the peer")
@@ -131,18 +138,19 @@ def main() -> None:
     for n in args.sizes:
         for name in args.losses:
             case = CASES[name]
-            if PEER not in available(case, n, "float32"):
-                if case.loss in METRIC_LEARNING and n in LIMITS:
+            peer = peer_of(available(case, n, "float32"))
+            if peer is None:
+                if any(case.loss in losses for losses in PEERS.values()) and n in LIMITS:
                     add(alone(name, n, max(threads)))
                 continue
             if n < 1024 and case.peer_rows != n:
                 continue  # the smallest size is for losses of which the peer can do no more
             oracle = Oracle(case, n, D)
-            for implementation in (OURS, PEER):
+            for implementation in (OURS, peer):
                 oracle.check(loss_of(case, implementation))
             del oracle
             for count in threads:
-                add(versus(name, n, count, args.rounds))
+                add(versus(name, peer, n, count, args.rounds))
     for n in args.large:
         for name in args.losses:
             add(alone(name, n, max(threads)))

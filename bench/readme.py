@@ -19,14 +19,15 @@ def section(path: Path) -> str:
     meta = results["meta"]
     # against the peer where it can, else alone, and at the largest size; the file has the sizes between too
     sizes = min(cpu_table.LIMITS), max(cpu_table.LIMITS)
-    rows = [row for row in results["rows"] if cpu_table.PEER in row or row["n"] in sizes]
+    rows = [row for row in results["rows"] if cpu_table.peer_of(row) or row["n"] in sizes]
     table = [cpu_table.COLUMNS, ["---"] * len(cpu_table.COLUMNS), *map(cpu_table.cells, rows)]
     lines = [f"| {' | '.join(cells)} |" for cells in table]
     return "\n".join(
         [
             f"Forward + backward without a GPU, D = {cpu_table.D}, {workloads.CLASSES} classes (all triplets: 256; "
-            "nt-xent: two views a class; info-nce, clip, siglip, n-pair: N / 2 rows a side), float32, against\n"
-            f"pytorch-metric-learning {meta['pytorch-metric-learning']} in fresh processes of one run",
+            "nt-xent: two views a class; info-nce, clip, siglip, n-pair: N / 2 rows a side), float32,\n"
+            f"against pytorch-metric-learning {meta['pytorch-metric-learning']} (given logits, linear cross entropy: "
+            "torch) in fresh processes of one run",
             f"({meta['device']}, {meta['cores']} cores, torch {meta['torch']}, {meta['date'][:10]}; "
             f"`bench/results/{path.name}`; 'reached 2x' is twice as good as our target):\n",
             *lines,

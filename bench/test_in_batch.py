@@ -1,4 +1,4 @@
-"""Forward + backward of the in-batch losses, a group per (loss, N, D, dtype): `make bench`."""
+"""Forward + backward of the losses, a group per (loss, N, D, dtype): `make bench`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from fusedloss import measure
 
-from .workloads import CASES, Oracle, in_batch, loss_of, saved_bytes
+from .workloads import CASES, Oracle, data, in_batch, loss_of, saved_bytes
 
 
 @pytest.mark.filterwarnings("default")  # the peers' warnings are theirs
@@ -22,7 +22,7 @@ def test_in_batch(case: str, implementation: str, n: int, d: int, device: str, d
     benchmark.group = f"{case}: N={n} D={d} {dtype} {device}"
     benchmark.extra_info |= {
         "peak_bytes": peak_bytes(arguments),
-        "saved_bytes": saved_bytes(loss, *measure.batch(n, d, CASES[case].classes, device, dtype)),
+        "saved_bytes": saved_bytes(loss, *data(CASES[case], n, d, device, dtype)),
         **{f"{name}_error": value for name, value in error._asdict().items()},
     }
     benchmark.pedantic(finished, args=(run,), warmup_rounds=1, rounds=5)

@@ -1,12 +1,14 @@
-"""What is measured: the in-batch losses, every implementation of them, and the check that they agree."""
+"""What is measured: the losses, every implementation of them, and the check that they agree."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import fusedloss
@@ -22,12 +24,17 @@ class Case(NamedTuple):
     loss: str
     options: dict[str, Any]
     classes: int = CLASSES
-    peer_rows: int | None = None  # the most rows with which pytorch-metric-learning ends in this life
+    peer_rows: int | None = None  # the most rows with which its peer ends in this life
     dense_rows: int | None = None  # and dense PyTorch; larger batches are checked at this size
 
 
 # Losses of pairs, row i of one half of the batch with row i of the other, instead of labels.
 PAIRED = ("nt_xent_loss", "info_nce_loss", "clip_loss", "siglip_loss", "n_pair_loss")
+# Losses of the rows and one row a class, which are the last rows of the batch and receive their gradient too.
+WITH_CLASSES = ("linear_cross_entropy_loss", "arcface_loss", "proxy_anchor_loss")
+# Losses of given logits, as many as there are classes; and those whose targets are 1 for the class of a row, else 0.
+GIVEN_LOGITS = ("cross_entropy_loss", "sigmoid_focal_loss", "binary_cross_entropy_loss")
+ELEMENTS = GIVEN_LOGITS[1:]
 
 
 # Random unit rows are about sqrt(2) apart and never more than 2. At margin 1 nearly every negative is inactive, so that
@@ -53,7 +60,25 @@ CASES = {
     "clip": Case("clip_loss", {"logit_scale": 20.0}),
     "siglip": Case("siglip_loss", {"logit_scale": 10.0, "logit_bias": -10.0}),
     "n-pair": Case("n_pair_loss", {}),
+    "linear cross entropy, 100,000 classes": Case("linear_cross_entropy_loss", {}, 100_000, 4096, 512),
+    "arcface, 100,000 classes": Case("arcface_loss", {"margin": 0.5, "scale": 64.0}, 100_000, 512, 512),
+    "proxy anchor, 10,000 classes": Case("proxy_anchor_loss", {}, 10_000, 4096, 1024),
+    "cross entropy, 32,000 logits": Case("cross_entropy_loss", {}, 32_000, 4096, 1024),
+    "binary cross entropy, 10,000 logits": Case("binary_cross_entropy_loss", {}, 10_000, 4096, 1024),
+    "sigmoid focal, 10,000 logits": Case("sigmoid_focal_loss", {}, 10_000, 4096, 1024),
 }
+
+
+def data(case: Case, n: int, d: int, device: str, dtype: str, classes: int | None = None) -> tuple[Tensor, Tensor]:
+    """Inputs of a case: rows, which require their gradient, and n labels."""
+    classes = classes or case.classes
+    if case.loss in GIVEN_LOGITS:
+        x, labels = measure.batch(n, classes, classes, device, dtype)
+        return (2 * classes**0.5 * x.detach()).requires_grad_(), labels
+    if case.loss in WITH_CLASSES:
+        x, labels = measure.batch(n + classes, d, classes, device, dtype)
+        return x, labels[:n]
+    return measure.batch(n, d, classes, device, dtype)
 
 
 # ------------------------------------------------------------------------------------------------- implementations
@@ -104,6 +129,30 @@ def metric_learning_nt_xent(*, temperature: float) -> Loss:
     return lambda x, labels: loss(x, torch.arange(len(x) // 2, device=x.device).repeat(2))  # two views a class
 
 
+def metric_learning_classes(name: str, weight: str, degrees: bool = False) -> Callable[..., Loss]:
+    """One of its losses of classes, whose rows are ours instead of a parameter of its own."""
+
+    def make(**options: Any) -> Loss:
+        from pytorch_metric_learning import losses
+
+        if degrees:
+            options["margin"] = math.degrees(options["margin"])
+
+        def of_rows(x: Tensor, labels: Tensor) -> Tensor:
+            rows, classes = x[: len(labels)], x[len(labels) :]
+            loss = getattr(losses, name)(2, x.shape[1], **options)
+            loss.num_classes = len(classes)
+            loss.cast_types = lambda *_: None  # it would copy its parameter
+            delattr(loss, weight)
+            setattr(loss, weight, classes.t() if weight == "W" else classes)
+            found: Tensor = loss(rows, labels)
+            return found
+
+        return of_rows
+
+    return make
+
+
 METRIC_LEARNING: dict[str, Callable[..., Loss]] = {
     "pairwise_contrastive_loss": metric_learning_contrastive,
     "batch_hard_triplet_loss": metric_learning_batch_hard,
@@ -114,15 +163,31 @@ METRIC_LEARNING: dict[str, Callable[..., Loss]] = {
     "generalized_lifted_structure_loss": metric_learning("GeneralizedLiftedStructureLoss"),
     "lifted_structure_loss": metric_learning("LiftedStructureLoss"),
     "nt_xent_loss": metric_learning_nt_xent,
+    "arcface_loss": metric_learning_classes("ArcFaceLoss", "W", degrees=True),
+    "proxy_anchor_loss": metric_learning_classes("ProxyAnchorLoss", "proxies"),
 }
+
+TORCH: dict[str, Callable[..., Tensor]] = {
+    "linear_cross_entropy_loss": lambda x, w, target: F.cross_entropy(F.linear(x, w), target),
+    "cross_entropy_loss": F.cross_entropy,
+    "binary_cross_entropy_loss": F.binary_cross_entropy_with_logits,
+}
+
+
+def of_function(function: Callable[..., Tensor], loss: str, options: dict[str, Any]) -> Loss:
+    """A loss, by its arguments, as a function of rows and labels."""
+    if loss in PAIRED:
+        return lambda x, labels: function(*x.chunk(2), **options)
+    if loss in WITH_CLASSES:
+        return lambda x, labels: function(x[: len(labels)], x[len(labels) :], labels, **options)
+    if loss in ELEMENTS:
+        return lambda x, labels: function(x, F.one_hot(labels, x.shape[1]).to(x.dtype), **options)
+    return lambda x, labels: function(x, labels, **options)
 
 
 def of_batch(module: Any, loss: str, options: dict[str, Any]) -> Loss:
     """A loss of fusedloss or of its reference as a function of embeddings and labels."""
-    function = getattr(module, loss)
-    if loss in PAIRED:
-        return lambda x, labels: function(*x.chunk(2), **options)
-    return lambda x, labels: function(x, labels, **options)
+    return of_function(getattr(module, loss), loss, options)
 
 
 def compiled(loss: str, options: dict[str, Any]) -> Loss:
@@ -135,7 +200,9 @@ IMPLEMENTATIONS: dict[str, Callable[[str, dict[str, Any]], Loss]] = {
     "reference": lambda loss, options: of_batch(reference, loss, options),
     "torch.compile": compiled,
     "pytorch-metric-learning": lambda loss, options: METRIC_LEARNING[loss](**options),
+    "torch": lambda loss, options: of_function(TORCH[loss], loss, options),
 }
+PEERS = {"pytorch-metric-learning": METRIC_LEARNING, "torch": TORCH}
 NEEDS = {"pytorch-metric-learning": "pytorch_metric_learning"}
 ONLY_FLOAT32 = {"pytorch-metric-learning"}  # torch.cdist has no 16-bit kernel
 
@@ -143,9 +210,10 @@ ONLY_FLOAT32 = {"pytorch-metric-learning"}  # torch.cdist has no 16-bit kernel
 def available(case: Case, n: int, dtype: str) -> list[str]:
     """The implementations that are installed, have the loss, take the dtype and end in this life."""
     installed = [name for name in IMPLEMENTATIONS if importlib.util.find_spec(NEEDS.get(name, "torch"))]
-    peer = case.loss in METRIC_LEARNING and n <= (case.peer_rows or n)
-    dense = ("fusedloss", "pytorch-metric-learning") if n > (case.dense_rows or n) else installed
-    possible = [name for name in installed if (peer or name != "pytorch-metric-learning") and name in dense]
+    dense = n <= (case.dense_rows or n)
+    own = [name for name in installed if name not in PEERS and (dense or name == "fusedloss")]
+    peers = [name for name in installed if case.loss in PEERS.get(name, ()) and n <= (case.peer_rows or n)]
+    possible = own + peers
     return [name for name in possible if dtype == "float32" or name not in ONLY_FLOAT32]
 
 
@@ -156,7 +224,7 @@ def loss_of(case: Case, implementation: str) -> Loss:
 def in_batch(case: str, implementation: str, n: int, d: int, device: str = "cpu", dtype: str = "float32") -> Run:
     """Maker for `fusedloss.measure`: forward and backward of a case, returning the value and the gradient."""
     loss = loss_of(CASES[case], implementation)
-    run = measure.training_step(loss, *measure.batch(n, d, CASES[case].classes, device, dtype))
+    run = measure.training_step(loss, *data(CASES[case], n, d, device, dtype))
     if implementation == "torch.compile":
         run()  # the compiler's own time and memory are not the loss's
     return run
@@ -180,7 +248,8 @@ class Oracle:
 
     def __init__(self, case: Case, n: int, d: int, device: str = "cpu", dtype: str = "float32") -> None:
         n = min(n, case.dense_rows or n)
-        x, labels = measure.batch(n, d, min(case.classes, n // 4), device, dtype)
+        few = case.classes if case.loss in (*WITH_CLASSES, *GIVEN_LOGITS) else min(case.classes, n // 4)
+        x, labels = data(case, n, d, device, dtype, few)
         dense = loss_of(case, "reference")
         self.name, self.data = case.loss, (x, labels)
         self.value, self.gradient = measure.training_step(dense, x.detach().double().requires_grad_(), labels)()

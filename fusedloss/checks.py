@@ -107,6 +107,11 @@ def index(name: str, value: object, *, low: int = 0) -> None:
         raise ValueError(f"{name} must be at least {low}, got {value}")
 
 
+def readable(x: Tensor) -> bool:
+    """Whether the values of x can be looked at without waiting for them, in code that is not compiled."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 IGNORED, WRONG = -1, -2  # rows without a class: not counted, and out of range
 
 
@@ -117,8 +122,6 @@ def class_indices(
 
     Out of range it is an error on a CPU, where looking is no sync, and WRONG elsewhere.
     """
-    if ignore_index is not None:
-        index("ignore_index", ignore_index, low=-(2**63))
     if not isinstance(target, Tensor):
         raise TypeError(f"{name} must be a tensor of class indices, got {type(target).__name__}")
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
@@ -132,7 +135,7 @@ def class_indices(
     found = given.where(inside, WRONG)
     if ignore_index is not None:
         found = found.masked_fill(given == ignore_index, IGNORED)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and bool((found == WRONG).any()):
+    if readable(x) and bool((found == WRONG).any()):
         ignored = "" if ignore_index is None else f" or ignore_index ({ignore_index})"
         raise ValueError(f"{name} must be class indices from 0 to {C - 1}{ignored}, got {given[found == WRONG][0]}")
     return found

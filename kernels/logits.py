@@ -25,7 +25,7 @@ def load_tile(z_ptr, target_ptr, weight, numbers, r, c, R, C, P, INDICES: tl.con
     z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
     w = 1.0
     if len(weight) > 0:
-        w = tl.load(weight[0] + c, mask=c < C, other=0.0)[None, :]
+        w = tl.load(weight[0] + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     if INDICES:
         y = tl.load(target_ptr + r, mask=r < R, other=-1)
         return at, z, inside, inside & (y[:, None] == c[None, :]), w

@@ -17,6 +17,7 @@ GRIDS = {
         "--arch sm_90 --dtype fp16 --d 128 256 --metric cosine similarity --loss contrastive clip",
         "--arch sm_90 --dtype fp16 --d 256 --metric chord --loss lifted_structure",
         "--arch sm_90 --dtype bf16 --d 1 --metric sqeuclidean similarity --loss contrastive clip",
+        "--arch sm_90 --dtype fp16 --d 64 256 --metric dot similarity --loss linear_cross_entropy arcface",
     ],
     "fp32": [
         "--arch sm_90 --dtype fp32 --d 128 768 --metric sqeuclidean similarity --loss contrastive clip",
@@ -29,6 +30,7 @@ GRIDS = {
 
 
 NO_PRODUCTS = ("row_distances", "row_distances_grad", "gather_grad", "prepare")
+NO_PRODUCTS += ("fold_logits", "logits_grad", "fold_elements", "elements_grad")
 
 # Registers are the compiler's to give: the tiles were chosen with this release, another one may spill some more.
 TILES_ARE_FOR = pytest.importorskip("triton").__version__.startswith("3.7.")
@@ -50,6 +52,7 @@ def test_default_tiles_compile_to_tensor_core_code_that_fits(grid, tmp_path):
         assert "error" not in row, row
         assert row["shared_bytes"] <= SHARED_LIMIT[row["arch"]], row
         if row["kernel"] in NO_PRODUCTS or row["metric"] == "manhattan":
+            assert row["spills"] == 0 or row["metric"] == "manhattan" or not TILES_ARE_FOR, row
             continue
         assert row["registers"] >= 64, row  # fewer: the compiler gave up and left a trap
         products = {"sm_80": "hmma", "sm_90": "hgmma", "sm_100": "utcmma", "gfx942": "mfma"}[row["arch"]]

@@ -1,5 +1,7 @@
 """Parity with pytorch-metric-learning, the library most people come from, and with torch and open_clip's formulas."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -267,3 +269,49 @@ def test_n_pair_is_cross_entropy_of_dot_products(backend, device):
 
 def with_keywords(loss, **options):
     return lambda **given: loss(**given, **options)
+
+
+def their_classes(name, weight, **options):
+    """One of their losses of classes as a function of the rows and ours."""
+    loss = getattr(losses, name)(11, 23, **options)
+    loss.cast_types = lambda *_: None  # it would copy the parameter
+    delattr(loss, weight)
+
+    def theirs(embeddings, rows, target):
+        loss.__dict__[weight] = rows.t() if weight == "W" else rows
+        return loss(embeddings, target)
+
+    return theirs
+
+
+CLASSES = {
+    "arcface": (fusedloss.arcface_loss, "ArcFaceLoss", "W", dict(margin=0.5), dict(margin=math.degrees(0.5))),
+    "arcface, beyond pi": (fusedloss.arcface_loss, "ArcFaceLoss", "W", *2 * [dict(scale=3.0)]),
+    "cosface": (fusedloss.cosface_loss, "CosFaceLoss", "W", {}, {}),
+    "normalized softmax": (
+        fusedloss.normalized_softmax_loss,
+        "NormalizedSoftmaxLoss",
+        "W",
+        *2 * [dict(temperature=0.2)],
+    ),
+    "proxy nca": (fusedloss.proxy_nca_loss, "ProxyNCALoss", "proxies", dict(scale=3.0), dict(softmax_scale=3.0)),
+    "proxy anchor": (fusedloss.proxy_anchor_loss, "ProxyAnchorLoss", "proxies", {}, {}),
+}
+
+
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("name", CLASSES)
+def test_losses_of_classes_are_its_losses(backend, device, name, few):
+    """Its margins of angles are degrees and its weights [D, C]; `few`: most classes have no row."""
+    loss, their_name, weight, options, their_options = CLASSES[name]
+    x, _ = batch(37, 23)
+    if "beyond" in name:  # 0.5 radians beyond any angle to the own class
+        options, their_options = options | dict(margin=2.5), their_options | dict(margin=math.degrees(2.5))
+    theirs = their_classes(their_name, weight, **their_options)
+    target = torch.arange(37) % (3 if few else 11)
+    given = dict(embeddings=x, rows=batch(11, 23, seed=1)[0], target=target)
+
+    def ours(embeddings, rows, target):
+        return loss(embeddings, rows, target.to(embeddings.device), **options)
+
+    check(ours, given, device=device, oracle=lambda embeddings, rows, target: theirs(embeddings, rows, target.cpu()))

@@ -66,6 +66,7 @@ def linear_cross_entropy_loss(
     """
     checks.number("gamma", gamma, tensor=False)
     checks.number("label_smoothing", label_smoothing, high=1.0, tensor=False)
+    checks.index("ignore_index", ignore_index, low=-(2**63))
     checks.one_of("reduction", reduction, REDUCTIONS)
     x = checks.rows("embeddings", embeddings)
     w = checks.same_dimensions("embeddings", x, "weight", weight)
@@ -406,6 +407,7 @@ def island_loss(
     checks.number("weight", weight, tensor=False)
     checks.one_of("reduction", reduction, REDUCTIONS)
     x, c, index = _classified(embeddings, "centers", centers, target)
-    directions = F.normalize(c.to(loss_dtype(c)).contiguous(), eps=1e-8)
+    own = c.to(loss_dtype(c)).clone(memory_format=torch.contiguous_format)  # gradients add up in one order
+    directions = F.normalize(own, eps=1e-8)
     apart = directions.sum(0).square().sum() - directions.square().sum() + len(c) * (len(c) - 1)
     return reduce_rows(_to_centers(x, c, index), reduction, index, x) + weight * apart

@@ -51,12 +51,12 @@ def cross_entropy_loss(
     tensor(0.3133)
     """
     checks.number("label_smoothing", label_smoothing, high=1.0, tensor=False)
+    checks.index("ignore_index", ignore_index, low=-(2**63))
     checks.one_of("reduction", reduction, REDUCTIONS)
     z = checks.logits(logits, overwrite_logits, classes=True)
     if not isinstance(target, Tensor) or not target.is_floating_point():
         return _of_index(z, target, weight, ignore_index, label_smoothing, 0.0, overwrite_logits, reduction)
     checks.like_logits("target", target, z)
-    checks.index("ignore_index", ignore_index, low=-(2**63))
     if ignore_index >= 0:
         raise ValueError(f"ignore_index must be negative where target has probabilities, got {ignore_index}")
     w = None if weight is None else checks.of_classes("weight", weight, z.shape[1], z, constant=True)
@@ -138,6 +138,7 @@ def focal_loss(
     tensor(0.0227)
     """
     checks.number("gamma", gamma, tensor=False)
+    checks.index("ignore_index", ignore_index, low=-(2**63))
     checks.one_of("reduction", reduction, REDUCTIONS)
     z = checks.logits(logits, overwrite_logits, classes=True)
     return _of_index(z, target, weight, ignore_index, 0.0, gamma, overwrite_logits, reduction)
@@ -234,7 +235,7 @@ def sigmoid_focal_loss(
     >>> sigmoid_focal_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0]))
     tensor(0.0880)
     """
-    if isinstance(alpha, Tensor) or alpha != -1:
+    if not (isinstance(alpha, int | float) and alpha == -1):
         checks.number("alpha", alpha, high=1.0, tensor=False)
     checks.number("gamma", gamma, tensor=False)
     checks.one_of("reduction", reduction, REDUCTIONS)
