@@ -19,16 +19,15 @@ class Tile(NamedTuple):
 ROWS_PER_PROGRAM = 8  # rows.py and prepare.py: memory-bound
 ROW_CHUNK = 256  # dimensions these read at a time
 ENTRIES = 16  # gather_grad: mined pairs read at a time
-CLASS_TILE, CLASS_WARPS = 4096, 8  # logits.py: logits of a tile, along the classes of a row or across few
+CLASS_TILE = 2048  # logits.py: logits of a tile; with 4 warps 24 to 96 KB of them are on their way to a multiprocessor
+CLASS_WARPS = 4
 CLASSES_APART = 32  # classes of a tile whose rows lie side by side
 ELEMENTS = 1024  # logits.py: elements a program takes
-SPLIT_TARGET = (
-    264  # programs that fill a device (2 x 132 multiprocessors); below it the columns of a row block are split
-)
+# Programs that fill a device (2 x 132 multiprocessors); below it the columns of a row block are split.
+SPLIT_TARGET = 264
 POSITIVES = 4  # thresholds of an anchor in registers at a time
-SORT_FROM = (
-    1 << 24
-)  # pairs from which a sparse loss sorts its rows by label before the backward (not timed on a GPU yet)
+# Pairs from which a sparse loss sorts its rows by label before the backward (not timed on a GPU yet).
+SORT_FROM = 1 << 24
 WORKSPACE = 256 << 20  # bytes; states of the columns, folded in the same pass as those of the rows, take at most these
 
 # All rows: chosen with `python -m bench.compile_report` (Triton 3.7.1, 2026-11-22) for tensor-core instructions, shared
