@@ -80,31 +80,47 @@ def logits_grad(
 
 
 def binary_cross_entropy(z: Tensor, t: Tensor, pos_weight: Tensor | float, numbers: Sequence[float]) -> Tensor:
-    return -(pos_weight * t * F.logsigmoid(z) + (1 - t) * F.logsigmoid(-z))
+    return F.logsigmoid(z).mul_(-pos_weight * t).sub_(F.logsigmoid(-z).mul_(1 - t))
 
 
 def binary_cross_entropy_slope(z: Tensor, t: Tensor, pos_weight: Tensor | float, numbers: Sequence[float]) -> Tensor:
-    return (1 - t) * z.sigmoid() - pos_weight * t * (-z).sigmoid()
+    return z.sigmoid().mul_(1 - t).sub_(z.neg().sigmoid_().mul_(pos_weight * t))
 
 
-def focal_factor(z: Tensor, t: Tensor, alpha: float, gamma: float) -> Tensor:
-    """alpha_t (1 - p_t)^gamma, to the last bits where it is small."""
-    u = (z.sigmoid() * (1 - t)).add_((-z).sigmoid() * t)
-    log_u = torch.where(t == 1, F.logsigmoid(-z), torch.where(t == 0, F.logsigmoid(z), u.log()))
+def focal_terms(z: Tensor, t: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
+    """alpha_t u^gamma of u = 1 - p_t, to the last bits where it is small, and the cross entropy."""
+    log_p, log_q, f = F.logsigmoid(z), F.logsigmoid(-z), 1 - t
+    if is_whole(t):
+        log_u = t * log_q + f * log_p
+    else:
+        u = (log_p.exp() * f).add_(log_q.exp() * t)
+        log_u = torch.where(t == 1, log_q, torch.where(f == 1, log_p, u.log_()))
     factor = log_u.mul_(gamma).exp_()
-    return factor if alpha < 0 else factor.mul_(alpha * t + (1 - alpha) * (1 - t))
+    if alpha >= 0:
+        factor.mul_(alpha * t + (1 - alpha) * f)
+    return factor, log_p.mul_(t).add_(log_q.mul_(f)).neg_()
+
+
+def is_whole(t: Tensor) -> bool:
+    """Whether every target is 0 or 1, where looking is no sync."""
+    return t.device.type == "cpu" and bool((t * (1 - t) == 0).all())
 
 
 def sigmoid_focal(z: Tensor, t: Tensor, pos_weight: Tensor | float, numbers: Sequence[float]) -> Tensor:
-    return focal_factor(z, t, *numbers).mul_(binary_cross_entropy(z, t, 1.0, ()))
+    factor, entropy = focal_terms(z, t, *numbers)
+    return factor.mul_(entropy)
 
 
 def sigmoid_focal_slope(z: Tensor, t: Tensor, pos_weight: Tensor | float, numbers: Sequence[float]) -> Tensor:
-    p, q = z.sigmoid(), (-z).sigmoid()
-    u = p * (1 - t) + q * t
-    log_slope = torch.where(t == 1, -p, torch.where(t == 0, q, (1 - 2 * t) * p * q / u))  # of u: du/dz / u
-    entropy = binary_cross_entropy(z, t, 1.0, ())
-    return focal_factor(z, t, *numbers) * (numbers[1] * log_slope * entropy + (1 - t) * p - t * q)
+    factor, entropy = focal_terms(z, t, *numbers)
+    p, q, f = z.sigmoid(), z.neg().sigmoid_(), 1 - t
+    slope = p * f - q * t  # of the entropy
+    if is_whole(t):
+        log_slope = q.mul_(f).sub_(p.mul_(t))
+    else:  # of log u: du/dz / u
+        soft = (f - t) * p * q / (p * f + q * t)
+        log_slope = torch.where(t == 1, -p, torch.where(f == 1, q, soft))
+    return factor.mul_(log_slope.mul_(numbers[1]).mul_(entropy).add_(slope))
 
 
 ElementLoss = Callable[[Tensor, Tensor, Tensor | float, Sequence[float]], Tensor]
