@@ -1,4 +1,4 @@
-"""The in-batch losses against dense PyTorch on one device, with its ceilings: the third step of `bench.gpu`.
+"""The losses against dense PyTorch on one device, with its ceilings: the third step of `bench.gpu`.
 
 `python -m bench.gpu_timings RESULT.json` adds "ceilings", "parity" and "timings" to the file, row by row.
 """
@@ -22,18 +22,19 @@ from fusedloss import measure
 from fusedloss.measure import Run
 
 from . import report, workloads
-from .workloads import Case, Oracle, available, loss_of
+from .workloads import GIVEN_LOGITS, WITH_CLASSES, Case, Oracle, available, data, loss_of
 
 SIZES = [2**k for k in range(12, 17)]
 DIMENSIONS = [128, 256]
 DTYPES = ["float32", "bfloat16"]
-MEMBERS = ("fusedloss", "reference")
+MEMBERS = ("fusedloss", "reference", "torch")
 NO_MEMORY = "out of memory"
 CASES = {  # as called by default, and with every negative of unit rows active
     "contrastive": Case("pairwise_contrastive_loss", {}),
     "contrastive, all active": Case("pairwise_contrastive_loss", {"neg_margin": 2.5}),
     "batch-hard": Case("batch_hard_triplet_loss", {}),
     **{name: workloads.CASES[name] for name in ("all triplets", "semi-hard", "supcon", "nt-xent", "clip", "siglip")},
+    **{name: case for name, case in workloads.CASES.items() if case.loss in (*WITH_CLASSES, *GIVEN_LOGITS)},
 }
 TWO_TOWERS = ("clip", "siglip")
 CEILINGS = {"cuda": (8192, 2**30), "cpu": (1024, 2**26)}  # rows of the square matrix product, bytes copied
@@ -84,7 +85,7 @@ def ceilings(device: str, clock: Clock) -> dict[str, float]:
 
 
 def maker(case: Case, implementation: str, n: int, d: int, device: str, dtype: str) -> Run:
-    return measure.training_step(loss_of(case, implementation), *measure.batch(n, d, case.classes, device, dtype))
+    return measure.training_step(loss_of(case, implementation), *data(case, n, d, device, dtype))
 
 
 def timings(make: Callable[[], Run], clock: Clock) -> dict[str, Any]:
