@@ -2,8 +2,8 @@ r"""Metric-learning losses fused into Triton tiles: the N x M score matrix never
 
 Layers, each importing only to its right:
 
-    memory_bank  losses/  modules  ->  ops  ->  launch (Triton)  ->  kernels
-                                           \->  blocked (PyTorch, any device, float64)
+    memory_bank  losses/  modules  ->  ops, logit_ops  ->  launch (Triton)  ->  kernels
+                                                       \->  blocked (PyTorch, any device, float64)
     reference: every loss in dense PyTorch, the specification
 """
 

@@ -140,6 +140,19 @@ def test_cross_entropy_is_torchs_over_every_combination_of_options(backend, devi
             torch.testing.assert_close(found[name].cpu(), want[name], rtol=3e-6, atol=1e-6)
 
 
+def test_focal_with_gamma_0_is_cross_entropy_and_binary_cross_entropy_that_of_two_classes(backend, device):
+    z, target, weight = (t.to(device) for t in (normal(9, 5).float(), torch.arange(9) % 5, torch.arange(1.0, 6.0)))
+    for options in ({}, dict(weight=weight), dict(ignore_index=2), dict(reduction="none")):
+        found = fusedloss.focal_loss(z, target, gamma=0.0, **options)
+        torch.testing.assert_close(found, fusedloss.cross_entropy_loss(z, target, **options), rtol=0, atol=1e-6)
+    binary, positive = z[:, 0], target % 2
+    found = fusedloss.binary_cross_entropy_loss(binary, positive)
+    two = torch.stack([torch.zeros_like(binary), binary], 1)
+    torch.testing.assert_close(found, fusedloss.cross_entropy_loss(two, positive), rtol=0, atol=1e-6)
+    plain = fusedloss.sigmoid_focal_loss(binary, positive, alpha=-1, gamma=0.0)
+    torch.testing.assert_close(plain, found, rtol=0, atol=1e-6)
+
+
 def published_sigmoid_focal(logits, target, alpha, gamma):
     """The formula of RetinaNet and torchvision, in the logarithms of p and 1 - p, so that nothing is 0."""
     target = target.to(logits.dtype)
@@ -289,6 +302,16 @@ def test_overwritten_logits_hold_their_gradient(backend, device, loss, layout):
     assert torch.equal(x.grad, want)
     assert torch.equal(z.detach(), want / 2 if layout == "rows" else 2 * x.detach())  # a copy was overwritten instead
     assert not x.grad.requires_grad
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_overwritten_logits_of_images_hold_their_gradient(backend, device, memory_format):
+    x, target = normal(2, 3, 4, 5).float().to(device), normal(2, 3, 4, 5, seed=1).argmax(1).to(device)
+    x = x.to(memory_format=memory_format).requires_grad_()
+    (want,) = torch.autograd.grad(fusedloss.cross_entropy_loss(2 * x, target), x)
+    z = 2 * x
+    fusedloss.cross_entropy_loss(z, target, overwrite_logits=True).backward()
+    assert torch.equal(x.grad, want) and torch.equal(z.detach(), want / 2)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
