@@ -1,4 +1,4 @@
-"""Write the README's table from a result of `bench.cpu_table`: `python -m bench.readme bench/results/FILE.json`."""
+"""Write the README's tables from results of `bench.cpu_table`: `python -m bench.readme bench/results/FILE.json ...`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def section(path: Path) -> str:
     lines = [f"| {' | '.join(cells)} |" for cells in table]
     return "\n".join(
         [
-            f"Forward + backward without a GPU, D = {cpu_table.D}, {workloads.CLASSES} classes (all triplets: 256; "
-            "nt-xent: two views a class; info-nce, clip, siglip, n-pair: N / 2 rows a side), float32,\n"
+            f"Forward + backward without a GPU, D = {cpu_table.D}, {workloads.CLASSES} classes unless named (all "
+            "triplets: 256; nt-xent: two views a class; info-nce, clip, siglip, n-pair: N / 2 rows a side), float32,\n"
             f"against pytorch-metric-learning {meta['pytorch-metric-learning']} (given logits, linear cross entropy: "
             "torch) in fresh processes of one run",
             f"({meta['device']}, {meta['cores']} cores, torch {meta['torch']}, {meta['date'][:10]}; "
@@ -36,10 +36,10 @@ def section(path: Path) -> str:
     )
 
 
-def main(path: Path) -> None:
-    text = README.read_text()
-    README.write_text(MARKERS.sub(lambda found: f"{found[1]}{section(path)}{found[2]}", text))
+def main(*paths: Path) -> None:
+    tables = "\n".join(map(section, paths))
+    README.write_text(MARKERS.sub(lambda found: f"{found[1]}{tables}{found[2]}", README.read_text()))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))
