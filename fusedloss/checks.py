@@ -190,8 +190,8 @@ def logits(x: object, overwrite: object, *, classes: bool = False) -> Tensor:
     return x
 
 
-def like_logits(name: str, target: object, z: Tensor) -> Tensor:
-    """A real tensor in the shape of z, which needs no gradient."""
+def like_logits(name: str, target: object, z: Tensor, *, constant: bool) -> Tensor:
+    """A real tensor in the shape of z, which needs no gradient if it is a constant."""
     if not isinstance(target, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(target).__name__}")
     if target.is_complex():
@@ -200,7 +200,7 @@ def like_logits(name: str, target: object, z: Tensor) -> Tensor:
         raise ValueError(f"{name} must have the shape of logits, {tuple(z.shape)}, got {tuple(target.shape)}")
     if target.device != z.device:
         raise ValueError(f"{name} must be on the device of logits, {z.device}, got {target.device}")
-    if target.requires_grad:
+    if constant and target.requires_grad:
         raise ValueError(f"{name} must not require a gradient, which it does not receive: detach it")
     return target
 

@@ -70,9 +70,15 @@ def _logits_setup(ctx: Any, inputs: Any, output: Tensor) -> None:
 
 
 def _logits_backward(ctx: Any, dstates: Tensor) -> Any:
-    saved = ctx.saved_tensors
-    dz = _dz(ctx.overwrite, logits_grad_op, logits_grad_over_op, *saved, dstates, ctx.smoothing, ctx.backend)
-    return dz, *[None] * 6
+    z, target, weight, states = ctx.saved_tensors
+    dtarget = None
+    if ctx.needs_input_grad[1]:  # by the probabilities, from the logits before they are overwritten
+        first, _, total = dstates.view(3, z.shape[0], 1, z.shape[2]).to(loss_dtype(z))
+        shares = torch.addcmul(first, total, z.to(first.dtype)).mul_(1 - ctx.smoothing)
+        dtarget = (shares if weight is None else shares * weight[:, None]).to(target.dtype)
+    given = (z, target, weight, states, dstates, ctx.smoothing, ctx.backend)
+    dz = _dz(ctx.overwrite, logits_grad_op, logits_grad_over_op, *given)
+    return dz, dtarget, *[None] * 5
 
 
 fold_logits_op.register_autograd(_logits_backward, setup_context=_logits_setup)
@@ -87,7 +93,7 @@ def fold_logits(
     target [N P], the own class of each row (-1 for none): the logit of that class, log sum exp of the others and, if
     `sums`, the weighted sum of all. target [N, C, P], probabilities: with the shares b = weight (smoothed target) of
     the classes the sum of b, log sum exp of all classes and the sum of b times logit.
-    Differentiable by z, whose memory may hold its gradient afterwards if `overwrite`.
+    Differentiable by probabilities and by z, whose memory may hold its gradient afterwards if `overwrite`.
     """
     spec = (smoothing, sums, overwrite and not torch.compiler.is_compiling(), resolve_backend(z))
     return fold_logits_op(z, target, weight, *spec).unbind()

@@ -63,10 +63,11 @@ class ClassLossModule(LossModule):
     def __init_subclass__(cls, function: Callable[..., Any], **kwargs: Any) -> None:
         super().__init_subclass__(function, **kwargs)
         cls.rows = list(inspect.signature(function).parameters)[1]
-        own = inspect.signature(ClassLossModule.__init__).parameters.values()
-        size, factory = [p for p in own if p.name in ("num_classes", "dim")], [p for p in own if p.default is None]
+        own = inspect.signature(ClassLossModule.__init__).parameters
         options = cls.__signature__.parameters.values()  # type: ignore[attr-defined]
-        cls.__signature__ = inspect.Signature([*size, *options, *factory])  # type: ignore[attr-defined]
+        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [own["num_classes"], own["dim"], *options, own["device"], own["dtype"]]
+        )
         own_rows = f"`{cls.rows}` is its parameter, [num_classes, dim], of rows that begin with length about 1."
         if "bias" in cls.options:
             own_rows += " With `bias=True` it has a parameter for that too, [num_classes], which begins with 0."

@@ -353,7 +353,7 @@ def cross_entropy_loss(
         q = _own_class(target, C, ignore_index).to(logits.dtype)
         weights, smooth = (w * q).sum(1), q.sum(1)
     share = w * ((1 - label_smoothing) * q + label_smoothing / C * smooth.unsqueeze(1))
-    terms = -(share * logits.log_softmax(1)).where(share != 0, 0).sum(1)
+    terms = -(share * logits.log_softmax(1)).sum(1)
     return _mean_of_classes(terms, weights, reduction)
 
 

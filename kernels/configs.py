@@ -19,7 +19,9 @@ class Tile(NamedTuple):
 ROWS_PER_PROGRAM = 8  # rows.py and prepare.py: memory-bound
 ROW_CHUNK = 256  # dimensions these read at a time
 ENTRIES = 16  # gather_grad: mined pairs read at a time
-CLASS_TILE = 2048  # logits.py: logits of a tile; with 4 warps 24 to 96 KB of them are on their way to a multiprocessor
+# logits.py: logits of a tile. With 4 warps registers let 12 to 96 KB of them be on their way to a multiprocessor
+# (compiled for sm_90). No fewer than threads: where a gradient overwrites its logit, one thread must hold it.
+CLASS_TILE = 2048
 CLASS_WARPS = 4
 CLASSES_APART = 32  # classes of a tile whose rows lie side by side
 ELEMENTS = 1024  # logits.py: elements a program takes

@@ -45,16 +45,23 @@ def compares(case):
     return case["shape"][1] > 1
 
 
-@cases(ON_CLASSES | dict(smoothing=(0.0, 0.1, 1.0), probabilities=(False, True)), blocked=3, triton=2, plans=PLANS)
+@cases(
+    ON_CLASSES | dict(smoothing=(0.0, 0.1, 1.0), probabilities=("no", "constant", "trained")),
+    blocked=3,
+    triton=2,
+    plans=PLANS,
+)
 def test_cross_entropy_is_as_exact_as_eager(backend, case):
     arguments = on_classes(case) | dict(label_smoothing=case["smoothing"])
-    if case["probabilities"]:
+    trained = case["probabilities"] == "trained" and case["smoothing"] < 1
+    if case["probabilities"] != "no":
         shares = (2 * normal(*case["shape"], seed=3)).softmax(1)
         arguments |= dict(target=0.5 * shares if case["shape"][1] == 1 else shares)  # of one class: not all of it
     if not compares(case):
         return one_class(backend, case, fusedloss.cross_entropy_loss, arguments)
     with running(backend, case["plan"]) as device:
-        check(fusedloss.cross_entropy_loss, arguments, case["dtype"], device, constant=["target", "weight"])
+        fixed = ["weight"] if trained else ["target", "weight"]
+        check(fusedloss.cross_entropy_loss, arguments, case["dtype"], device, constant=fixed)
 
 
 def one_class(backend, case, loss, arguments):
@@ -138,6 +145,15 @@ def test_cross_entropy_is_torchs_over_every_combination_of_options(backend, devi
         want = differentiate(lambda z, f=theirs, w=w: f(z, weight=w), dict(z=z.double()), torch.float32, "cpu", ())
         for name in ("value", "z"):
             torch.testing.assert_close(found[name].cpu(), want[name], rtol=3e-6, atol=1e-6)
+
+
+def test_probabilities_receive_their_gradient_also_from_overwritten_logits(backend, device):
+    x, q = normal(3, 5).float().to(device).requires_grad_(), normal(3, 5, seed=1).softmax(1).float().to(device)
+    q.requires_grad_()
+    want = torch.autograd.grad(F.cross_entropy(2 * x, q, label_smoothing=0.1), (x, q))
+    loss = fusedloss.cross_entropy_loss(2 * x, q, label_smoothing=0.1, overwrite_logits=True)
+    for found, exact in zip(torch.autograd.grad(loss, (x, q)), want, strict=True):
+        torch.testing.assert_close(found, exact, rtol=2e-6, atol=1e-7)
 
 
 def test_focal_with_gamma_0_is_cross_entropy_and_binary_cross_entropy_that_of_two_classes(backend, device):
@@ -404,12 +420,12 @@ BAD = [
 ]
 BAD_PROBABILITIES = [
     (dict(target=Z[:2]), ValueError, r"target must have the shape of logits, \(3, 4\), got \(2, 4\)"),
-    (dict(target=Z.clone().requires_grad_()), ValueError, "target must not require a gradient"),
     (dict(target=Z.to("meta")), ValueError, "target must be on the device of logits, cpu, got meta"),
     (dict(target=Z, ignore_index=2), ValueError, "ignore_index must be negative where target has probab.*got 2"),
 ]
 BAD_ELEMENTS = [
-    *BAD_PROBABILITIES[:3],
+    *BAD_PROBABILITIES[:2],
+    (dict(target=Z.clone().requires_grad_()), ValueError, "target must not require a gradient"),
     (dict(target=Z.tolist()), TypeError, "target must be a tensor, got list"),
     (dict(target=Z.to(torch.complex64)), TypeError, "target must be real, got torch.complex64"),
 ]

@@ -71,7 +71,10 @@ def op_inputs(device):
     images = torch.stack([z[:4, :, 0], z[4:8, :, 0]], 2)
     yield logit_ops.fold_logits_op, (z.clone().requires_grad_(), index, None, 0.0, False, False)
     yield logit_ops.fold_logits_op, (images.clone().requires_grad_(), index[:8], weight, 0.0, True, False)
-    yield logit_ops.fold_logits_op, (z.clone().requires_grad_(), shares, weight, 0.1, True, False)
+    yield (
+        logit_ops.fold_logits_op,
+        (z.clone().requires_grad_(), shares.clone().requires_grad_(), weight, 0.1, True, False),
+    )
     yield logit_ops.logits_grad_op, (z, index, weight, rows[:2], rows[:2], 0.0)
     yield logit_ops.logits_grad_op, (z, shares, None, rows, rows, 0.1)
     yield logit_ops.logits_grad_over_op, (z.clone(), index, None, rows, rows, 0.1)

@@ -21,7 +21,7 @@ def cross_entropy_loss(
     Args:
         logits: [N, C] or [N, C, d1, ...], float16, bfloat16, float32 or float64, in any memory format.
         target: class indices [N] or [N, d1, ...] of any integer dtype, or probabilities of the shape of the logits and
-            any floating dtype, which receive no gradient.
+            any floating dtype, which receive their gradient.
         weight: [C], of every class; receives no gradient.
         ignore_index: rows with this target do not count; indices only.
         label_smoothing: epsilon, from 0 to 1.
@@ -56,7 +56,7 @@ def cross_entropy_loss(
     z = checks.logits(logits, overwrite_logits, classes=True)
     if not isinstance(target, Tensor) or not target.is_floating_point():
         return _of_index(z, target, weight, ignore_index, label_smoothing, 0.0, overwrite_logits, reduction)
-    checks.like_logits("target", target, z)
+    checks.like_logits("target", target, z, constant=False)
     if ignore_index >= 0:
         raise ValueError(f"ignore_index must be negative where target has probabilities, got {ignore_index}")
     w = None if weight is None else checks.of_classes("weight", weight, z.shape[1], z, constant=True)
@@ -64,7 +64,7 @@ def cross_entropy_loss(
     shares, lse, part = logit_ops.fold_logits(
         z_rows, q_rows, w, label_smoothing, sums=True, overwrite=overwrite_logits
     )  # fmt: skip
-    terms = shares.detach() * lse - part
+    terms = shares * lse - part
     return _shaped(reduce(terms, reduction, len(terms), z), z)
 
 
@@ -187,7 +187,7 @@ def _of_elements(
     z: Tensor, target: object, loss: str, numbers: list[float], overwrite: bool, reduction: str,
     weight: Tensor | None = None, pos_weight: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    t, total = checks.like_logits("target", target, z), reduction != "none"
+    t, total = checks.like_logits("target", target, z, constant=True), reduction != "none"
     terms = logit_ops.fold_elements(
         z.contiguous(), t, weight, pos_weight, loss, numbers, total=total, overwrite=overwrite
     )
