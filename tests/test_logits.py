@@ -203,16 +203,16 @@ def test_sigmoid_focal_is_exact_and_finite_at_saturated_logits(backend, device, 
 
 @pytest.mark.parametrize("gamma", [0.1, 0.5, 0.9, 2.0])
 def test_focal_is_exact_and_finite_where_the_class_is_certain(backend, device, gamma):
-    z = torch.zeros(9, 4)
-    z[:, 1] = torch.tensor([-300.0, -40.0, -1.0, 0.0, 1.0, 17.0, 40.0, 80.0, 200.0])
+    z = torch.zeros(10, 4)
+    z[:, 1] = torch.tensor([-300.0, -40.0, -1.0, 0.0, 1.0, 17.0, 40.0, 80.0, 200.0, 2000.0])  # 1 - p = 0 in float64
     d = math.log(3) - z[:, 1].double()
     exact = (gamma * F.logsigmoid(d)).exp() * -F.logsigmoid(-d)
-    ours = partial(fusedloss.focal_loss, target=torch.ones(9, dtype=torch.long, device=device), gamma=gamma)
+    ours = partial(fusedloss.focal_loss, target=torch.ones(10, dtype=torch.long, device=device), gamma=gamma)
     found = differentiate(lambda z: ours(z, reduction="none"), dict(z=z), torch.float32, device, ())
     torch.testing.assert_close(found["value"].double().cpu(), exact, rtol=2e-6, atol=1e-44)
     assert found["z"].isfinite().all()
     rates = -(gamma * F.logsigmoid(d)).exp() * (gamma * d.neg().sigmoid() * -F.logsigmoid(-d) + d.sigmoid())
-    upstream = torch.arange(9) % 5 + 0.5  # as `differentiate` has it
+    upstream = torch.arange(10) % 5 + 0.5  # as `differentiate` has it
     torch.testing.assert_close(found["z"][:, 1].double().cpu(), upstream * rates, rtol=3e-6, atol=1e-44)
 
 
