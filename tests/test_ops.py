@@ -5,10 +5,11 @@ from inspect import signature
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import fusedloss
-from fusedloss import backends, logit_ops, ops
+from fusedloss import backends, checks, logit_ops, ops
 from tests.compare import differentiate
 from tests.grid import GIVEN_LOGITS, LEARNABLE, LOSSES, batch, example, running
 
@@ -212,6 +213,21 @@ def test_under_no_grad_there_is_a_value_and_no_graph(backend, device, loss):
         value = loss(**arguments)
     assert not value.requires_grad
     assert torch.equal(value, want)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_loss_reads_a_value(backend, device, loss, monkeypatch):
+    monkeypatch.setattr(checks, "readable", lambda x: False)  # as on a GPU
+    arguments = example(loss, refs=True)
+    with FakeTensorMode():  # whose tensors have no values: reading one is an error
+        absent = {
+            name: torch.ones(v.shape, dtype=v.dtype, requires_grad=v.is_floating_point())
+            for name, v in arguments.items()
+        }
+        value = loss(**absent)
+        value.backward()
+    assert value.shape == ()
+    assert all(v.grad.shape == v.shape for v in absent.values() if v.is_floating_point())
 
 
 def nearest_tf32(x):
