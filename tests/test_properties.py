@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import fusedloss
-from tests.grid import METRICS
+from tests.grid import METRICS, WITH_CLASSES
 
 pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
@@ -108,3 +108,57 @@ def test_batch_hard_is_the_triplet_loss_of_hardest_pairs(backend, device, metric
     given_triplets = fusedloss.triplet_margin_loss(*triplets, margin=0.3, metric=metric, eps=0.0)
     mined = fusedloss.batch_hard_triplet_loss(x, labels, margin=0.3, metric=metric)
     torch.testing.assert_close(mined, given_triplets, rtol=1e-6, atol=1e-6)
+
+
+def with_classes(any_batch, device):
+    """Rows, one row a class and targets: the labels, of which some classes may have none."""
+    x, labels = (t.to(device) for t in any_batch)
+    return x, torch.randn(5, x.shape[1], generator=torch.Generator().manual_seed(len(x))).to(device), labels
+
+
+@pytest.mark.parametrize("loss", WITH_CLASSES)
+@on_any_batch
+def test_the_order_of_classes_does_not_matter(backend, device, loss, any_batch):
+    x, rows, target = with_classes(any_batch, device)
+    order = torch.tensor([3, 0, 4, 1, 2], device=device)
+    found = loss(x, rows[order], order.argsort()[target])
+    torch.testing.assert_close(found, loss(x, rows, target), **CLOSE)
+
+
+@on_any_batch
+def test_linear_losses_are_those_of_the_logits(backend, device, any_batch):
+    x, rows, target = with_classes(any_batch, device)
+    bias = torch.arange(5.0, device=device)
+    logits = x @ rows.T + bias
+    found = fusedloss.linear_cross_entropy_loss(x, rows, target, bias=bias, label_smoothing=0.1)
+    torch.testing.assert_close(found, fusedloss.cross_entropy_loss(logits, target, label_smoothing=0.1), **CLOSE)
+    found = fusedloss.linear_cross_entropy_loss(x, rows, target, bias=bias, gamma=1.5, ignore_index=2)
+    torch.testing.assert_close(found, fusedloss.focal_loss(logits, target, gamma=1.5, ignore_index=2), **CLOSE)
+
+
+@on_any_batch
+def test_without_a_margin_all_losses_on_the_sphere_are_one(backend, device, any_batch):
+    given = with_classes(any_batch, device)
+    want = fusedloss.normalized_softmax_loss(*given, temperature=0.25)
+    for loss in (fusedloss.arcface_loss, fusedloss.cosface_loss):
+        torch.testing.assert_close(loss(*given, margin=0.0, scale=4.0), want, **CLOSE)
+    torch.testing.assert_close(fusedloss.proxy_nca_loss(*given, scale=2.0), want, **CLOSE)
+
+
+@pytest.mark.parametrize("loss", [fusedloss.cross_entropy_loss, fusedloss.focal_loss])
+@on_any_batch
+def test_a_number_added_to_all_logits_of_a_row_does_not_matter(backend, device, loss, any_batch):
+    x, target = (t.to(device) for t in any_batch)
+    z, target = x.repeat(1, 5), target * x.shape[1]
+    shifts = torch.arange(len(z), device=device)[:, None] - 7.0
+    torch.testing.assert_close(loss(z + shifts, target), loss(z, target), **CLOSE)
+
+
+@on_any_batch
+def test_an_index_is_the_probability_one(backend, device, any_batch):
+    x, target = (t.to(device) for t in any_batch)
+    z, target = x.repeat(1, 5), target * x.shape[1]
+    certain = F.one_hot(target, z.shape[1]).to(z.dtype)
+    for options in ({}, dict(label_smoothing=0.2), dict(weight=z.new_ones(z.shape[1]))):
+        found = fusedloss.cross_entropy_loss(z, certain, **options)
+        torch.testing.assert_close(found, fusedloss.cross_entropy_loss(z, target, **options), **CLOSE)
