@@ -76,7 +76,7 @@ def logits_grad(
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     at, z, inside, own, share = load_tile(z_ptr, target_ptr, weight, numbers, r, c, R, C, P, INDICES)
     lse, d_lse = load_anchors(states, r, R, LSE, 1, 1, True)[0]
-    lse = tl.where(lse == float("-inf"), 0.0, lse)  # where all others are -inf they have no share, not NaN
+    lse = tl.where(lse == float("-inf"), float("inf"), lse)  # where all others are -inf they have no share, not NaN
     g = term_weight(z, (lse, d_lse), True)
     if INDICES:
         g = tl.where(own, tl.load(states[1] + r, mask=r < R, other=0.0).to(tl.float32)[:, None], g)

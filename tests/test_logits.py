@@ -18,6 +18,7 @@ from tests.grid import cases, running
 SHAPES = ((23, 37), (5, 1), (3, 211), (7, 5, 3), (2, 37, 3, 5), (1, 3, 41))
 REDUCTIONS = ("mean", "sum", "none")
 PLANS = ("default", "small", "split")
+CLASS_LOSSES = [fusedloss.cross_entropy_loss, fusedloss.focal_loss]
 ON_CLASSES = dict(shape=SHAPES, reduction=REDUCTIONS, weight=(False, True), ignored=(False, True), last=(False, True))
 
 
@@ -248,6 +249,15 @@ def test_classes_left_out_with_minus_infinity_have_no_share(backend, device):
     assert found["value"][2] == 0
 
 
+@pytest.mark.parametrize("loss", CLASS_LOSSES)
+def test_large_logits_of_a_certain_class_have_a_finite_gradient(backend, device, loss):
+    z = torch.tensor([[300.0, 500.0, 250.0], [300.0, 395.0, 250.0], [-400.0, -100.0, -500.0]], device=device)
+    z.requires_grad_()
+    value = loss(z, torch.ones(3, dtype=torch.long, device=device))
+    value.backward()
+    assert value < 1e-37 and z.grad.abs().max() < 1e-37
+
+
 def rows_that_do_not_count(loss):
     """All rows ignored, or all of weight 0."""
     target = torch.full((4,), -100)
@@ -255,7 +265,7 @@ def rows_that_do_not_count(loss):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("loss", [fusedloss.cross_entropy_loss, fusedloss.focal_loss])
+@pytest.mark.parametrize("loss", CLASS_LOSSES)
 def test_if_no_row_counts_the_loss_is_zero_with_zero_gradient(backend, device, loss, reduction):
     for given in rows_that_do_not_count(loss):
         z = normal(4, 3).float().to(device).requires_grad_()
@@ -273,9 +283,6 @@ def test_a_row_that_is_ignored_may_have_any_logits(backend, device):
     for loss in (fusedloss.cross_entropy_loss, partial(fusedloss.focal_loss, gamma=0.5)):
         (grad,) = torch.autograd.grad(loss(z, target), z)
         assert grad.isfinite().all() and not grad[1].count_nonzero() and grad[0].count_nonzero()
-
-
-CLASS_LOSSES = [fusedloss.cross_entropy_loss, fusedloss.focal_loss]
 
 
 @pytest.mark.parametrize("bad", [3, -1, 2**40, -(2**40)])

@@ -83,8 +83,13 @@ def fold_tile(term: Tensor, kind: str, columns: bool) -> tuple[Tensor, Tensor | 
 
 
 def log_sum_exp(term: Tensor, dim: int) -> Tensor:
-    high = term.amax(dim, keepdim=True).nan_to_num_(neginf=0.0, posinf=torch.inf, nan=torch.nan)  # -inf - -inf is NaN
+    high = highest(term, dim)
     return log_sum((term - high).exp_(), high.squeeze(dim), dim)
+
+
+def highest(term: Tensor, dim: int) -> Tensor:
+    """The maximum, by which exponents are shifted; 0 for one of -inf, since -inf - -inf is NaN."""
+    return term.amax(dim, keepdim=True).nan_to_num_(neginf=0.0, posinf=torch.inf, nan=torch.nan)
 
 
 def log_sum(p: Tensor, high: Tensor, dim: int) -> Tensor:
@@ -193,11 +198,11 @@ def term_weight(term: Tensor, kind: str, anchors: Sequence[tuple[Tensor, Tensor]
     return total([exponential(term, state, dstate) for state, dstate in anchors])
 
 
-def exponential(term: Tensor, state: Tensor, dstate: Tensor) -> Tensor:
+def exponential(term: Tensor, state: Tensor, dstate: Tensor, out: Tensor | None = None) -> Tensor:
     """dL/dterm of a log sum exp; what the tile's dtype has no room for is a factor of its derivative."""
     rounded = state.to(term.dtype)
     rest = torch.where(state == rounded, 0.0, state - rounded)  # not inf - inf
-    return (term - rounded).exp_().mul_((dstate * (-rest).exp()).to(term.dtype))
+    return torch.sub(term, rounded, out=out).exp_().mul_((dstate * (-rest).exp()).to(term.dtype))
 
 
 def total(parts: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..states import loss_dtype, state_dtype
-from .folds import exponential, log_sum_exp
+from .folds import exponential, highest, log_sum
 from .tiles import widen
 
 BLOCK = 1 << 18  # logits of a block: 1 MiB in float32 stays in a core's L2 cache
@@ -46,14 +46,15 @@ def fold_logits(z: Tensor, target: Tensor, weight: Tensor | None, smoothing: flo
     states = z.new_empty(2 + sums, N, P, dtype=state_dtype(z))
     for rows in row_blocks(z, target, weight, smoothing):
         first, lse, *total = states[:, rows.n, rows.p]
-        others = rows.logits
+        high = highest(rows.logits, 1)
+        p = (rows.logits - high).exp_()
         if rows.classes is None:
             first.copy_(rows.shares.sum(1))
         else:
             own = rows.classes.clamp(min=0)
-            first.copy_(others.gather(1, own).masked_fill_(rows.classes < 0, 0.0)[:, 0])
-            others = others.scatter(1, own, -torch.inf)
-        lse.copy_(log_sum_exp(others, 1))
+            first.copy_(rows.logits.gather(1, own).masked_fill_(rows.classes < 0, 0.0)[:, 0])
+            p.scatter_(1, own, 0.0)
+        lse.copy_(log_sum(p, high[:, 0], 1))
         if total:
             total[0].copy_((rows.shares * rows.logits).sum(1))
     return states.flatten(1)
@@ -64,16 +65,18 @@ def logits_grad(
 ) -> None:
     """dz into out, which may be z."""
     N, _, P = z.shape
-    lse = states[1].masked_fill(states[1] == -torch.inf, 0.0).view(N, 1, P)  # no share where all others are -inf
+    lse = states[1].masked_fill(states[1] == -torch.inf, torch.inf).view(N, 1, P)  # then no class has a share
     d_first, d_lse, *d_total = dstates.view(len(dstates), N, 1, P)
     for rows in row_blocks(z, target, weight, smoothing):
         at = (rows.n, slice(None), rows.p)
-        g = exponential(rows.logits, lse[at], d_lse[at])
+        direct = out[at] if out.dtype == rows.logits.dtype else None
+        g = exponential(rows.logits, lse[at], d_lse[at], out=direct)
         if rows.classes is not None:
             g.scatter_(1, rows.classes.clamp(min=0), d_first[at].to(g.dtype))
         if d_total:
             g.addcmul_(d_total[0][at].to(g.dtype), rows.shares)
-        out[at] = g
+        if direct is None:
+            out[at] = g
 
 
 # Losses of an element, as in `kernels/logits.py`: the value, and the derivative by z.
