@@ -9,11 +9,10 @@ Layers, each importing only to its right:
 
 from . import reference
 from .backends import set_backend, use_backend
+from .losses.centers import center_loss, island_loss
 from .losses.classes import (
     arcface_loss,
-    center_loss,
     cosface_loss,
-    island_loss,
     linear_cross_entropy_loss,
     normalized_softmax_loss,
     proxy_anchor_loss,

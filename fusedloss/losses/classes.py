@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks, ops
-from ..states import loss_dtype
 from .reduce import REDUCTIONS, focal, reduce, reduce_rows, softplus
 
 
@@ -127,7 +125,7 @@ def arcface_loss(
     checks.number("margin", margin, high=math.pi, unit="radians")
     checks.number("scale", scale, above=True)
     checks.one_of("reduction", reduction, REDUCTIONS)
-    x, w, index = _classified(embeddings, "weight", weight, target)
+    x, w, index = classified(embeddings, "weight", weight, target)
     cos, others = _fold(x, w, index, [1.0, 0.0, scale, 0.0], "similarity")
     sin_squared = 1 - cos.square()
     away = sin_squared > 0
@@ -137,7 +135,7 @@ def arcface_loss(
     return reduce_rows(softplus(others - scale * shifted), reduction, index, x)
 
 
-def _classified(embeddings: object, name: str, classes: object, target: object) -> tuple[Tensor, Tensor, Tensor]:
+def classified(embeddings: object, name: str, classes: object, target: object) -> tuple[Tensor, Tensor, Tensor]:
     """Checked rows, those of the classes, and the index of every row's class."""
     x = checks.rows("embeddings", embeddings)
     c = checks.same_dimensions("embeddings", x, name, classes)
@@ -183,7 +181,7 @@ def cosface_loss(
     checks.number("margin", margin)
     checks.number("scale", scale, above=True)
     checks.one_of("reduction", reduction, REDUCTIONS)
-    x, w, index = _classified(embeddings, "weight", weight, target)
+    x, w, index = classified(embeddings, "weight", weight, target)
     cos, others = _fold(x, w, index, [1.0, 0.0, scale, 0.0], "similarity")
     return reduce_rows(softplus(others - scale * (cos - margin)), reduction, index, x)
 
@@ -222,7 +220,7 @@ def normalized_softmax_loss(
     """
     checks.number("temperature", temperature, above=True)
     checks.one_of("reduction", reduction, REDUCTIONS)
-    x, w, index = _classified(embeddings, "weight", weight, target)
+    x, w, index = classified(embeddings, "weight", weight, target)
     return _cosine_softmax(x, w, index, 1 / temperature, reduction)
 
 
@@ -270,7 +268,7 @@ def proxy_nca_loss(
     """
     checks.number("scale", scale, above=True)
     checks.one_of("reduction", reduction, REDUCTIONS)
-    x, p, index = _classified(embeddings, "proxies", proxies, target)
+    x, p, index = classified(embeddings, "proxies", proxies, target)
     return _cosine_softmax(x, p, index, 2 * scale, reduction)
 
 
@@ -318,7 +316,7 @@ def proxy_anchor_loss(
     checks.number("margin", margin)
     checks.number("alpha", alpha, above=True)
     checks.one_of("reduction", reduction, REDUCTIONS)
-    x, p, index = _classified(embeddings, "proxies", proxies, target)
+    x, p, index = classified(embeddings, "proxies", proxies, target)
     numbers = [-alpha, alpha * margin, alpha, alpha * margin]
     every = torch.arange(len(p), device=p.device)
     positive, negative = ops.fold(
@@ -330,84 +328,3 @@ def proxy_anchor_loss(
         return reduce(pull + push, reduction, len(p), x)
     present = (positive.detach() > -torch.inf).sum()
     return reduce(pull, "mean", present, x) + reduce(push, "mean", len(p), x)
-
-
-def center_loss(embeddings: Tensor, centers: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
-    r"""Center loss: half the squared distance of every row to the center of its class.
-
-    $$ \ell_i = \tfrac12 \|x_i - c_{y_i}\|^2 $$
-
-    Args:
-        embeddings: [N, D], float16, bfloat16, float32 or float64.
-        centers: [C, D], one row a class.
-        target: [N], class indices of any integer dtype.
-        reduction: "mean" over the rows, "sum" (the paper's), or "none" ([N]).
-
-    Returns:
-        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). N = 0 gives 0. The centers receive their
-        gradient, where the paper updates them by a rule of its own.
-
-    Raises:
-        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
-            where looking would wait for it, and in compiled code the loss of such a row is NaN.
-
-    Equivalent to::
-
-        (embeddings - centers[target]).square().sum(1).mean() / 2
-
-    Source: Wen et al., "A Discriminative Feature Learning Approach for Deep Face Recognition", ECCV 2016.
-
-    >>> center_loss(torch.eye(2), torch.zeros(2, 2), torch.tensor([0, 1]))
-    tensor(0.5000)
-    """
-    checks.one_of("reduction", reduction, REDUCTIONS)
-    x, c, index = _classified(embeddings, "centers", centers, target)
-    return reduce_rows(_to_centers(x, c, index), reduction, index, x)
-
-
-def _to_centers(x: Tensor, c: Tensor, index: Tensor) -> Tensor:
-    """Half the squared distance of every row to its center, as if it had been mined. [N]"""
-    mined = torch.stack([index, torch.full_like(index, -1)])
-    return ops.mined_distances(x, c, mined, "sqeuclidean")[0] / 2
-
-
-def island_loss(
-    embeddings: Tensor, centers: Tensor, target: Tensor, *, weight: float = 10.0, reduction: str = "mean"
-) -> Tensor:
-    r"""Island loss: center loss, plus what keeps the centers apart by their angles.
-
-    $$ \ell = \frac1N \sum_i \tfrac12 \|x_i - c_{y_i}\|^2 + \lambda \sum_{j \ne k} (\cos(c_j, c_k) + 1) $$
-
-    The sum over the pairs of centers is the squared length of the sum of their directions, so it takes O(C D) time.
-
-    Args:
-        embeddings: [N, D], float16, bfloat16, float32 or float64.
-        centers: [C, D], one row a class; norms are clamped to at least 1e-8.
-        target: [N], class indices of any integer dtype.
-        weight: lambda, at least 0.
-        reduction: of the first sum: "mean", "sum" (the paper's), or "none" ([N], the second sum added to each).
-
-    Returns:
-        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). N = 0 leaves the second sum.
-
-    Raises:
-        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
-            where looking would wait for it, and in compiled code the loss of such a row is NaN.
-
-    Equivalent to::
-
-        cos = F.normalize(centers) @ F.normalize(centers).T
-        center_loss(embeddings, centers, target) + weight * (cos + 1).fill_diagonal_(0).sum()
-
-    Source: Cai et al., "Island Loss for Learning Discriminative Features in Facial Expression Recognition", FG 2018.
-
-    >>> island_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), weight=1.0)
-    tensor(2.)
-    """
-    checks.number("weight", weight, tensor=False)
-    checks.one_of("reduction", reduction, REDUCTIONS)
-    x, c, index = _classified(embeddings, "centers", centers, target)
-    own = c.to(loss_dtype(c)).clone(memory_format=torch.contiguous_format)  # gradients add up in one order
-    directions = F.normalize(own, eps=1e-8)
-    apart = directions.sum(0).square().sum() - directions.square().sum() + len(c) * (len(c) - 1)
-    return reduce_rows(_to_centers(x, c, index), reduction, index, x) + weight * apart

@@ -1,0 +1,93 @@
+"""Losses of embeddings and one center a class, to which the rows of the class are drawn."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import checks, ops
+from ..states import loss_dtype
+from .classes import classified
+from .reduce import REDUCTIONS, reduce_rows
+
+
+def center_loss(embeddings: Tensor, centers: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+    r"""Center loss: half the squared distance of every row to the center of its class.
+
+    $$ \ell_i = \tfrac12 \|x_i - c_{y_i}\|^2 $$
+
+    Args:
+        embeddings: [N, D], float16, bfloat16, float32 or float64.
+        centers: [C, D], one row a class.
+        target: [N], class indices of any integer dtype.
+        reduction: "mean" over the rows, "sum" (the paper's), or "none" ([N]).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). N = 0 gives 0. The centers receive their
+        gradient, where the paper updates them by a rule of its own.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
+            where looking would wait for it, and in compiled code the loss of such a row is NaN.
+
+    Equivalent to::
+
+        (embeddings - centers[target]).square().sum(1).mean() / 2
+
+    Source: Wen et al., "A Discriminative Feature Learning Approach for Deep Face Recognition", ECCV 2016.
+
+    >>> center_loss(torch.eye(2), torch.zeros(2, 2), torch.tensor([0, 1]))
+    tensor(0.5000)
+    """
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    x, c, index = classified(embeddings, "centers", centers, target)
+    return reduce_rows(_to_centers(x, c, index), reduction, index, x)
+
+
+def _to_centers(x: Tensor, c: Tensor, index: Tensor) -> Tensor:
+    """Half the squared distance of every row to its center, as if it had been mined. [N]"""
+    mined = torch.stack([index, torch.full_like(index, -1)])
+    return ops.mined_distances(x, c, mined, "sqeuclidean")[0] / 2
+
+
+def island_loss(
+    embeddings: Tensor, centers: Tensor, target: Tensor, *, weight: float = 10.0, reduction: str = "mean"
+) -> Tensor:
+    r"""Island loss: center loss, plus what keeps the centers apart by their angles.
+
+    $$ \ell = \frac1N \sum_i \tfrac12 \|x_i - c_{y_i}\|^2 + \lambda \sum_{j \ne k} (\cos(c_j, c_k) + 1) $$
+
+    The sum over the pairs of centers is the squared length of the sum of their directions, so it takes O(C D) time.
+
+    Args:
+        embeddings: [N, D], float16, bfloat16, float32 or float64.
+        centers: [C, D], one row a class; norms are clamped to at least 1e-8.
+        target: [N], class indices of any integer dtype.
+        weight: lambda, at least 0.
+        reduction: of the first sum: "mean", "sum" (the paper's), or "none" ([N], the second sum added to each).
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). N = 0 leaves the second sum.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
+            where looking would wait for it, and in compiled code the loss of such a row is NaN.
+
+    Equivalent to::
+
+        cos = F.normalize(centers) @ F.normalize(centers).T
+        center_loss(embeddings, centers, target) + weight * (cos + 1).fill_diagonal_(0).sum()
+
+    Source: Cai et al., "Island Loss for Learning Discriminative Features in Facial Expression Recognition", FG 2018.
+
+    >>> island_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), weight=1.0)
+    tensor(2.)
+    """
+    checks.number("weight", weight, tensor=False)
+    checks.one_of("reduction", reduction, REDUCTIONS)
+    x, c, index = classified(embeddings, "centers", centers, target)
+    own = c.to(loss_dtype(c)).clone(memory_format=torch.contiguous_format)  # gradients add up in one order
+    directions = F.normalize(own, eps=1e-8)
+    apart = directions.sum(0).square().sum() - directions.square().sum() + len(c) * (len(c) - 1)
+    return reduce_rows(_to_centers(x, c, index), reduction, index, x) + weight * apart
