@@ -2,8 +2,9 @@ r"""Metric-learning losses fused into Triton tiles: the N x M score matrix never
 
 Layers, each importing only to its right:
 
-    memory_bank  losses/  modules  ->  ops, logit_ops  ->  launch (Triton)  ->  kernels
+    memory_bank  losses/  modules  ->  ops, logit_ops  ->  launch (Triton)  ->  tuning  ->  kernels
                                                        \->  blocked (PyTorch, any device, float64)
+    __main__  ->  report  sweep (tiles)  ->  compiling  workloads  roofline
     reference: every loss in dense PyTorch, the specification
 """
 

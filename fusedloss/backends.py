@@ -47,7 +47,8 @@ def resolve_backend(x: Tensor) -> str:
         return "triton" if has_triton and x.device.type in TRITON_DEVICES and x.dtype != torch.float64 else "blocked"
     if _selected == "triton":
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        if not has_triton or x.dtype == torch.float64 or not (x.device.type in TRITON_DEVICES or interpreted):
+        supported = x.is_meta or x.device.type in TRITON_DEVICES or interpreted  # meta: launches are recorded
+        if not has_triton or x.dtype == torch.float64 or not supported:
             raise ValueError(
                 "backend 'triton' needs triton installed and float32, float16 or bfloat16 tensors on a GPU "
                 f"(or TRITON_INTERPRET=1), got {x.dtype} on {x.device}, triton {'' if has_triton else 'not '}installed"

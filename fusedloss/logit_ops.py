@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .backends import resolve_backend
-from .ops import call_backend, no_double_backward
+from .ops import call_backend, no_double_backward, or_launches
 from .states import loss_dtype, state_dtype
 
 
 def _logits_op(name: str, schema: str, fake: Any) -> Any:
     """The op of a fold of logits. Whether its backward may overwrite them is no business of the backend."""
-    library = torch.library.custom_op
-    op = library(
-        f"fusedloss::{name}", lambda *args: call_backend(name, *args[:-2], args[-1]), mutates_args=(),
+
+    def without(function: Any) -> Any:
+        return lambda *args: function(*args[:-2], args[-1])
+
+    function = without(partial(call_backend, name))
+    op = torch.library.custom_op(
+        f"fusedloss::{name}", function, mutates_args=(),
         schema=f"(Tensor z, {schema}, bool overwrite, str backend) -> Tensor",
     )  # fmt: skip
-    op.register_fake(fake)
+    op.register_fake(or_launches(function, without(fake)))
     return op
 
 
@@ -37,7 +42,7 @@ def _dz_ops(name: str, schema: str) -> tuple[Any, Any]:
 
     library, arguments = torch.library.custom_op, f"{schema}, str backend)"
     new = library(f"fusedloss::{name}", into_new, mutates_args=(), schema=f"(Tensor z, {arguments} -> Tensor")
-    new.register_fake(lambda z, *_: z.new_empty(z.shape))
+    new.register_fake(or_launches(into_new, lambda z, *_: z.new_empty(z.shape)))
     new.register_autograd(no_double_backward)
     over = library(f"fusedloss::{name}_over", in_place, mutates_args=["z"], schema=f"(Tensor(a!) z, {arguments} -> ()")
     return new, over

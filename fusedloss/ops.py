@@ -10,12 +10,14 @@ batch, and with `own` (the first N rows of y are those of x) of one with referen
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import tuning
 from .backends import module, resolve_backend
 from .states import loss_dtype, new_index, state_dtype
 
@@ -26,17 +28,29 @@ def no_double_backward(ctx: Any, *grads: Any) -> Any:
 
 def call_backend(name: str, *args: Any) -> Any:
     """A function of the backend that the last argument names, on contiguous tensors."""
-    x = args[0]
+    x, backend = args[0], args[-1]
+    function = getattr(module(backend), name)
     contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in args[:-1]]
+    device = x.device.type
+    autocast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
     # Kernels launch on the current device; products inside a backend keep their precision under autocast.
-    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-        return getattr(module(args[-1]), name)(*contiguous)
+    with torch.cuda.device_of(x), autocast:
+        found = function(*contiguous)
+        if tuning.wanted:
+            tuning.tune_wanted(function, contiguous)
+        return found
+
+
+def or_launches(function: Any, fake: Any) -> Any:
+    """The fake of an op. On the device "meta" the Triton backend goes as far as its launches, to be recorded."""
+    return lambda *args: (function if args[0].is_meta and args[-1] == "triton" else fake)(*args)
 
 
 def _op(name: str, schema: str, fake: Any) -> Any:
     """The custom op of a backend function: same name and arguments, then the backend's name."""
-    op = torch.library.custom_op(f"fusedloss::{name}", partial(call_backend, name), mutates_args=(), schema=schema)
-    op.register_fake(fake)
+    function = partial(call_backend, name)
+    op = torch.library.custom_op(f"fusedloss::{name}", function, mutates_args=(), schema=schema)
+    op.register_fake(or_launches(function, fake))
     return op
 
 

@@ -4,6 +4,7 @@ A row of TILES is (kernel, bytes of the compute format) -> [(largest D, or 0 for
 and those of lifted scores, need more registers for a tile.
 """
 
+import itertools
 from typing import NamedTuple
 
 
@@ -32,8 +33,15 @@ POSITIVES = 4  # thresholds of an anchor in registers at a time
 SORT_FROM = 1 << 24
 WORKSPACE = 256 << 20  # bytes; states of the columns, folded in the same pass as those of the rows, take at most these
 
-# All rows: chosen with `python -m bench.compile_report` (Triton 3.7.1, 2026-11-22) for tensor-core instructions, shared
-# memory within the limits and few or no spills; not timed on a GPU yet.
+# The sum of |x - y| is no matrix product: its kernels walk D one by one.
+MANHATTAN = [(f"manhattan {kernel}", 4) for kernel in ("fold", "grad", "mine")]
+MANHATTAN_TRIPLETS = [
+    (f"manhattan {kernel}", 4) for kernel in ("triplets", "triplets grad", "triplets grad exp", "semihard grad")
+]
+
+# Chosen with `python -m fusedloss report` (Triton 3.7.1; gradients and triplets of 16 bits on sm_90 2026-11-23, all others
+# 2026-11-22): tensor-core instructions, shared memory within the limits, no spills of 16 bits on sm_90, and of those the
+# least time of its model. Not timed on a GPU yet.
 TILES: dict[str, dict[tuple[str, int], list[tuple[int, Tile]]]] = {
     "sm_90": {
         ("fold", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 128, 64, 8, 3, 0))],
@@ -46,27 +54,42 @@ TILES: dict[str, dict[tuple[str, int], list[tuple[int, Tile]]]] = {
         ("mine", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
         ("grad", 2): [
             (64, Tile(128, 64, 64, 8, 2, 64)),
-            (128, Tile(128, 64, 64, 8, 2, 128)),
-            (0, Tile(128, 32, 64, 8, 2, 256)),
+            (128, Tile(128, 32, 64, 8, 2, 128)),
+            (256, Tile(128, 32, 64, 8, 3, 256)),
+            (0, Tile(64, 64, 64, 8, 2, 256)),
         ],
         ("grad", 4): [(64, Tile(128, 32, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
         ("grad exp", 2): [
             (64, Tile(128, 32, 64, 8, 2, 64)),
-            (128, Tile(128, 32, 64, 8, 2, 128)),
-            (0, Tile(128, 16, 64, 8, 2, 256)),
+            (128, Tile(128, 16, 64, 8, 2, 128)),
+            (256, Tile(128, 16, 64, 8, 3, 256)),
+            (0, Tile(64, 32, 64, 8, 2, 256)),
         ],
         ("grad exp", 4): [(64, Tile(128, 16, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
-        ("grad lifted", 2): [(128, Tile(128, 16, 64, 8, 2, 128)), (0, Tile(128, 16, 64, 8, 2, 256))],
+        ("grad lifted", 2): [
+            (128, Tile(128, 16, 64, 8, 2, 128)),
+            (256, Tile(128, 16, 64, 8, 2, 256)),
+            (0, Tile(64, 32, 64, 8, 2, 256)),
+        ],
         ("grad lifted", 4): [(64, Tile(128, 16, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
-        ("triplets", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
+        ("triplets", 2): [
+            (64, Tile(128, 32, 64, 8, 3, 128)),
+            (128, Tile(128, 64, 64, 8, 3, 128)),
+            (0, Tile(128, 32, 64, 8, 3, 0)),
+        ],
         ("triplets", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
-        ("triplets grad", 2): [(64, Tile(128, 32, 64, 8, 2, 64)), (0, Tile(128, 32, 64, 8, 2, 128))],
+        ("triplets grad", 2): [
+            (64, Tile(64, 32, 64, 4, 2, 64)),
+            (128, Tile(64, 32, 64, 4, 2, 128)),
+            (0, Tile(64, 64, 64, 8, 2, 128)),
+        ],
         ("triplets grad", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
         ("triplets grad exp", 2): [(64, Tile(128, 16, 64, 8, 2, 64)), (0, Tile(128, 16, 64, 8, 2, 128))],
         ("triplets grad exp", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
         ("semihard grad", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
         ("semihard grad", 4): [(0, Tile(128, 16, 32, 8, 2, 64))],
-        ("manhattan", 4): [(0, Tile(64, 64, 32, 8, 1, 32))],
+        **{key: [(0, Tile(64, 64, 32, 8, 1, 32))] for key in MANHATTAN},
+        **{key: [(0, Tile(64, 32, 32, 8, 1, 32))] for key in MANHATTAN_TRIPLETS},
     },
     "other": {
         ("fold", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
@@ -91,7 +114,8 @@ TILES: dict[str, dict[tuple[str, int], list[tuple[int, Tile]]]] = {
         ("triplets grad exp", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         ("semihard grad", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
         ("semihard grad", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
-        ("manhattan", 4): [(0, Tile(64, 64, 32, 8, 1, 32))],
+        **{key: [(0, Tile(64, 64, 32, 8, 1, 32))] for key in MANHATTAN},
+        **{key: [(0, Tile(64, 32, 32, 8, 1, 32))] for key in MANHATTAN_TRIPLETS},
     },
 }
 
@@ -100,3 +124,32 @@ def choose(kernel: str, itemsize: int, D: int, arch: str) -> Tile:
     """The default tile of a kernel for D dimensions in a format of that many bytes."""
     rows = TILES.get(arch, TILES["other"])[kernel, itemsize]
     return next(tile for largest, tile in rows if largest == 0 or largest >= D)
+
+
+SIZES = {  # what a tile may be made of
+    "BM": (32, 64, 128, 256),
+    "BN": (16, 32, 64, 128),
+    "BD": (16, 32, 64, 128),
+    "num_warps": (4, 8),
+    "num_stages": (1, 2, 3, 4),
+    "held": (0, 32, 64, 128, 256, 512),
+}
+
+
+def shapes(tile: Tile) -> list[Tile]:
+    """The tile with other rows, columns and warps, of which a thread has at most 128 numbers."""
+    sizes = itertools.product(SIZES["BM"][1:], SIZES["BN"], SIZES["num_warps"])
+    fits = [(BM, BN, warps) for BM, BN, warps in sizes if 4 <= BM * BN // (32 * warps) <= 128]
+    return [tile._replace(BM=BM, BN=BN, num_warps=warps) for BM, BN, warps in fits]
+
+
+def depths(tile: Tile, kernel: str, D: int) -> list[Tile]:
+    """The tile with the next chunks, stages and dimensions on chip on either side, one of them at a time."""
+    found = []
+    for name in ("BD", "num_stages", "held"):
+        sizes, own = SIZES[name], getattr(tile, name)
+        near = [sizes[i] for i in range(len(sizes)) if abs(i - sizes.index(own)) == 1]
+        if name == "held" and "grad" not in kernel:  # all of them or none
+            near = [D - own] if own in (0, D) and D in sizes else []
+        found += [tile._replace(**{name: size}) for size in near]
+    return [t for t in found if t.held % t.BD == 0 and (t.held > 0 or "grad" not in kernel)]

@@ -116,7 +116,8 @@ def triplet_stats(
     return ab, ac, bc
 
 
-@triton.jit(do_not_specialize=["N"])
+# The second of two rows of indices is aligned or not by the parity of N.
+@triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["b_index", "c_index"])
 def row_distances(
     a_ptr, b_ptr, c_ptr, b_index, c_index, out_ptr, N, D, eps,  # out [PAIRS, N]
     METRIC: tl.constexpr, PAIRS: tl.constexpr, INDEXED: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
@@ -135,7 +136,7 @@ def row_distances(
         tl.store(out_ptr + 2 * step + r, pair_distance(bc, METRIC), mask=live)
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["b_index", "c_index"])
 def row_distances_grad(
     a_ptr, b_ptr, c_ptr, b_index, c_index, dout_ptr, da_ptr, db_ptr, dc_ptr, N, D, eps,
     METRIC: tl.constexpr, PAIRS: tl.constexpr, INDEXED: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,

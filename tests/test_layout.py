@@ -28,9 +28,10 @@ LAYERS = {
     "fusedloss/states.py": ("torch",),
     "fusedloss/blocked": ("torch", "fusedloss.states", "fusedloss.blocked."),
     "fusedloss/checks.py": ("torch",),
-    "fusedloss/launch": ("torch", "fusedloss.states", "fusedloss.kernels.", "fusedloss.launch."),
+    "fusedloss/tuning.py": ("torch", "fusedloss.kernels."),
+    "fusedloss/launch": ("torch", "fusedloss.states", "fusedloss.tuning", "fusedloss.kernels.", "fusedloss.launch."),
     "fusedloss/backends.py": ("torch",),
-    "fusedloss/ops.py": ("torch", "fusedloss.states", "fusedloss.backends."),
+    "fusedloss/ops.py": ("torch", "fusedloss.states", "fusedloss.tuning", "fusedloss.backends."),
     "fusedloss/logit_ops.py": ("torch", "fusedloss.states", "fusedloss.backends.", "fusedloss.ops."),
     "fusedloss/losses": ("torch", *(f"fusedloss.{m}" for m in ("checks", "logit_ops", "ops", "states", "losses."))),
     "fusedloss/modules.py": ("torch", "fusedloss.losses."),
@@ -51,7 +52,7 @@ def imported(path):
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_imports_go_one_way(layer):
-    standard = {"os", "typing"} if layer == "kernels" else sys.stdlib_module_names
+    standard = {"itertools", "os", "typing"} if layer == "kernels" else sys.stdlib_module_names
     files = sorted((ROOT / layer).glob("*.py")) or [ROOT / layer]
     for path in files:
         for name in imported(path):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import tuning
 from ..kernels import configs, scores
 from ..kernels.prepare import prepare as prepare_kernel
 from ..kernels.tiles import INTERPRETED
@@ -20,16 +23,41 @@ SCALED = ("cosine", "similarity", "chord")  # scores of rows scaled to length 1:
 
 
 class Launch(NamedTuple):
-    """One kernel launch, complete: `run` starts it, the compile report compiles it for a GPU that is not there."""
+    """One kernel launch, complete: `run` starts it, or `recording` keeps it to be compiled, for a GPU not there too."""
 
     kernel: Any
     grid: tuple[int, ...]
     args: tuple[Any, ...]
     options: dict[str, Any]
+    key: tuning.Key | None = None  # what its tile was chosen by
 
     def run(self) -> None:
-        if 0 not in self.grid:
+        if 0 in self.grid:
+            return
+        if _recording is None:
             self.kernel[self.grid](*self.args, **self.options)
+        else:
+            _recording.append(self)
+
+
+_recording: list[Launch] | None = None
+_absent: str | None = None  # the architecture that is recorded for
+
+
+@contextmanager
+def recording(arch: str | None = None) -> Iterator[list[Launch]]:
+    """Collect the launches of a block instead of starting them; for an architecture, if the device is not there.
+
+    No host sync means that no launch depends on what another one computed, so they are those of a real run. Tensors on
+    the device "meta" take no memory.
+    """
+    global _recording, _absent
+    before = _recording, _absent
+    _recording, _absent = [], arch
+    try:
+        yield _recording
+    finally:
+        _recording, _absent = before
 
 
 class Side(NamedTuple):
@@ -64,7 +92,7 @@ def compute_format(x: Tensor) -> tuple[str, str]:
     mode = torch.get_float32_matmul_precision()
     if mode == "medium":
         return "bf16", "ieee"
-    if INTERPRETED or torch.version.hip or x.device.type == "xpu":
+    if INTERPRETED or not architecture().startswith("sm_") or x.device.type == "xpu":
         return ("tf32", "tf32") if mode == "high" and INTERPRETED else ("", "ieee")
     return ("tf32", "tf32") if mode == "high" else ("", "tf32x3")
 
@@ -103,9 +131,13 @@ def splits(N: int, M: int, tile: configs.Tile) -> int:
     return max(1, min(configs.SPLIT_TARGET // max(1, cdiv(N, tile.BM)), cdiv(M, tile.BN)))
 
 
-@functools.cache
 def architecture() -> str:
     """The name of the GPU's architecture, sm_90 or gfx942 say; sm_90 where there is none (the interpreter)."""
+    return _absent or present_architecture()
+
+
+@functools.cache
+def present_architecture() -> str:
     if not torch.cuda.is_available():
         return "sm_90"
     if torch.version.hip:
@@ -113,11 +145,20 @@ def architecture() -> str:
     return "sm_{}{}".format(*torch.cuda.get_device_capability())
 
 
-def pick(kernel: str, side: Side, precision: str, D: int) -> tuple[configs.Tile, dict[str, Any]]:
-    """The tile of a kernel and the launch options that follow from it."""
+class Plan(NamedTuple):
+    """The tile of a kernel, what it was chosen by, and the launch options that follow from it."""
+
+    tile: configs.Tile
+    key: tuning.Key
+    options: dict[str, Any]
+
+
+def pick(kernel: str, use: str, side: Side, precision: str, D: int) -> Plan:
+    """The plan of a kernel; `use` names what else its registers depend on, the loss and its scores."""
     manhattan = precision == "manhattan"
     itemsize = 4 if manhattan else side.rows.element_size()
-    tile = configs.choose("manhattan" if manhattan else kernel, itemsize, D, architecture())
+    key = tuning.Key("manhattan" if manhattan else kernel, use, itemsize, tuning.bucket(D))
+    tile = tuning.choose(key, D, architecture())
     chunks = 0 if manhattan or tile.held < D else cdiv(D, tile.BD)
     options = dict(PRECISION=precision, BM=tile.BM, BN=tile.BN, BD=tile.BD, CHUNKS=chunks)
-    return tile, options | dict(num_warps=tile.num_warps, num_stages=tile.num_stages)
+    return Plan(tile, key, options | dict(num_warps=tile.num_warps, num_stages=tile.num_stages))

@@ -49,6 +49,10 @@ class Spec(NamedTuple):
         return name if LOSSES[self.loss].sparse else f"{name} exp"
 
     @property
+    def use(self) -> str:
+        return f"{self.loss} {self.metric} {'+'.join(self.pos)}/{'+'.join(self.neg)}"
+
+    @property
     def options(self) -> dict[str, Any]:
         pieces = dict(SCORE=SCORES[self.metric], LOSS=LOSSES[self.loss].terms)
         pieces |= dict(POS=encoded(self.pos), NEG=encoded(self.neg))
@@ -65,11 +69,11 @@ def fold_launch(
     x: Side, y: Side, out: Tensor, columns: Tensor | None, D: int, spec: Spec, precision: str, own: bool
 ) -> Launch:
     """Of a self batch if x is y; own: without the pairs (i, i)."""
-    tile, options = pick(spec.kernel("fold", x, y), x, precision, D)
+    tile, key, options = pick(spec.kernel("fold", x, y), spec.use, x, precision, D)
     N, M = len(x.labels), len(y.labels)
     options |= spec.options | dict(SELF=own, COLUMNS=columns is not None)
     args = (x.argument, y.argument, out, out if columns is None else columns, listed(spec.params), N, M, D)
-    return Launch(engine.fold, (cdiv(N, tile.BM), len(out)), args, options)
+    return Launch(engine.fold, (cdiv(N, tile.BM), len(out)), args, options, key)
 
 
 def fold(
@@ -84,7 +88,7 @@ def fold(
     of_x, of_y = split_offsets(offsets, y, len(y_labels))
     xs = xs._replace(offsets=of_x)
     ys = xs if y is None else ys._replace(offsets=of_y)
-    tile, _ = pick(spec.kernel("fold", xs, ys), xs, precision, D)
+    tile = pick(spec.kernel("fold", xs, ys), spec.use, xs, precision, D).tile
 
     def states(x: Side, y: Side, by_column: Tensor | None = None) -> Tensor:
         n = len(x.labels)
@@ -116,7 +120,7 @@ def grad_launch(
 ) -> Launch:
     """Of a self batch if x is y; own: without the pairs (i, i)."""
     D = out.shape[2]
-    tile, options = pick(spec.kernel("grad", x, y), x, precision, D)
+    tile, key, options = pick(spec.kernel("grad", x, y), spec.use, x, precision, D)
     slab = cdiv(min(tile.held, D), tile.BD)  # chunks of the gradient that one program owns
     N, M = len(x.labels), len(y.labels)
     anchors = "self" if x is y else "both" if x.states and y.states else "x" if x.states else "y"
@@ -125,7 +129,7 @@ def grad_launch(
     grid = (cdiv(N, tile.BM), len(out), cdiv(D, slab * tile.BD))
     x_states, y_states = x.states or y.states, y.states or x.states
     args = (x.argument, y.argument, x_states, y_states, (out, sums), listed(spec.params), N, M, D)
-    return Launch(engine.grad, grid, args, options)
+    return Launch(engine.grad, grid, args, options, key)
 
 
 def fold_grad(
@@ -163,7 +167,7 @@ def fold_grad(
     def gradient(x: Side, y: Side, like: Tensor, by_numbers: bool) -> tuple[Tensor, Tensor]:
         """By the rows of x, in their dtype; and the sums over each row, by the numbers and by its offset [sums, n]."""
         n, D = like.shape
-        tile, _ = pick(spec.kernel("grad", x, y), x, precision, D)
+        tile = pick(spec.kernel("grad", x, y), spec.use, x, precision, D).tile
         parts = splits(n, len(y.labels), tile)
         plain = parts == 1 and unit is None
         out = torch.empty(parts, n, D, dtype=like.dtype if plain else torch.float32, device=like.device)

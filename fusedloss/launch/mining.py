@@ -16,11 +16,11 @@ def mine_launch(
     positives: str, negatives: str, own: bool,
 ) -> Launch:  # fmt: skip
     """own: without the pairs (i, i)."""
-    tile, options = pick("mine", x, precision, D)
+    tile, key, options = pick("mine", metric, x, precision, D)
     N, M = len(x.labels), len(y.labels)
     options |= dict(SCORE=SCORES[metric], POSITIVE=SIGNS[positives], NEGATIVE=SIGNS[negatives], SELF=own)
     args = (x.argument, y.argument, floor, best, index, N, M, D)
-    return Launch(mining.mine, (cdiv(N, tile.BM), len(best)), args, options)
+    return Launch(mining.mine, (cdiv(N, tile.BM), len(best)), args, options, key)
 
 
 def mine(
@@ -32,8 +32,7 @@ def mine(
     xs, precision = prepare(x, x_labels, metric)
     ys = xs if y is None else prepare(y, y_labels, metric)[0]
     N, M, D = len(x), len(ys.labels), x.shape[1]
-    tile, _ = pick("mine", xs, precision, D)
-    parts = splits(N, M, tile)
+    parts = splits(N, M, pick("mine", metric, xs, precision, D).tile)
 
     def select(floor: Tensor, positives: str, negatives: str) -> tuple[Tensor, Tensor]:
         best = torch.empty(parts, 2, N, dtype=torch.float32, device=x.device)

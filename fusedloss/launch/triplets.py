@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..kernels import configs
 from ..kernels import triplets as kernels
 from ..states import new_index, state_dtype
-from .common import SCORES, Launch, Side, cdiv, listed, pick, prepare, reorder, splits
+from .common import SCORES, Launch, Plan, Side, cdiv, listed, pick, prepare, reorder, splits
 
 
 class Batch(NamedTuple):
@@ -46,27 +46,29 @@ class Batch(NamedTuple):
         starts, ends, itself = (t.long() for t in self.ranges)
         return ends - starts - (itself >= 0).long(), len(self.y.labels) - (ends - starts)
 
-    def options(self, kernel: str, D: int, margin: Tensor) -> tuple[configs.Tile, dict[str, Any]]:
-        tile, options = pick(kernel, self.x, self.precision, D)
-        return tile, options | dict(SCORE=SCORES[self.metric], FROM_MEMORY=margin.device.type != "cpu")
+    def pick(self, kernel: str, D: int, margin: Tensor, triplets: str, soft: bool) -> Plan:
+        use = f"{self.metric} {triplets}{' soft' if soft else ''}"
+        plan = pick(kernel, use, self.x, self.precision, D)
+        own = dict(SCORE=SCORES[self.metric], FROM_MEMORY=margin.device.type != "cpu")
+        return plan._replace(options=plan.options | own)
 
 
 def fold_launch(
     b: Batch, outs: tuple[Tensor, ...], margin: Tensor, D: int, first: int, last: int, triplets: str, soft: bool
 ) -> Launch:
     """Of the states [splits, 3, N], or of thresholds [last - first, N] and slopes [splits, last - first, N]."""
-    tile, options = b.options("triplets", D, margin)
+    tile, key, options = b.pick("triplets", D, margin, triplets, soft)
     options |= dict(KIND=triplets, SOFT=soft, SLOPES=len(outs) == 2, K=configs.POSITIVES)
     N, M = len(b.x.labels), len(b.y.labels)
     args = (b.x.argument, b.y.argument, b.ranges, outs, listed(margin), N, M, D, first, last)
-    return Launch(kernels.fold_triplets, (cdiv(N, tile.BM), len(outs[-1])), args, options)
+    return Launch(kernels.fold_triplets, (cdiv(N, tile.BM), len(outs[-1])), args, options, key)
 
 
 def semihard_launch(b: Batch, states: Tensor, index: Tensor, margin: Tensor, D: int, first: int, last: int) -> Launch:
-    tile, options = b.options("triplets", D, margin)
+    tile, key, options = b.pick("triplets", D, margin, "nearest", False)
     N, M = len(b.x.labels), len(b.y.labels)
     args = (b.x.argument, b.y.argument, b.ranges, (states, index), listed(margin), N, M, D, first, last, len(index))
-    return Launch(kernels.mine_semihard, (cdiv(N, tile.BM),), args, options | dict(K=configs.POSITIVES))
+    return Launch(kernels.mine_semihard, (cdiv(N, tile.BM),), args, options | dict(K=configs.POSITIVES), key)
 
 
 def fold_triplets(
@@ -88,7 +90,7 @@ def fold_triplets(
         total, active = found
         chosen = positives * negatives.clamp(max=1)
     else:
-        tile, _ = b.options("triplets", D, margin)
+        tile = b.pick("triplets", D, margin, triplets, soft).tile
         parts = torch.empty(splits(N, M, tile), 3, N, dtype=state_dtype(x), device=x.device)
         fold_launch(b, (parts,), margin, D, 0, M, triplets, soft).run()
         total, chosen, active = parts.sum(0)
@@ -121,8 +123,7 @@ def passes(b: Batch, du: Tensor, margin: Tensor, index: Tensor, D: int, triplets
             semihard_launch(b, states, found, margin, D, first, first + width).run()
             yield Anchors(first, width, 1, (*ranges, du, found, found))
         return
-    tile, _ = b.options("triplets", D, margin)
-    parts = splits(N, M, tile)
+    parts = splits(N, M, b.pick("triplets", D, margin, triplets, soft).tile)
     width = min(M, max(1, configs.WORKSPACE // (4 * N * (1 + parts))))
     thresholds, slopes = (torch.empty(*shape, width, N, device=du.device) for shape in ((), (parts,)))
     for first in range(0, M, width):
@@ -141,7 +142,7 @@ def grad_launch(
 ) -> Launch:  # fmt: skip
     """dx of the rows of one side, by the anchors in their role: "x", "y" or "self"."""
     D = out.shape[2]
-    tile, options = b.options(grad_kernel(triplets, soft), D, margin)
+    tile, key, options = b.pick(grad_kernel(triplets, soft), D, margin, triplets, soft)
     slab = cdiv(min(tile.held, D), tile.BD)
     options |= dict(
         KIND=triplets, SOFT=soft, ANCHORS=roles, OWN=b.metric != "manhattan", ADD=anchors.first > 0, SLAB=slab
@@ -151,7 +152,7 @@ def grad_launch(
         x.argument, y.argument, anchors.argument, anchors.argument, out, listed(margin), longest, N, M, D,
         anchors.first, anchors.width, anchors.parts,
     )  # fmt: skip
-    return Launch(kernels.triplets_grad, (cdiv(N, tile.BM), len(out), cdiv(D, slab * tile.BD)), args, options)
+    return Launch(kernels.triplets_grad, (cdiv(N, tile.BM), len(out), cdiv(D, slab * tile.BD)), args, options, key)
 
 
 def fold_triplets_grad(
@@ -166,7 +167,7 @@ def fold_triplets_grad(
         # The products take fp16 operands: a row may be in M triplets or in one, so bring the root of M near 1.
         unit = du.abs().amax().clamp_min(1e-30) * M**0.5
         du = du / unit
-    tile, _ = b.options(grad_kernel(triplets, soft), D, margin)
+    tile = b.pick(grad_kernel(triplets, soft), D, margin, triplets, soft).tile
 
     runs = [(b.x, b.y, "self" if y is None else "x")] if want_x else []
     runs += [(b.y, b.x, "y")] if y is not None and want_y else []

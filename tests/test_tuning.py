@@ -1,0 +1,209 @@
+"""Choosing, sweeping and remembering tiles; all but the timing, for a GPU that is not there."""
+
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+import fusedloss
+from fusedloss import tuning
+from fusedloss.kernels import configs
+from fusedloss.kernels.configs import Tile
+from fusedloss.tuning import Key, Tuned
+from fusedloss.workloads import Workload, step
+
+pytest.importorskip("triton")
+
+KEY = Key("fold exp", "softmax similarity sum/lse", 2, 128)
+DEFAULT = configs.choose("fold exp", 2, 128, "sm_90")
+FOUND = Tuned(KEY, Tile(64, 32, 64, 4, 2, 128), 1e-3, 2e-3, "2026-11-23")
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A GPU by its name, and a cache of its own."""
+    monkeypatch.setenv("FUSEDLOSS_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(tuning, "device_name", lambda: "Test GPU 9000")
+    tuning.remembered.cache_clear()
+    tuning.wanted.clear()
+    yield tmp_path
+    tuning.remembered.cache_clear()
+    tuning.wanted.clear()
+
+
+def test_a_tile_is_remembered_for_its_device_and_every_d_of_its_bucket(gpu):
+    assert tuning.choose(KEY, 100, "sm_90") == DEFAULT
+    assert tuning.remember([FOUND]) == gpu / "test-gpu-9000.json"
+    assert {tuning.bucket(D) for D in (65, 100, 128)} == {128} and tuning.bucket(513) == 0
+    assert tuning.choose(KEY, 100, "sm_90") == FOUND.tile
+    assert tuning.choose(KEY._replace(use="circle similarity lse/lse"), 100, "sm_90") == DEFAULT
+    other = FOUND._replace(key=KEY._replace(D=64))
+    tuning.remember([other])
+    assert tuning.remembered() == {KEY: FOUND, other.key: other}  # added, not replaced
+
+
+def test_without_a_gpu_nothing_is_read(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(tuning, "remembered", lambda: pytest.fail("read"))
+    assert tuning.choose(KEY, 128, "sm_90") == DEFAULT
+
+
+def broken(change):
+    def edit(path):
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return edit
+
+
+def entry(**values):
+    return broken(lambda content: content["tiles"][0].update(values))
+
+
+def tile(**sizes):
+    return broken(lambda content: content["tiles"][0]["tile"].update(sizes))
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda path: path.write_text("{"), "Expecting"),
+        (lambda path: path.write_text("[]"), "a JSON object is needed, got list"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), "codec"),
+        (broken(lambda content: content.update(device="Other GPU")), "device must be 'Test GPU 9000', got 'Other GPU'"),
+        (broken(lambda content: content.update(triton="1.0")), "triton must be"),
+        (broken(lambda content: content.update(format=99)), "format must be 1, got 99"),
+        (broken(lambda content: content.pop("tiles")), "tiles"),
+        (tile(BM=100), "BM of 'fold exp' must be one of .*, got 100"),
+        (tile(BN=True), "BN of 'fold exp' must be one of .*, got True"),
+        (tile(num_warps="8"), "num_warps .*, got '8'"),
+        (tile(BX=1), "BX"),
+        (entry(seconds=-1.0), "seconds must be positive numbers, got -1.0"),
+        (entry(seconds="fast"), "seconds must be positive numbers, got 'fast'"),
+        (entry(key={"kernel": "sort", "use": "", "itemsize": 2, "D": 128}), "no kernel has the key 'sort'"),
+        (entry(key={"kernel": "fold", "use": "", "itemsize": 2, "D": 100}), "no tile is chosen by"),
+    ],
+)
+def test_a_broken_or_foreign_file_is_ignored_with_a_warning(gpu, edit, said):
+    path = tuning.remember([FOUND])
+    edit(path)
+    tuning.remembered.cache_clear()
+    with pytest.warns(UserWarning, match=f"tuned tiles ignored: .*test-gpu-9000.json: .*{said}"):
+        assert tuning.choose(KEY, 128, "sm_90") == DEFAULT
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tuning.choose(KEY, 128, "sm_90") == DEFAULT  # said once
+    tuning.remember([FOUND])
+    assert tuning.choose(KEY, 128, "sm_90") == FOUND.tile
+
+
+def test_a_tile_under_trial_comes_first(gpu):
+    tuning.remember([FOUND])
+    trial = Tile(128, 16, 64, 4, 1, 128)
+    with tuning.trying(KEY, trial):
+        assert tuning.choose(KEY, 128, "sm_90") == trial
+    assert tuning.choose(KEY, 128, "sm_90") == FOUND.tile
+
+
+@pytest.mark.parametrize("arch", list(configs.TILES))
+def test_every_default_tile_is_made_of_sizes_that_a_sweep_may_try(arch):
+    for (kernel, _), rows in configs.TILES[arch].items():
+        for _, tile in rows:
+            assert all(size in configs.SIZES[name] for name, size in tile._asdict().items()), tile
+            assert tile in configs.shapes(tile)
+            near = configs.depths(tile, kernel, 128)
+            assert near and all(sum(a != b for a, b in zip(tile, other, strict=True)) == 1 for other in near)
+
+
+def test_a_sweep_leaves_out_what_spills_or_does_not_fit_and_keeps_the_fastest(gpu, monkeypatch):
+    sweep = importlib.import_module("fusedloss.sweep")
+    best, spilling, large = Tile(64, 32, 64, 4, 2, 128), Tile(64, 128, 64, 8, 2, 128), Tile(256, 128, 64, 8, 2, 128)
+    deeper = best._replace(num_stages=3)
+    jobs, timed = [], []
+
+    def compiled(jobs_, progress):
+        jobs_ = list(jobs_)
+        jobs.append(jobs_)
+        found = {}
+        for code, target in jobs_:
+            assert target == ("cuda", 90, 32)
+            shape = tuple(dict(code.options)[name] for name in ("BM", "BN"))
+            found[code, target] = {"spills": 4 * (shape == spilling[:2]), "shared_bytes": 1024}
+            if shape == large[:2]:
+                found[code, target]["shared_bytes"] = 1 << 20
+        return found
+
+    def timer(runs):
+        now = next(iter(tuning._trial.values()))
+        timed.append(now)
+        return {best: 2e-3, deeper: 1e-3}.get(now, 5e-3)
+
+    monkeypatch.setattr(sweep, "compile_all", compiled)
+    monkeypatch.setattr(sweep, "architecture", lambda: "sm_90")
+    runs = [step(Workload("info_nce_loss", N, 128, "bf16"), "meta") for N in (1024, 4096)]
+    with fusedloss.use_backend("triton"):
+        found = {tuned.key.kernel: tuned for tuned in sweep.tune(runs, timer=timer)}
+    assert set(found) == {"fold exp", "grad exp"}
+    assert found["fold exp"].tile == deeper and found["fold exp"].seconds == 1e-3
+    assert found["fold exp"].default_seconds == 5e-3
+    shapes = {tile[:2] for tile in timed}
+    assert spilling[:2] not in shapes and large[:2] not in shapes and len(shapes) > 5
+    assert len(timed) == len({(tile, i < len(timed) / 2) for i, tile in enumerate(timed)})  # none twice for a kernel
+    assert set(tuning.remembered().values()) == set(found.values())
+    (row,) = [sweep.config_row(tuned) for tuned in found.values() if tuned.key.kernel == "fold exp"]
+    assert row.startswith(f'("fold exp", 2): [(128, Tile({", ".join(map(str, deeper))}))],  # Test GPU 9000, ')
+    code, _, _ = row.partition("  #")
+    assert eval(f"{{{code}}}", {"Tile": Tile}) == {("fold exp", 2): [(128, deeper)]}
+
+
+def test_tiles_with_other_results_do_not_count():
+    sweep = importlib.import_module("fusedloss.sweep")
+    value = torch.tensor([1.0, math.inf, math.nan])
+    assert sweep.agree([value * 1.001], [value])
+    assert not sweep.agree([value * 1.1], [value])
+    assert not sweep.agree([torch.full((3,), math.nan)], [torch.ones(3)])
+    assert sweep.agree([torch.tensor([1])], [torch.tensor([2])])  # near ties may be mined the other way
+
+
+def test_at_first_use_a_kernel_is_tuned_once(gpu, monkeypatch):
+    monkeypatch.setenv("FUSEDLOSS_AUTOTUNE", "1")
+    calls = []
+
+    def tune(runs, keys):
+        calls.append(list(keys))
+        runs[0]()  # what was called, again
+        tuning.remember([FOUND._replace(key=key) for key in keys])
+
+    monkeypatch.setattr(importlib.import_module("fusedloss.sweep"), "tune", tune)
+    x = torch.empty(64, 100, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    labels = torch.empty(64, device="meta", dtype=torch.int64)
+    from fusedloss.launch.common import recording
+
+    with fusedloss.use_backend("triton"), recording("sm_90"):
+        for _ in range(2):
+            fusedloss.supcon_loss(x, labels).backward()
+        fusedloss.supcon_loss(torch.cat([x, x]), torch.cat([labels, labels])).backward()  # another batch size
+    assert [[key.kernel for key in keys] for keys in calls] == [["fold exp"], ["grad exp"]]
+    assert not tuning.wanted
+
+
+def test_while_a_graph_is_captured_nothing_is_tuned(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(importlib.import_module("fusedloss.sweep"), "tune", lambda *_: pytest.fail("tuned"))
+    tuning.wanted.add(KEY)
+    tuning.tune_wanted(lambda: None, [])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_command_says_that_there_is_no_gpu():
+    done = subprocess.run([sys.executable, "-m", "fusedloss", "tune"], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 1 and "tune: PyTorch finds no GPU here" in done.stderr
