@@ -27,8 +27,9 @@ check: $(STAMP) ## lint, formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# PASSIVE: beside other work a thread that spins while it waits makes a step 8 times as long.
 bench: $(STAMP) ## the short CPU benchmarks (BENCH_ARGS=...)
-	$(PY) -m pytest bench --benchmark-only --benchmark-columns=min,median,rounds $(BENCH_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest bench --benchmark-only --benchmark-columns=min,median,rounds $(BENCH_ARGS)
 
 gpu: ## tests and benchmarks on this GPU, offline, with the torch, triton and pytest of PYTHON (OUT=gpu-results)
 	$(PYTHON) -m pip install --no-index --no-deps --no-build-isolation -e .

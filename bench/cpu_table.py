@@ -17,12 +17,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from fusedloss.console import show
 from fusedloss.measure import Measurement, measure
 
-from . import report
-from .workloads import CASES, GIVEN_LOGITS, PEERS, Oracle, available, loss_of
+from . import files, tables
+from .peers import PEERS
+from .workloads import CASES, GIVEN_LOGITS, Oracle, available, loss_of
 
 OURS = "fusedloss"
+AGAINST = ("pytorch-metric-learning", "torch")  # the peers of the table, the first that has the loss
 D = 128
 GIB = 2**30
 
@@ -56,9 +59,18 @@ def measured(case: str, implementation: str, n: int, threads: int, **kwargs: Any
     return found
 
 
+def gemm_flops(threads: int) -> float:
+    """FLOP/s of a float32 matrix product of 2,048 x 2,048 rows, the median of 5 in a fresh process."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # the child's
+    found = measure("bench.floor:square_product", n=2048, repeats=5)
+    if found is None:
+        raise RuntimeError("a matrix product of 2,048 x 2,048 rows: out of memory or past 300 s")
+    return 2 * 2048**3 / found.seconds
+
+
 def peer_of(row: Iterable[str]) -> str | None:
     """The peer among the implementations of a case, or in a row of results."""
-    return next((name for name in PEERS if name in row), None)
+    return next((name for name in AGAINST if name in row), None)
 
 
 def versus(case: str, peer: str, n: int, threads: int, rounds: int) -> dict[str, Any]:
@@ -96,20 +108,20 @@ def verdict(ratio: float, target: float) -> str:
 
 def cells(row: dict[str, Any]) -> list[str]:
     ours, peer = row[OURS], row.get(peer_of(row) or "")
-    cells = [f"{row['case']}, N={row['n']:,}, {row['threads']} thr", report.seconds(ours["seconds"])]
+    cells = [f"{row['case']}, N={row['n']:,}, {row['threads']} thr", tables.seconds(ours["seconds"])]
     if peer is None and CASES[row["case"]].loss in GIVEN_LOGITS:  # whose gradient is as large as they are
-        return [*cells, "-", "-", "-", report.size(ours["peak_bytes"]), "-", "-", "-"]
+        return [*cells, "-", "-", "-", tables.size(ours["peak_bytes"]), "-", "-", "-"]
     if peer is None:
         limit = LIMITS[row["n"]]
-        return [*cells, "-", "-", "-", report.size(ours["peak_bytes"]), "-", f"< {limit / GIB:.0f} GiB",
+        return [*cells, "-", "-", "-", tables.size(ours["peak_bytes"]), "-", f"< {limit / GIB:.0f} GiB",
                 verdict(ours["peak_bytes"], limit)]  # fmt: skip
     time = peak = "-"
     target = TARGETS.get(row["case"])
     if target and target.n == row["n"]:
         time = verdict(row["time_ratio"], target.time)
         peak = verdict(row["peak_ratio"], target.peak) if target.peak else "-"
-    return [*cells, report.seconds(peer["seconds"]), f"1/{1 / row['time_ratio']:.1f}", time,
-            report.size(ours["peak_bytes"]), report.size(peer["peak_bytes"]), f"1/{1 / row['peak_ratio']:.1f}",
+    return [*cells, tables.seconds(peer["seconds"]), tables.ratio(row["time_ratio"]), time,
+            tables.size(ours["peak_bytes"]), tables.size(peer["peak_bytes"]), tables.ratio(row["peak_ratio"]),
             peak]  # fmt: skip
 
 
@@ -128,21 +140,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="*", help="thread counts (1 and all cores)")
     args = parser.parse_args()
 
-    results: dict[str, Any] = {"meta": report.meta("cpu"), "rows": []}
+    results: dict[str, Any] = {"meta": files.meta("cpu"), "rows": []}
     threads = args.threads or sorted({1, results["meta"]["cores"]})
+    results["gemm_flops"] = {str(count): gemm_flops(count) for count in threads}
 
     def add(row: dict[str, Any]) -> None:
         results["rows"].append(row)
         print(*cells(row), sep=" | ", flush=True)
         if args.out:
-            report.save(args.out, results)
+            files.save(args.out, results)
 
     for n in args.sizes:
         for name in args.losses:
             case = CASES[name]
             peer = peer_of(available(case, n, "float32"))
             if peer is None:
-                if any(case.loss in losses for losses in PEERS.values()) and n in LIMITS:
+                if any(case.loss in PEERS[other].losses for other in AGAINST) and n in LIMITS:
                     add(alone(name, n, max(threads)))
                 continue
             if n < 1024 and case.peer_rows != n:
@@ -158,7 +171,7 @@ def main() -> None:
             add(alone(name, n, max(threads)))
     meta = results["meta"]
     title = f"forward + backward, D={D}, float32; {meta['device']}, torch {meta['torch']}"
-    report.show(title, COLUMNS, [cells(row) for row in results["rows"]])
+    show(title, COLUMNS, [cells(row) for row in results["rows"]])
 
 
 if __name__ == "__main__":

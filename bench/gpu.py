@@ -1,8 +1,10 @@
 """One command for a machine with a GPU and no network: `python -m bench.gpu OUT`.
 
-Device and versions, the test suite natively, first timings of the in-batch losses, the demo: each in a process of its
-own with its own time limit, about 9 minutes in all. OUT/DEVICE-DATE.json is complete after every step and every timing,
-so that a kill keeps what was measured. The exit status is 1 if a step failed.
+Device and versions; every loss, captured in a CUDA graph and replayed; the test suite natively; timings against dense
+PyTorch and the peers that are installed; tuned tiles of a few shapes; every loss under compute-sanitizer, if it is
+there; plots; the demo. Each step is a process with its own time limit, and all end within 9 minutes.
+OUT/DEVICE-DATE.json is complete after every step and every timing, so that a kill keeps what was measured. The exit
+status is 1 if a step failed.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ import argparse
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,11 +28,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import report
-from .gpu_timings import CEILINGS, MEMBERS, SIZES
+from fusedloss.console import show
 
-LIMITS = {"device": 30, "tests": 210, "timings": 170, "demo": 110}  # seconds
+from . import files, gpu_table
+from .gpu_timings import CEILINGS, SIZES
+
+# Seconds of each step, the most telling ones first; none goes on past the end of all.
+LIMITS = {
+    "device": 20, "graphs": 60, "tests": 150, "timings": 140, "tune": 80, "memcheck": 60, "plots": 20, "demo": 60,
+}  # fmt: skip
+END = 520
+TUNED_LOSSES = ("pairwise_contrastive_loss", "supcon_loss", "batch_hard_triplet_loss")
+TUNED = ("--loss", *TUNED_LOSSES, "--n", "16384", "--d", "256", "--dtype", "bf16")
 GRACE = 10
+STARTED = time.perf_counter()
 DEMO_NEEDS = {"scikit-learn": "sklearn", "matplotlib": "matplotlib", "rich": "rich"}
 
 
@@ -38,21 +51,24 @@ class Outcome(NamedTuple):
     detail: str  # why, or the end of the output
 
 
-def run(step: str, module: str, *arguments: str) -> Outcome:
+def run(step: str, module: str, *arguments: str, under: Sequence[str] = (), **variables: str) -> Outcome:
     """Run a module natively, whatever the environment says of Triton's interpreter; at the limit end all it started."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | variables
     start = time.perf_counter()
+    limit = min(LIMITS[step], STARTED + END - start)
+    if limit < GRACE:
+        return Outcome("skipped", 0.0, "no time is left")
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         # a process group, to be ended as a whole; not a session, which would outlive whoever ends this program
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=report.ROOT, env=environment, stdout=log, stderr=log, preexec_fn=os.setpgrp,
+            [*under, sys.executable, "-m", module, *arguments],
+            cwd=files.ROOT, env=environment, stdout=log, stderr=log, preexec_fn=os.setpgrp,
         )  # fmt: skip
         try:
-            code = process.wait(LIMITS[step])
+            code = process.wait(limit)
             why = f"exit status {code}" if code else ""
         except subprocess.TimeoutExpired:
-            why = f"past its limit of {LIMITS[step]} s"
+            why = f"past its limit of {limit:.0f} s"
             os.killpg(process.pid, signal.SIGINT)  # pytest then reports the tests that ran
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
@@ -71,7 +87,7 @@ def tests(out: Path, result: Path) -> Outcome:
     workers = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
     outcome = run("tests", "pytest", "tests", "-q", "-p", "no:cacheprovider", f"--junitxml={xml}", *workers)
     if xml.exists():
-        report.update(result, tests=summary(ET.parse(xml).getroot()))
+        files.update(result, tests=summary(ET.parse(xml).getroot()))
     return outcome
 
 
@@ -86,31 +102,39 @@ def summary(root: ET.Element) -> dict[str, Any]:
     }
 
 
+def tune(out: Path, result: Path) -> Outcome:
+    """On a few shapes, into a cache of its own: neither the timings nor the user's cache know of it."""
+    with tempfile.TemporaryDirectory() as cache:
+        outcome = run("tune", "fusedloss", "tune", *TUNED, FUSEDLOSS_CACHE_DIR=cache)
+        for found in Path(cache).glob("*.json"):
+            files.update(result, tuned=json.loads(found.read_text()))
+    return outcome
+
+
+def memcheck() -> Outcome:
+    """Every loss once under a memory checker, each tensor in an allocation of its own."""
+    checker = shutil.which("compute-sanitizer")
+    if checker is None:
+        return Outcome("skipped", 0.0, "compute-sanitizer is not installed")
+    under = (checker, "--tool", "memcheck", "--error-exitcode", "9")
+    return run("memcheck", "bench.gpu_losses", "--once", under=under, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+
+
+def plots(out: Path, result: Path) -> Outcome:
+    """Pictures, and the tables that a README would have."""
+    page = out / "report.md"
+    page.write_text("<!-- results -->\n<!-- /results -->\n")
+    arguments = (str(result), "--plots", str(out / "plots"), "--readme", str(page))
+    return missing_of("matplotlib") or run("plots", "bench.report", *arguments)
+
+
 def demo(out: Path) -> Outcome:
-    missing = [name for name, module in DEMO_NEEDS.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        return Outcome("skipped", 0.0, f"not installed: {', '.join(missing)}")
-    return run("demo", "fusedloss", "demo", "--out", str(out / "demo"))
+    return missing_of(*DEMO_NEEDS) or run("demo", "fusedloss", "demo", "--out", str(out / "demo"))
 
 
-COLUMNS = ["case", "dtype", "D", "N", *MEMBERS, "faster", "of GEMM floor", "peak", "reference's"]
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    ours, dense = (row.get(member, {"failed": "not measured"}) for member in MEMBERS)
-    times = ["failed" if "failed" in ours else report.seconds(ours["seconds"]),
-             dense.get("failed", "")[:40] or report.seconds(dense["seconds"])]  # fmt: skip
-    both = "seconds" in ours and "seconds" in dense
-    return [
-        row["case"],
-        row["dtype"],
-        str(row["d"]),
-        f"{row['n']:,}",
-        *times,
-        f"{dense['seconds'] / ours['seconds']:.1f}x" if both else "-",
-        f"{ours['of_gemm_floor']:.1%}" if "of_gemm_floor" in ours else "-",
-        *(report.size(m["peak_bytes"]) if "peak_bytes" in m else "-" for m in (ours, dense)),
-    ]
+def missing_of(*packages: str) -> Outcome | None:
+    names = [name for name in packages if importlib.util.find_spec(DEMO_NEEDS[name]) is None]
+    return Outcome("skipped", 0.0, f"not installed: {', '.join(names)}") if names else None
 
 
 def main() -> None:
@@ -126,16 +150,20 @@ def main() -> None:
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
 
-    found = run("device", "bench.report", args.device)
+    found = run("device", "bench.files", args.device)
     meta = json.loads(found.detail.splitlines()[-1]) if found.status == "passed" else {"device": args.device}
-    result = out / report.file_name(meta["device"])
+    result = out / files.file_name(meta["device"])
     outcomes = {"device": found}
-    report.save(result, {"meta": meta})
+    files.save(result, {"meta": meta})
     steps = {
+        "graphs": partial(run, "graphs", "bench.gpu_losses", str(result), "--device", args.device),
         "tests": partial(tests, out, result),
         "timings": partial(
             run, "timings", "bench.gpu_timings", str(result), "--device", args.device, "--sizes", *args.sizes
         ),
+        "tune": partial(tune, out, result),
+        "memcheck": memcheck,
+        "plots": partial(plots, out, result),
         "demo": partial(demo, out),
     }
     for name in args.steps:
@@ -145,15 +173,17 @@ def main() -> None:
         except Exception as error:
             outcomes[name] = Outcome("failed", 0.0, f"{type(error).__name__}: {error}")
         print(outcomes[name].status, flush=True)
-        report.update(result, steps={step: outcome._asdict() for step, outcome in outcomes.items()})
+        files.update(result, steps={step: outcome._asdict() for step, outcome in outcomes.items()})
 
     final = json.loads(result.read_text())
     for name, outcome in outcomes.items():
         if outcome.status != "passed":
             print(f"\n{name} {outcome.status}:\n{outcome.detail}")
     if "timings" in final:
-        report.show(f"{meta['device']}: forward + backward", COLUMNS, [cells(row) for row in final["timings"]])
-    report.show("steps", ["step", "status", "seconds"], [[n, o.status, f"{o.seconds}"] for n, o in outcomes.items()])
+        others = gpu_table.others_of(final["timings"])
+        rows = [gpu_table.cells(row, others) for row in final["timings"]]
+        show(f"{meta['device']}: forward + backward", gpu_table.columns(others), rows)
+    show("steps", ["step", "status", "seconds"], [[n, o.status, f"{o.seconds}"] for n, o in outcomes.items()])
     print(result)
     sys.exit(any(outcome.status == "failed" for outcome in outcomes.values()))
 

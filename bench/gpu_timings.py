@@ -1,4 +1,4 @@
-"""The losses against dense PyTorch on one device, with its ceilings: the third step of `bench.gpu`.
+"""The losses against dense PyTorch on one device, with its ceilings: a step of `bench.gpu`.
 
 `python -m bench.gpu_timings RESULT.json` adds "ceilings", "parity" and "timings" to the file, row by row.
 """
@@ -9,68 +9,27 @@ import argparse
 import gc
 import itertools
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from fusedloss import measure
-from fusedloss.measure import Run
+from fusedloss.measure import Clock, Run
 
-from . import report, workloads
-from .workloads import GIVEN_LOGITS, WITH_CLASSES, Case, Oracle, available, data, loss_of
+from . import files
+from .cpu_table import OURS
+from .floor import product_flop
+from .gpu_table import TARGETS
+from .workloads import CASES, Case, Oracle, available, data, loss_of
 
 SIZES = [2**k for k in range(12, 17)]
 DIMENSIONS = [128, 256]
 DTYPES = ["float32", "bfloat16"]
-MEMBERS = ("fusedloss", "reference", "torch")
 NO_MEMORY = "out of memory"
-CASES = {  # as called by default, and with every negative of unit rows active
-    "contrastive": Case("pairwise_contrastive_loss", {}),
-    "contrastive, all active": Case("pairwise_contrastive_loss", {"neg_margin": 2.5}),
-    "batch-hard": Case("batch_hard_triplet_loss", {}),
-    **{name: workloads.CASES[name] for name in ("all triplets", "semi-hard", "supcon", "nt-xent", "clip", "siglip")},
-    **{name: case for name, case in workloads.CASES.items() if case.loss in (*WITH_CLASSES, *GIVEN_LOGITS)},
-}
-TWO_TOWERS = ("clip", "siglip")
 CEILINGS = {"cuda": (8192, 2**30), "cpu": (1024, 2**26)}  # rows of the square matrix product, bytes copied
-
-
-class Clock:
-    """Times runs one by one. On CUDA: events on the stream, with the L2 cache overwritten before each run."""
-
-    def __init__(self, device: str) -> None:
-        self.flush = None
-        if device == "cuda":
-            l2 = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 2**27)
-            self.flush = torch.empty(2 * l2, dtype=torch.uint8, device=device)
-
-    def once(self, run: Run) -> tuple[float, float]:
-        """Seconds on the device, and by the wall clock, which includes what the host takes to launch."""
-        if self.flush is None:
-            seconds = measure.timed(run)
-            return seconds, seconds
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self.flush.zero_()
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1e3, time.perf_counter() - began
-
-    def __call__(self, run: Run) -> dict[str, float]:
-        """Medians of 3 to 20 runs, about half a second's worth, after a warm-up."""
-        run()
-        first = self.once(run)[1]
-        times = [self.once(run) for _ in range(min(20, max(3, int(0.5 / first))))]
-        device, wall = (median(column) for column in zip(*times, strict=True))
-        return {"seconds": device, "wall_seconds": wall, "runs": len(times)}
 
 
 def ceilings(device: str, clock: Clock) -> dict[str, float]:
@@ -103,6 +62,47 @@ def timings(make: Callable[[], Run], clock: Clock) -> dict[str, Any]:
         return {"failed": NO_MEMORY if measure.out_of_memory(error) else f"{type(error).__name__}: {error}"[:300]}
 
 
+class Job(NamedTuple):
+    case: str
+    n: int
+    d: int
+    dtype: str
+
+
+def jobs(sizes: Sequence[int]) -> list[Job]:
+    """What is timed: first the rows that have a target, then the grid, with small batches first."""
+    targets = [Job(t.case, t.n, t.d, t.dtype) for t in TARGETS if max(sizes) >= SIZES[-1]]
+    grid = [Job(case, n, d, dtype) for n, case, d, dtype in itertools.product(sizes, CASES, DIMENSIONS, DTYPES)]
+    return list(dict.fromkeys(targets + grid))
+
+
+class Parity:
+    """The errors of every member against float64, at a size that dense PyTorch takes, found once."""
+
+    def __init__(self, device: str, n: int) -> None:
+        self.device, self.n, self.rows = device, n, list[dict[str, Any]]()
+        self.oracle: tuple[tuple[str, int, str], Oracle | str] | None = None
+
+    def failure(self, job: Job, member: str) -> str | None:
+        """Why a member's result is wrong, if it is."""
+        wanted = {"case": job.case, "d": job.d, "dtype": job.dtype, "n": self.n, "member": member}
+        row = next((row for row in self.rows if wanted.items() <= row.items()), None)
+        if row is None:
+            row = wanted | self.check(job, member)
+            self.rows.append(row)
+        return row.get("failed")
+
+    def check(self, job: Job, member: str) -> dict[str, Any]:
+        key = (job.case, job.d, job.dtype)
+        try:
+            if self.oracle is None or self.oracle[0] != key:
+                self.oracle = key, Oracle(CASES[job.case], self.n, job.d, self.device, job.dtype)
+            error = self.oracle[1].check(loss_of(CASES[job.case], member))
+            return {"error": error._asdict(), "dense": self.oracle[1].dense._asdict()}
+        except Exception as error:
+            return {"failed": f"{type(error).__name__}: {error}"[:300]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("result", type=Path)
@@ -112,36 +112,21 @@ def main() -> None:
 
     clock = Clock(args.device)
     limits = ceilings(args.device, clock)
-    report.update(args.result, ceilings=limits)
-
-    parity: list[dict[str, Any]] = []
-    for name, d, dtype in itertools.product(CASES, DIMENSIONS, DTYPES):
-        loss = loss_of(CASES[name], "fusedloss")
-        row: dict[str, Any] = {"case": name, "d": d, "dtype": dtype, "n": min(args.sizes)}
-        try:
-            oracle = Oracle(CASES[name], row["n"], d, args.device, dtype)
-            row |= {"reference": oracle.dense._asdict(), "fusedloss": oracle.check(loss)._asdict()}
-        except Exception as error:
-            row["failed"] = f"{type(error).__name__}: {error}"[:300]
-        parity.append(row)
-        report.update(args.result, parity=parity)
-    wrong = {(row["case"], row["d"], row["dtype"]): row["failed"] for row in parity if "failed" in row}
-
-    rows: list[dict[str, Any]] = []
-    for n, name, d, dtype in itertools.product(args.sizes, CASES, DIMENSIONS, DTYPES):
-        row = {"case": name, "n": n, "d": d, "dtype": dtype, "classes": CASES[name].classes}
+    files.update(args.result, ceilings=limits)
+    parity, rows = Parity(args.device, min(args.sizes)), list[dict[str, Any]]()
+    for job in jobs(args.sizes):
+        case = CASES[job.case]
+        row: dict[str, Any] = {**job._asdict(), "classes": case.classes}
         rows.append(row)
-        for implementation in (name for name in MEMBERS if name in available(CASES[row["case"]], n, dtype)):
-            if implementation == "fusedloss" and (name, d, dtype) in wrong:
-                found: dict[str, Any] = {"failed": wrong[name, d, dtype]}  # a wrong result is not timed
-            else:
-                found = timings(partial(maker, CASES[name], implementation, n, d, args.device, dtype), clock)
-            if "seconds" in found:  # G = 2 N M D FLOP, a full product of all pairs; two towers have half the rows each
-                rows_a_side = n // 2 if name in TWO_TOWERS else n
-                found["of_gemm_floor"] = 2 * rows_a_side**2 * d / limits["bfloat16_gemm_flops"] / found["seconds"]
-            row[implementation] = found
-            report.update(args.result, timings=rows)
-    failed = sum("failed" in row["fusedloss"] for row in rows)  # where the dense reference fails is a finding
+        for member in available(case, job.n, job.dtype, args.device):
+            wrong = parity.failure(job, member)  # a wrong result is not timed
+            make = partial(maker, case, member, job.n, job.d, args.device, job.dtype)
+            row[member] = {"failed": wrong} if wrong else timings(make, clock)
+            flop = product_flop(case.loss, job.n, job.d, case.classes)
+            if flop and "seconds" in row[member]:
+                row[member]["of_gemm_floor"] = flop / limits["bfloat16_gemm_flops"] / row[member]["seconds"]
+            files.update(args.result, parity=parity.rows, timings=rows)
+    failed = sum("failed" in row[OURS] for row in rows)  # where another member fails is a finding
     sys.exit(f"{failed} of {len(rows)} timings of fusedloss failed" if failed else 0)
 
 

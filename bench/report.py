@@ -1,139 +1,129 @@
-"""Tables and result files."""
+"""The README's tables and plots, from result files: `python -m bench.report bench/results/FILE.json ...`.
+
+Files of `bench.cpu_table` and of `bench.gpu`, in the order in which the README shows them.
+"""
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import json
+import argparse
 import os
-import platform
 import re
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from . import cpu_table, files, gpu_table, tables
+from .plots import draw, plots_of
 
-ROOT = Path(__file__).parent.parent
-VERSIONS = ("torch", "triton", "numpy", "pytorch-metric-learning")
-ENVIRONMENT = (
-    "OMP_NUM_THREADS",
-    "OMP_WAIT_POLICY",
-    "CUDA_VISIBLE_DEVICES",
-    "PYTORCH_ALLOC_CONF",
-    "PYTORCH_CUDA_ALLOC_CONF",
+README = files.ROOT / "README.md"
+PLOTS = files.ROOT / "bench" / "results" / "plots"
+MARKERS = re.compile(r"(?<=<!-- results -->\n).*(?=<!-- /results -->)", re.DOTALL)
+NOTE = (
+    "A ratio is fusedloss's to the other's; 'reached 2x' is twice as good as the target. N counts the rows of both "
+    "towers\n(info-nce, clip, siglip, n-pair: N / 2 a side) and of both views (nt-xent); 32 classes unless named (all "
+    "triplets: 256).\n"
 )
 
 
-def meta(device: str) -> dict[str, Any]:
-    """What a result depends on, and nothing that names the machine."""
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": device_name(device),
-        "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        **{name: version(name) for name in VERSIONS},
-        "cuda": torch.version.cuda,
-        **(gpu() if device == "cuda" else {}),
-        "commit": commit(),
-        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-    }
+def section(paths: Sequence[Path], plots: Path = PLOTS, readme: Path = README) -> str:
+    """The Markdown between the README's markers."""
+    return "\n".join([NOTE, *(part for path in paths for part in of_file(path, plots, readme))])
 
 
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else processor()
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def version(package: str) -> str | None:
+def of_file(path: Path, plots: Path, readme: Path) -> Iterator[str]:
+    results = files.load(path)
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        yield from (gpu_section if "timings" in results else cpu_section)(link(path, readme), results)
+        for plot in plots_of(path.stem, results):
+            yield f"![{plot.title}]({link(plots / plot.name, readme)})\n"
+    except KeyError as error:
+        raise ValueError(f"{path}: missing or unknown: {error}") from error
 
 
-def gpu() -> dict[str, Any]:
-    facts = torch.cuda.get_device_properties(0)
-    return {
-        "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "capability": f"{facts.major}.{facts.minor}",
-        "memory_bytes": facts.total_memory,
-        "multiprocessors": facts.multi_processor_count,
-    }
+def link(path: Path, readme: Path) -> str:
+    return Path(os.path.relpath(path, readme.parent)).as_posix()
 
 
-def commit() -> str | None:
-    """The commit, with "+" when files differ from it."""
-    head = output("git", "rev-parse", "--short=12", "HEAD")
-    return head and head + ("+" if output("git", "status", "--porcelain", "--untracked-files=no") else "")
+def cpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
+    meta = results["meta"]
+    yield (
+        f"**{meta['device']}, {meta['cores']} cores**: forward + backward, D = {cpu_table.D}, float32, against "
+        f"pytorch-metric-learning {meta['pytorch-metric-learning']}\nor torch {meta['torch']} in fresh processes of "
+        f"one run ({meta['date'][:10]}; `{name}`):\n"
+    )
+    # against the peer where it can, else alone, and at the largest size; the file has the sizes between too
+    sizes = min(cpu_table.LIMITS), max(cpu_table.LIMITS)
+    rows = [row for row in results["rows"] if cpu_table.peer_of(row) or row["n"] in sizes]
+    yield tables.markdown(cpu_table.COLUMNS, [cpu_table.cells(row) for row in rows]) + "\n"
 
 
-def output(*command: str) -> str | None:
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+def gpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
+    """The targets, and folded in the timings at the smallest and the largest N of each case."""
+    meta, rows = results["meta"], results["timings"]
+    flops = results["ceilings"]["bfloat16_gemm_flops"]
+    yield (
+        f"**{meta['device']}**: forward + backward, torch {meta['torch']}, triton {meta['triton']} "
+        f"({meta['date'][:10]}; `{name}`).\nThe floor is one matrix product of all pairs, 2·N·M·D FLOP, "
+        f"at the {flops / 1e12:.0f} TFLOP/s that it reached in bfloat16:\n"
+    )
+    targets = [gpu_table.target_cells(target, rows) for target in gpu_table.TARGETS]
+    yield tables.markdown(gpu_table.TARGET_COLUMNS, targets) + "\n"
+    others = gpu_table.others_of(rows)
+    shown = [gpu_table.cells(row, others) for row in ends(rows)]
+    yield f"<details><summary>{len(shown)} of {len(rows)} timings</summary>\n"
+    yield tables.markdown(gpu_table.columns(others), shown) + "\n"
+    yield "</details>\n"
 
 
-def file_name(name: str) -> str:
-    """ "NVIDIA H200" -> "nvidia-h200-2026-11-22.json" """
-    plain = re.sub(r"\((r|tm)\)|cpu|processor|@.*", " ", name.lower())
-    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
-    return f"{slug}-{datetime.datetime.now(datetime.timezone.utc).date()}.json"
-
-
-def save(path: Path, results: dict[str, Any]) -> None:
-    """Replace the file as a whole, so that it is complete whenever the program is stopped."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(results, indent=1) + "\n")
-    part.replace(path)
-
-
-def update(path: Path, **sections: Any) -> None:
-    """Add or replace sections of a result file."""
-    save(path, {**(json.loads(path.read_text()) if path.exists() else {}), **sections})
-
-
-def seconds(t: float) -> str:
-    return f"{t:.2f} s" if t >= 1 else f"{t * 1e3:.3g} ms" if t >= 1e-3 else f"{t * 1e6:.3g} µs"
-
-
-def size(b: float) -> str:
-    return f"{b / 2**30:.2f} GiB" if b >= 2**30 else f"{b / 2**20:.1f} MiB"
-
-
-def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table, with or without rich; a cell that begins with "missed" or "failed" is red, with "reached" green."""
-    try:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError:
-        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in (columns, *rows)]
-        print(title, *lines, sep="\n")
-        return
-    colours = {"missed": "red", "failed": "red", "reached": "green"}
-    table = Table(title=title)
-    for name in columns:
-        table.add_column(name, justify="left" if name in columns[:1] else "right")
+def ends(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the smallest and the largest N of each case, D and dtype, and those with a target."""
+    sizes: dict[tuple[str, int, str], list[int]] = {}
     for row in rows:
-        table.add_row(*(Text(cell, colours.get(cell.split(" ")[0], "")) for cell in row))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 150  # a file or a pipe has no edge to wrap at
-    console.print(table)
+        sizes.setdefault((row["case"], row["d"], row["dtype"]), []).append(row["n"])
+    of = {key: {min(found), max(found)} for key, found in sizes.items()}
+    return [r for r in rows if r["n"] in of[r["case"], r["d"], r["dtype"]] or gpu_table.is_target(r)]
+
+
+def caption(name: str, results: dict[str, Any]) -> str:
+    """The line below a plot."""
+    meta = results["meta"]
+    packages = [package for package in ("torch", "triton", "pytorch-metric-learning") if meta.get(package)]
+    threads = max((row["threads"] for row in results.get("rows", ())), default=0)
+    cores = [f"{meta['cores']} cores, {threads} threads"] if threads else []
+    return "  ·  ".join(
+        [meta["device"], *cores, *(f"{package} {meta[package]}" for package in packages), meta["date"][:10], name]
+    )
+
+
+def write_plots(paths: Sequence[Path], folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for path in paths:
+        results = files.load(path)
+        for plot in plots_of(path.stem, results):
+            written.append(folder / plot.name)
+            draw(plot, caption(path.name, results), f"{path.name} {files.digest(results)}", written[-1])
+    return written
+
+
+def main(*arguments: str) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", help="result files (JSON)")
+    parser.add_argument("--plots", type=Path, default=PLOTS, help="folder for the plots (bench/results/plots)")
+    parser.add_argument("--readme", type=Path, default=README, help="the file that has the markers (README.md)")
+    args = parser.parse_args(arguments)
+    try:
+        text = section(args.files, args.plots.resolve(), args.readme.resolve())
+    except ValueError as error:
+        sys.exit(str(error))
+    readme, count = MARKERS.subn(lambda _: text, args.readme.read_text())
+    if not count:
+        sys.exit(f"{args.readme}: no markers <!-- results --> and <!-- /results -->")
+    written = write_plots(args.files, args.plots)
+    args.readme.write_text(readme)
+    print(args.readme, *written, sep="\n")
 
 
 if __name__ == "__main__":
-    print(json.dumps(meta(sys.argv[1])))
+    main(*sys.argv[1:])

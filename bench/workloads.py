@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import math
+import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import fusedloss
 from fusedloss import measure, reference
 from fusedloss.measure import Loss, Run
+
+from . import peers
+from .forms import GIVEN_LOGITS, WITH_CLASSES, of_batch
+from .peers import PEERS
 
 CLASSES = 32
 
@@ -26,15 +29,6 @@ class Case(NamedTuple):
     classes: int = CLASSES
     peer_rows: int | None = None  # the most rows with which its peer ends in this life
     dense_rows: int | None = None  # and dense PyTorch; larger batches are checked at this size
-
-
-# Losses of pairs, row i of one half of the batch with row i of the other, instead of labels.
-PAIRED = ("nt_xent_loss", "info_nce_loss", "clip_loss", "siglip_loss", "n_pair_loss")
-# Losses of the rows and one row a class, which are the last rows of the batch and receive their gradient too.
-WITH_CLASSES = ("linear_cross_entropy_loss", "arcface_loss", "proxy_anchor_loss")
-# Losses of given logits, as many as there are classes; and those whose targets are 1 for the class of a row, else 0.
-GIVEN_LOGITS = ("cross_entropy_loss", "sigmoid_focal_loss", "binary_cross_entropy_loss")
-ELEMENTS = GIVEN_LOGITS[1:]
 
 
 # Random unit rows are about sqrt(2) apart and never more than 2. At margin 1 nearly every negative is inactive, so that
@@ -69,152 +63,43 @@ CASES = {
 }
 
 
-def data(case: Case, n: int, d: int, device: str, dtype: str, classes: int | None = None) -> tuple[Tensor, Tensor]:
+def data(case: Case, n: int, d: int, device: str, dtype: str) -> tuple[Tensor, Tensor]:
     """Inputs of a case: rows, which require their gradient, and n labels."""
-    classes = classes or case.classes
     if case.loss in GIVEN_LOGITS:
-        x, labels = measure.batch(n, classes, classes, device, dtype)
-        return (2 * classes**0.5 * x.detach()).requires_grad_(), labels
+        x, labels = measure.batch(n, case.classes, case.classes, device, dtype)
+        return (2 * case.classes**0.5 * x.detach()).requires_grad_(), labels
     if case.loss in WITH_CLASSES:
-        x, labels = measure.batch(n + classes, d, classes, device, dtype)
+        x, labels = measure.batch(n + case.classes, d, case.classes, device, dtype)
         return x, labels[:n]
-    return measure.batch(n, d, classes, device, dtype)
+    return measure.batch(n, d, min(case.classes, n // 4), device, dtype)  # every row has a positive
 
 
 # ------------------------------------------------------------------------------------------------- implementations
 
 
-def metric_learning_contrastive(*, neg_margin: float, power: int, reduction: str, pos_margin: float = 0.0) -> Loss:
-    from pytorch_metric_learning import distances, losses
-
-    if (power, reduction) != (1, "active"):
-        raise ValueError(f"pytorch-metric-learning has power 1 and reduction 'active', got {power} and {reduction!r}")
-    distance = distances.LpDistance(normalize_embeddings=False)
-    return losses.ContrastiveLoss(pos_margin=pos_margin, neg_margin=neg_margin, distance=distance)
-
-
-def metric_learning_batch_hard(*, margin: float) -> Loss:
-    from pytorch_metric_learning import distances, losses, miners, reducers
-
-    distance = distances.LpDistance(normalize_embeddings=False)
-    miner = miners.BatchHardMiner(distance=distance)
-    loss = losses.TripletMarginLoss(margin=margin, distance=distance, reducer=reducers.MeanReducer())
-    return lambda x, labels: loss(x, labels, miner(x, labels))
-
-
-def metric_learning_all_triplets(*, margin: float, reduction: str) -> Loss:
-    from pytorch_metric_learning import distances, losses
-
-    if reduction != "active":
-        raise ValueError(f"pytorch-metric-learning has reduction 'active', got {reduction!r}")
-    return losses.TripletMarginLoss(margin=margin, distance=distances.LpDistance(normalize_embeddings=False))
-
-
-def metric_learning(name: str, **names: str) -> Callable[..., Loss]:
-    """One of its losses of all pairs, which has these names for our options."""
-
-    def make(**options: Any) -> Loss:
-        from pytorch_metric_learning import losses
-
-        loss: Loss = getattr(losses, name)(**{names.get(option, option): v for option, v in options.items()})
-        return loss
-
-    return make
-
-
-def metric_learning_nt_xent(*, temperature: float) -> Loss:
-    from pytorch_metric_learning import losses
-
-    loss = losses.NTXentLoss(temperature=temperature)
-    return lambda x, labels: loss(x, torch.arange(len(x) // 2, device=x.device).repeat(2))  # two views a class
-
-
-def metric_learning_classes(name: str, weight: str, degrees: bool = False) -> Callable[..., Loss]:
-    """One of its losses of classes, whose rows are ours instead of a parameter of its own."""
-
-    def make(**options: Any) -> Loss:
-        from pytorch_metric_learning import losses
-
-        if degrees:
-            options["margin"] = math.degrees(options["margin"])
-
-        def of_rows(x: Tensor, labels: Tensor) -> Tensor:
-            rows, classes = x[: len(labels)], x[len(labels) :]
-            loss = getattr(losses, name)(2, x.shape[1], **options)
-            loss.num_classes = len(classes)
-            loss.cast_types = lambda *_: None  # it would copy its parameter
-            delattr(loss, weight)
-            setattr(loss, weight, classes.t() if weight == "W" else classes)
-            found: Tensor = loss(rows, labels)
-            return found
-
-        return of_rows
-
-    return make
-
-
-METRIC_LEARNING: dict[str, Callable[..., Loss]] = {
-    "pairwise_contrastive_loss": metric_learning_contrastive,
-    "batch_hard_triplet_loss": metric_learning_batch_hard,
-    "batch_all_triplet_loss": metric_learning_all_triplets,
-    "supcon_loss": metric_learning("SupConLoss"),
-    "circle_loss": metric_learning("CircleLoss", margin="m"),
-    "multi_similarity_loss": metric_learning("MultiSimilarityLoss"),
-    "generalized_lifted_structure_loss": metric_learning("GeneralizedLiftedStructureLoss"),
-    "lifted_structure_loss": metric_learning("LiftedStructureLoss"),
-    "nt_xent_loss": metric_learning_nt_xent,
-    "arcface_loss": metric_learning_classes("ArcFaceLoss", "W", degrees=True),
-    "proxy_anchor_loss": metric_learning_classes("ProxyAnchorLoss", "proxies"),
-}
-
-TORCH: dict[str, Callable[..., Tensor]] = {
-    "linear_cross_entropy_loss": lambda x, w, target: F.cross_entropy(F.linear(x, w), target),
-    "cross_entropy_loss": F.cross_entropy,
-    "binary_cross_entropy_loss": F.binary_cross_entropy_with_logits,
-}
-
-
-def of_function(function: Callable[..., Tensor], loss: str, options: dict[str, Any]) -> Loss:
-    """A loss, by its arguments, as a function of rows and labels."""
-    if loss in PAIRED:
-        return lambda x, labels: function(*x.chunk(2), **options)
-    if loss in WITH_CLASSES:
-        return lambda x, labels: function(x[: len(labels)], x[len(labels) :], labels, **options)
-    if loss in ELEMENTS:
-        return lambda x, labels: function(x, F.one_hot(labels, x.shape[1]).to(x.dtype), **options)
-    return lambda x, labels: function(x, labels, **options)
-
-
-def of_batch(module: Any, loss: str, options: dict[str, Any]) -> Loss:
-    """A loss of fusedloss or of its reference as a function of embeddings and labels."""
-    return of_function(getattr(module, loss), loss, options)
-
-
 def compiled(loss: str, options: dict[str, Any]) -> Loss:
+    torch.compiler.reset()  # the losses share code, of which a process may compile 8 versions
     # fullgraph: a break would time eager code; static shapes: what a fixed batch size gets
-    return torch.compile(of_batch(reference, loss, options), fullgraph=True, dynamic=False)
+    return torch.compile(of_batch(getattr(reference, loss), loss, **options), fullgraph=True, dynamic=False)
 
 
 IMPLEMENTATIONS: dict[str, Callable[[str, dict[str, Any]], Loss]] = {
-    "fusedloss": lambda loss, options: of_batch(fusedloss, loss, options),
-    "reference": lambda loss, options: of_batch(reference, loss, options),
+    "fusedloss": lambda loss, options: of_batch(getattr(fusedloss, loss), loss, **options),
+    "reference": lambda loss, options: of_batch(getattr(reference, loss), loss, **options),
     "torch.compile": compiled,
-    "pytorch-metric-learning": lambda loss, options: METRIC_LEARNING[loss](**options),
-    "torch": lambda loss, options: of_function(TORCH[loss], loss, options),
+    **{name: partial(peers.loss_of, name) for name in PEERS},
 }
-PEERS = {"pytorch-metric-learning": METRIC_LEARNING, "torch": TORCH}
-NEEDS = {"pytorch-metric-learning": "pytorch_metric_learning"}
-ONLY_FLOAT32 = {"pytorch-metric-learning"}  # torch.cdist has no 16-bit kernel
 
 
-def available(case: Case, n: int, dtype: str) -> list[str]:
-    """The implementations that are installed, have the loss, take the dtype and end in this life."""
-    installed = [name for name in IMPLEMENTATIONS if importlib.util.find_spec(NEEDS.get(name, "torch"))]
+def available(case: Case, n: int, dtype: str = "float32", device: str = "cpu") -> list[str]:
+    """The implementations that are installed, have the loss, take the dtype and device and end in this life."""
     dense = n <= (case.dense_rows or n)
-    own = [name for name in installed if name not in PEERS and (dense or name == "fusedloss")]
-    peers = [name for name in installed if case.loss in PEERS.get(name, ()) and n <= (case.peer_rows or n)]
-    possible = own + peers
-    return [name for name in possible if dtype == "float32" or name not in ONLY_FLOAT32]
+    found = ["fusedloss", "reference", "torch.compile"] if dense else ["fusedloss"]
+    for name, peer in PEERS.items():
+        takes = case.loss in peer.losses and dtype in peer.dtypes and device in peer.devices
+        if takes and (n <= (case.peer_rows or n) or not peer.dense) and peer.installed:
+            found.append(name)
+    return found
 
 
 def loss_of(case: Case, implementation: str) -> Loss:
@@ -228,6 +113,11 @@ def in_batch(case: str, implementation: str, n: int, d: int, device: str = "cpu"
     if implementation == "torch.compile":
         run()  # the compiler's own time and memory are not the loss's
     return run
+
+
+def in_batch_of_rows(rows: int, **arguments: Any) -> Run:
+    """`in_batch` without the smaller one that `measure` runs first for an argument n: it would be compiled too."""
+    return in_batch(n=rows, **arguments)
 
 
 # ---------------------------------------------------------------------------------------------------------- checks
@@ -248,8 +138,7 @@ class Oracle:
 
     def __init__(self, case: Case, n: int, d: int, device: str = "cpu", dtype: str = "float32") -> None:
         n = min(n, case.dense_rows or n)
-        few = case.classes if case.loss in (*WITH_CLASSES, *GIVEN_LOGITS) else min(case.classes, n // 4)
-        x, labels = data(case, n, d, device, dtype, few)
+        x, labels = data(case, n, d, device, dtype)
         dense = loss_of(case, "reference")
         self.name, self.data = case.loss, (x, labels)
         self.value, self.gradient = measure.training_step(dense, x.detach().double().requires_grad_(), labels)()
@@ -272,15 +161,24 @@ class Oracle:
         return found
 
 
+class Saved:
+    """A tensor that a graph keeps for its backward, as long as it does."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
 def saved_bytes(loss: Loss, x: Tensor, labels: Tensor) -> int:
     """Memory that the forward keeps for the backward, the inputs included."""
-    storages: dict[int, int] = {}
+    saved: weakref.WeakSet[Saved] = weakref.WeakSet()  # without what a forward that differentiates kept for itself
 
-    def pack(t: Tensor) -> Tensor:
-        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
+    def pack(tensor: Tensor) -> Saved:
+        held = Saved(tensor)
+        saved.add(held)
+        return held
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
         value = loss(x, labels)
+    storages = [held.tensor.untyped_storage() for held in saved]
     del value
-    return sum(storages.values())
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -102,14 +102,16 @@ def sweep(runs: Sequence[Run], key: Key, arch: str, timer: Timer) -> Tuned:
                 with tuning.trying(key, tile):
                     seconds[tile] = timer(runs)
         best = min(seconds, key=seconds.__getitem__)
-    return Tuned(key, best, seconds[best], seconds[default], str(datetime.date.today()))
+    slow = seconds[default] if math.isfinite(seconds[default]) else None
+    return Tuned(key, best, seconds[best], slow, str(datetime.date.today()))
 
 
 def tune(runs: Sequence[Run], keys: Iterable[Key] | None = None, timer: Timer | None = None) -> list[Tuned]:
     """Sweep the kernels of runs on this GPU, or those of some keys, one after the other, and remember the tiles."""
     arch = architecture()
     keys = dict.fromkeys(launch.key for launch in launches(runs, arch) if launch.key) if keys is None else keys
-    found = [sweep(runs, key, arch, timer or DeviceTimer()) for key in keys]
+    swept = [sweep(runs, key, arch, timer or DeviceTimer()) for key in keys]
+    found = [tuned for tuned in swept if math.isfinite(tuned.seconds)]
     if found:
         tuning.remember(found)
     return found
@@ -117,7 +119,7 @@ def tune(runs: Sequence[Run], keys: Iterable[Key] | None = None, timer: Timer | 
 
 def config_row(tuned: Tuned) -> str:
     """The row for TILES of configs.py."""
-    gain = f"{tuned.seconds * 1e3:.3g} ms, default {tuned.default_seconds * 1e3:.3g} ms"
+    gain = f"{milliseconds(tuned.seconds)}, default {milliseconds(tuned.default_seconds)}"
     origin = f"{tuning.device_name()}, {tuned.date}: {tuned.key.use}, {gain}"
     sizes = ", ".join(map(str, tuned.tile))
     return f'("{tuned.key.kernel}", {tuned.key.itemsize}): [({tuned.key.D}, Tile({sizes}))],  # {origin}'
@@ -129,8 +131,13 @@ COLUMNS = ("kernel", "loss and scores", "D", "default", "best", "tile", "compare
 def cells(tuned: Tuned) -> list[str]:
     tile = " ".join(f"{name}={size}" for name, size in tuned.tile._asdict().items())
     most = f"<= {tuned.key.D}" if tuned.key.D else "any"
-    times = [f"{t * 1e3:.3g} ms" for t in (tuned.default_seconds, tuned.seconds)]
-    return [tuned.key.kernel, tuned.key.use, most, *times, tile, f"{tuned.default_seconds / tuned.seconds:.2f}x"]
+    times = [milliseconds(t) for t in (tuned.default_seconds, tuned.seconds)]
+    gain = f"{tuned.default_seconds / tuned.seconds:.2f}x" if tuned.default_seconds else "-"
+    return [tuned.key.kernel, tuned.key.use, most, *times, tile, gain]
+
+
+def milliseconds(t: float | None) -> str:
+    return "does not fit" if t is None else f"{t * 1e3:.3g} ms"
 
 
 def run(n: Sequence[int], **which: Any) -> None:

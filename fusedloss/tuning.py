@@ -38,12 +38,12 @@ class Key(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """The best tile of a sweep, what it took, and what the default tile took. seconds"""
+    """The best tile of a sweep, what it took, and what the default tile took, None if it did not fit. seconds"""
 
     key: Key
     tile: Tile
     seconds: float
-    default_seconds: float
+    default_seconds: float | None
     date: str
 
 
@@ -157,7 +157,7 @@ def parse_entry(entry: Mapping[str, Any]) -> Tuned:
         if type(size) is not int or size not in allowed:
             raise ValueError(f"{name} of {key.kernel!r} must be one of {allowed}, got {size!r}")
     seconds, default = entry["seconds"], entry["default_seconds"]
-    if not all(type(t) is float and 0 < t < float("inf") for t in (seconds, default)):
+    if not all(type(t) is float and 0 < t < float("inf") for t in (seconds, seconds if default is None else default)):
         raise ValueError(f"seconds must be positive numbers, got {seconds!r} and {default!r}")
     return Tuned(key, tile, seconds, default, str(entry["date"]))
 

@@ -39,9 +39,9 @@ MANHATTAN_TRIPLETS = [
     (f"manhattan {kernel}", 4) for kernel in ("triplets", "triplets grad", "triplets grad exp", "semihard grad")
 ]
 
-# Chosen with `python -m fusedloss report` (Triton 3.7.1; gradients and triplets of 16 bits on sm_90 2026-11-23, all others
-# 2026-11-22): tensor-core instructions, shared memory within the limits, no spills of 16 bits on sm_90, and of those the
-# least time of its model. Not timed on a GPU yet.
+# Chosen with `python -m fusedloss report` (Triton 3.7.1; 16-bit gradients and triplets on sm_90 2026-11-23, the rest
+# 2026-11-22): tensor-core instructions, shared memory within the limits, no spills of 16 bits on sm_90, and of those
+# the least time of its model. Not timed on a GPU yet.
 TILES: dict[str, dict[tuple[str, int], list[tuple[int, Tile]]]] = {
     "sm_90": {
         ("fold", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 128, 64, 8, 3, 0))],

@@ -1,13 +1,132 @@
 """The README's numbers come from committed result files."""
 
+import json
 import re
+from pathlib import Path
 
-from bench import readme, report
+import pytest
+
+from bench import cpu_table, files, gpu_table, report
+
+TEXT = report.README.read_text()
+RESULTS = files.ROOT / "bench" / "results"
+
+FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+VERDICT = re.compile(r"(reached|missed) [\d.e+]+x")  # against a target, no ratio of two members
+NUMBER = r"(?<![\w.,/-])(\d[\d,]*(?:\.\d+)?)"
+UNITS = {
+    "s": "s|sec|seconds?",
+    "ms": "ms|milliseconds?",
+    "µs": "[µμu]s|microseconds?",
+    "ns": "ns",
+    "min": "min|minutes?",
+    **{unit: f"{unit}|{unit}/s" for unit in ("KiB", "MiB", "GiB", "TiB", "KB", "kB", "MB", "GB", "TB")},
+    **{unit: unit for unit in ("GFLOP/s", "TFLOP/s", "%")},
+    **{f"{thing}s": f"{thing}s?" for thing in ("kernel", "register", "spill")},
+}
+FIGURES = {unit: re.compile(rf"{NUMBER}[\s-]?(?:{spelt})(?!\w)") for unit, spelt in UNITS.items()}
+FIGURES["times"] = re.compile(rf"{NUMBER}(?:[x×]|[\s-]?(?:times|fold))(?![\w])")
+PART = re.compile(r"(?<![\w.,/])1/(\d[\d,]*(?:\.\d+)?)(?!\w)")  # 1/38.4 is 38.4 times
 
 
-def test_the_tables_of_the_readme_are_those_its_result_files_give():
-    text = readme.README.read_text()
-    named = re.findall(r"`bench/results/(cpu-[\w.-]+\.json)`", text)
-    assert named, "the README names no CPU result file"
-    for name in named:
-        assert readme.section(report.ROOT / "bench" / "results" / name) in text
+def figures(text: str) -> set[tuple[str, str]]:
+    """Every number with a unit of measurement, and every ratio."""
+    found = {(number, unit) for unit, pattern in FIGURES.items() for number in pattern.findall(text)}
+    return found | {(number, "times") for number in PART.findall(text)}
+
+
+def measured(path: Path) -> set[tuple[str, str]]:
+    """The figures of a result file: what the README says of it, and the rows that it leaves out."""
+    content = json.loads(path.read_text())
+    rows = content if isinstance(content, list) else content.get("kernels", [])
+    if rows or not {"rows", "timings"} & set(content):  # of the compile report: how many, and for each GPU
+        by_arch = [sum(row["arch"] == arch for row in rows) for arch in {row["arch"] for row in rows}]
+        return {(f"{count:,}", "kernels") for count in (len(rows), *by_arch)}
+    results = files.load(path)
+    if "timings" in results:
+        others = gpu_table.others_of(results["timings"])
+        rows = [gpu_table.cells(row, others) for row in results["timings"]]
+    else:
+        rows = [cpu_table.cells(row) for row in results["rows"]]
+    text = "\n".join([report.section([path]), *(" | ".join(cells) for cells in rows)])
+    return figures(VERDICT.sub("", text))
+
+
+@pytest.fixture(scope="module")
+def known():
+    return set().union(*map(measured, RESULTS.glob("*.json")))
+
+
+def prose(text: str) -> str:
+    """What is written by hand, without examples of code."""
+    return FENCED.sub("", report.MARKERS.sub("", text))
+
+
+def named(text: str) -> list[Path]:
+    (section,) = report.MARKERS.findall(text)
+    return [files.ROOT / name for name in re.findall(r"`(bench/results/[\w.-]+\.json)`", section)]
+
+
+def test_the_tables_are_those_that_the_result_files_give():
+    assert named(TEXT), "the README names no result file"
+    assert report.MARKERS.findall(TEXT) == [report.section(named(TEXT))]
+
+
+def test_every_figure_outside_the_tables_is_in_a_result_file(known):
+    assert figures(prose(TEXT)) <= known
+
+
+FALSE = [
+    "3.33 ms", "3.33 s", "12.3 seconds", "a 7-minute run", "987 µs", "77 GiB", "1.2 TB/s", "77.7 MB", "61.2 %", "61.2%",
+    "777 TFLOP/s", "1/77.7", "66.6x faster", "66.6× faster", "66.6 times", "a 66.6-fold gain", "99,999 kernels",
+    "255 registers", "(3.33 ms)", "**3.33 ms**", "3.33\nms",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("false", FALSE)
+def test_a_false_figure_is_found(false, known):
+    changed = TEXT.replace("## Losses\n", f"## Losses\n\nIt takes {false}, always.\n")
+    assert changed != TEXT
+    (figure,) = figures(prose(changed)) - known - figures(prose(TEXT))
+    assert figure[0] in false
+
+
+def test_a_false_figure_of_a_table_is_found():
+    (section,) = report.MARKERS.findall(TEXT)
+    for figure in re.findall(r"\d+ ms|\d\.\d+ s|1/\d+\.\d|\d+\.\d MiB", section):
+        changed = section.replace(figure, f"9{figure}", 1)
+        assert changed != section and changed != report.section(named(TEXT))
+
+
+def test_a_figure_of_a_result_file_is_accepted(known):
+    row = cpu_table.cells(files.load(named(TEXT)[0])["rows"][0])
+    assert figures(f"it takes {row[1]}, {row[3]} of the {row[2]} of its peer, so {row[3][2:]}x less") <= known
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "N = 4,096, D = 128", "Python 3.10 or newer", "torch 2.13.0+cpu, 2026-11-22", "tf32x3 and 3x128 tiles", "sm_90",
+        "32,768 rows of 100,000 classes", "2 cores, 2 threads", "power 1 or 2", "in 16 bits", "`[4096, 128]`",
+        "N² log N time", "siglip-kernel 0.1.2", "2x2 blocks", "N / 2 rows",
+    ],
+)  # fmt: skip
+def test_a_number_that_is_no_measurement_is_none(text):
+    assert figures(text) == set()
+
+
+def test_code_is_no_prose():
+    assert figures(prose("takes\n```sh\nsleep 3 s\n```\n5 s")) == {("5", "s")}
+
+
+def test_the_plots_are_those_of_the_result_files():
+    """Each is there, was made from the file as it is now, and is shown."""
+    images = [files.ROOT / name for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", TEXT)]
+    for path in named(TEXT):
+        own = [image for image in images if image.name.startswith(path.stem)]
+        assert own, f"no plot of {path.name}"
+        for image in own:
+            content = image.read_bytes()
+            assert content.startswith(b"\x89PNG")
+            assert f"{path.name} {files.digest(files.load(path))}".encode() in content, f"{image.name} is old"
+    assert set(report.PLOTS.iterdir()) == set(images)

@@ -45,7 +45,7 @@ def test_a_tile_is_remembered_for_its_device_and_every_d_of_its_bucket(gpu):
     assert {tuning.bucket(D) for D in (65, 100, 128)} == {128} and tuning.bucket(513) == 0
     assert tuning.choose(KEY, 100, "sm_90") == FOUND.tile
     assert tuning.choose(KEY._replace(use="circle similarity lse/lse"), 100, "sm_90") == DEFAULT
-    other = FOUND._replace(key=KEY._replace(D=64))
+    other = FOUND._replace(key=KEY._replace(D=64), default_seconds=None)
     tuning.remember([other])
     assert tuning.remembered() == {KEY: FOUND, other.key: other}  # added, not replaced
 
@@ -163,6 +163,25 @@ def test_a_sweep_leaves_out_what_spills_or_does_not_fit_and_keeps_the_fastest(gp
     assert row.startswith(f'("fold exp", 2): [(128, Tile({", ".join(map(str, deeper))}))],  # Test GPU 9000, ')
     code, _, _ = row.partition("  #")
     assert eval(f"{{{code}}}", {"Tile": Tile}) == {("fold exp", 2): [(128, deeper)]}
+
+
+def test_what_cannot_run_is_not_kept(gpu, monkeypatch):
+    sweep = importlib.import_module("fusedloss.sweep")
+    fits = {"spills": 0, "shared_bytes": 1024}
+    monkeypatch.setattr(sweep, "compile_all", lambda jobs, progress: dict.fromkeys(jobs, fits))
+    monkeypatch.setattr(sweep, "architecture", lambda: "sm_90")
+    runs = [step(Workload("nt_xent_loss", 256, 64, "bf16"), "meta")]
+    default = configs.choose("fold exp", 2, 64, "sm_90")
+
+    def timer(runs):
+        (now,) = tuning._trial.items()
+        return 1e-3 if now[0].kernel == "fold exp" and now[1] != default else math.inf
+
+    with fusedloss.use_backend("triton"):
+        (found,) = sweep.tune(runs, timer=timer)
+    assert found.key.kernel == "fold exp" and found.tile != default and found.default_seconds is None
+    assert "does not fit" in sweep.cells(found) and "default does not fit" in sweep.config_row(found)
+    assert tuning.remembered() == {found.key: found}
 
 
 def test_tiles_with_other_results_do_not_count():

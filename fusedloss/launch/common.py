@@ -157,7 +157,7 @@ def pick(kernel: str, use: str, side: Side, precision: str, D: int) -> Plan:
     """The plan of a kernel; `use` names what else its registers depend on, the loss and its scores."""
     manhattan = precision == "manhattan"
     itemsize = 4 if manhattan else side.rows.element_size()
-    key = tuning.Key("manhattan" if manhattan else kernel, use, itemsize, tuning.bucket(D))
+    key = tuning.Key(f"manhattan {kernel}" if manhattan else kernel, use, itemsize, tuning.bucket(D))
     tile = tuning.choose(key, D, architecture())
     chunks = 0 if manhattan or tile.held < D else cdiv(D, tile.BD)
     options = dict(PRECISION=precision, BM=tile.BM, BN=tile.BN, BD=tile.BD, CHUNKS=chunks)

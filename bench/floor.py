@@ -1,0 +1,26 @@
+"""The floor of a loss: the time of one matrix product of all its pairs, at the rate that this device reaches."""
+
+from __future__ import annotations
+
+import torch
+
+from fusedloss.measure import Run
+
+from .forms import GIVEN_LOGITS, PAIRED, WITH_CLASSES
+
+TWO_TOWERS = tuple(loss for loss in PAIRED if loss != "nt_xent_loss")  # whose two views are one batch
+
+
+def product_flop(loss: str, n: int, d: int, classes: int) -> float | None:
+    """2 N M D FLOP; None where the logits are given, which is no product."""
+    if loss in GIVEN_LOGITS:
+        return None
+    if loss in TWO_TOWERS:
+        return 2 * (n // 2) ** 2 * d
+    return 2 * n * (classes if loss in WITH_CLASSES else n) * d
+
+
+def square_product(n: int) -> Run:
+    """Maker for `fusedloss.measure`: 2 n³ FLOP in float32."""
+    a, b = torch.randn(2, n, n)
+    return lambda: a @ b

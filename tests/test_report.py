@@ -1,0 +1,221 @@
+"""Tables and plots of result files, those of a GPU included, made by hand."""
+
+import itertools
+import json
+
+import pytest
+
+from bench import files, gpu_table, plots, report, tables
+from bench.floor import product_flop
+from bench.peers import PEERS
+from bench.workloads import CASES, IMPLEMENTATIONS
+
+RATE = 700e12
+META = {
+    "date": "2026-11-25T10:00:00+00:00", "device": "NVIDIA H100", "processor": "AMD EPYC", "cores": 16,
+    "torch": "2.13.0", "triton": "3.7.1", "pytorch-metric-learning": "2.9.0", "driver": "570.1",
+}  # fmt: skip
+
+
+def found(case, n, d, seconds, peak):
+    row = {"seconds": seconds, "wall_seconds": 2 * seconds, "runs": 9, "peak_bytes": peak}
+    flop = product_flop(CASES[case].loss, n, d, CASES[case].classes)
+    return row | ({"of_gemm_floor": flop / RATE / seconds} if flop else {})
+
+
+def timing(case, n, d, dtype, **members):
+    ran = {name: found(case, n, d, *m) if isinstance(m, tuple) else {"failed": m} for name, m in members.items()}
+    return {"case": case, "n": n, "d": d, "dtype": dtype, "classes": CASES[case].classes, **ran}
+
+
+def gpu_file(*more):
+    rows = [
+        timing(case, n, d, dtype, fusedloss=(1e-9 * n * d, 16 * n * d), reference=(4e-9 * n * d, n * n))
+        for n, case, d, dtype in itertools.product(
+            (4096, 16_384), ("supcon", "clip", "cross entropy, 32,000 logits"), (128, 256), ("float32", "bfloat16")
+        )
+    ]
+    steps = {"timings": {"status": "passed", "seconds": 99.0, "detail": ""}}
+    ceilings = {"bfloat16_gemm_flops": RATE, "copy_bytes_per_second": 3e12}
+    return {"meta": dict(META), "steps": steps, "ceilings": ceilings, "parity": [], "timings": [*rows, *more]}
+
+
+def cpu_file():
+    rows = [
+        {"case": case, "n": n, "d": 128, "classes": CASES[case].classes, "threads": threads, "rounds": 3, "load": 0.1,
+         "fusedloss": {"seconds": 1e-9 * n * n, "peak_bytes": 1024 * n},
+         "pytorch-metric-learning": {"seconds": 5e-9 * n * n, "peak_bytes": 8 * n * n},
+         "time_ratio": 0.25, "peak_ratio": 1024 / 8 / n}
+        for case in ("contrastive", "supcon") for n in (1024, 4096) for threads in (1, 2)
+    ]  # fmt: skip
+    return {"meta": META | {"driver": None}, "rows": rows, "gemm_flops": {"1": 5e10, "2": 9e10}}
+
+
+def write(folder, name, results):
+    path = folder / name
+    path.write_text(json.dumps(results))
+    return path
+
+
+def table(text, first):
+    """The rows of the Markdown table whose first column has this name."""
+    part = text[text.index(f"| {first} |") :].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines()]
+
+
+def test_a_gpu_file_marks_its_targets(tmp_path):
+    results = gpu_file(
+        timing("batch-hard", 65_536, 256, "bfloat16", fusedloss=(2.05e-3, 2**28), reference="out of memory"),
+        timing("supcon", 65_536, 256, "bfloat16", fusedloss=(33e-3, 2**28)),
+        timing("nt-xent", 65_536, 256, "bfloat16", fusedloss="AssertionError: gradient is off"),
+        timing("siglip", 131_072, 768, "float32", fusedloss=(1e-3, 2**28)),  # in another dtype
+        timing("clip", 131_072, 512, "bfloat16", fusedloss=(35e-3, 2**28)),
+    )
+    text = report.section([write(tmp_path, "gpu.json", results)])
+    verdicts = {row[0]: row[4:] for row in table(text, "target")[2:]}
+    assert len(verdicts) == len(gpu_table.TARGETS)
+    assert verdicts["batch-hard"] == ["4.1 ms", "2.05 ms", "reached 2x"]
+    assert verdicts["supcon"] == ["16.5 ms", "33 ms", "missed 2x"]
+    assert verdicts["nt-xent"] == ["16.5 ms", "-", "failed"]
+    assert verdicts["clip"] == ["35 ms", "35 ms", "reached 1x"]
+    for missing in ("contrastive", "contrastive, all active", "siglip"):
+        assert verdicts[missing][1:] == ["-", "not measured"]
+
+
+def test_a_gpu_file_compares_every_member(tmp_path):
+    row = timing(
+        "siglip", 8192, 256, "bfloat16",
+        **{"fusedloss": (1e-3, 2**24), "siglip-kernel": (3e-3, 2**25), "reference": "out of memory"},
+    )  # fmt: skip
+    text = report.section([write(tmp_path, "gpu.json", gpu_file(row))])
+    head, _, *rows = table(text, "case")
+    assert head == ["case", "dtype", "D", "N", "fusedloss", "of floor", "reference", "siglip-kernel",
+                    "peak", "reference's", "siglip-kernel's"]  # fmt: skip
+    (shown,) = (row for row in rows if row[0] == "siglip")
+    assert shown[1:] == ["bfloat16", "256", "8,192", "1 ms", f"{2 * 4096**2 * 256 / RATE / 1e-3:.1%}", "out of memory",
+                         "3 ms (1/3.0)", "16.0 MiB", "-", "32.0 MiB (1/2.0)"]  # fmt: skip
+    (logits, *_) = (row for row in rows if "logits" in row[0])
+    assert logits[5] == "-"  # no product, no floor
+    assert "NVIDIA H100" in text and "torch 2.13.0" in text and "2026-11-25" in text and "gpu.json" in text
+    assert "700 TFLOP/s" in text
+
+
+def test_tables_and_plots_are_written_between_the_markers(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    paths = [write(tmp_path, "cpu.json", cpu_file()), write(tmp_path, "gpu.json", gpu_file())]
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    report.main(*map(str, paths), "--readme", str(readme), "--plots", str(tmp_path / "new" / "plots"))
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- results -->\n") and text.endswith("<!-- /results -->\nafter\n")
+    assert "old" not in text and str(tmp_path) not in text
+    views = ("time", "memory", "floor")
+    expected = [f"cpu-{view}.png" for view in views]
+    expected += [f"gpu-{dtype}-{view}.png" for dtype in ("bfloat16", "float32") for view in views]
+    for name in expected:
+        assert f"](new/plots/{name})" in text
+        content = (tmp_path / "new" / "plots" / name).read_bytes()
+        assert content.startswith(b"\x89PNG") and 20_000 < len(content) < 500_000
+        assert str(tmp_path).encode() not in content
+    assert {path.name for path in (tmp_path / "new" / "plots").iterdir()} == set(expected)
+    assert "gpu-float32-floor.png" in capsys.readouterr().out
+    report.main(*map(str, paths), "--readme", str(readme), "--plots", str(tmp_path / "new" / "plots"))
+    assert readme.read_text() == text
+
+
+def test_the_floor_is_one_product_of_all_pairs():
+    points = {(p.case, p.n, p.member): p.values for p in plots.points_of(cpu_file())}
+    seconds = 1e-9 * 4096**2
+    assert points["supcon", 4096, "fusedloss"]["floor"] == pytest.approx(2 * 4096**2 * 128 / 9e10 / seconds)
+    assert product_flop("nt_xent_loss", 512, 64, 32) == 2 * 512 * 512 * 64
+    assert product_flop("info_nce_loss", 512, 64, 32) == 2 * 256 * 256 * 64
+    assert product_flop("arcface_loss", 512, 64, 1000) == 2 * 512 * 1000 * 64
+    assert product_flop("cross_entropy_loss", 512, 64, 1000) is None
+
+
+def test_without_a_ceiling_there_is_no_plot_of_the_floor():
+    results = cpu_file()
+    del results["gemm_flops"]
+    assert [plot.view for plot in plots.plots_of("cpu", results)] == ["time", "memory"]
+
+
+def test_of_several_thread_counts_the_most_are_plotted():
+    results = cpu_file()
+    results["rows"][0]["fusedloss"]["seconds"] = 77.0  # of one thread
+    assert all(point.values["time"] < 77 for point in plots.points_of(results))
+
+
+def test_a_panel_says_what_its_table_says():
+    points = [point for point in plots.points_of(cpu_file()) if point.case == "supcon"]
+    assert plots.summary("time", points) == "1/4.0 at N=4,096"  # the rounds' ratio, not that of the medians
+    alone = [point for point in points if point.member == "fusedloss"]
+    assert plots.summary("time", alone) == "16.8 ms at N=4,096"
+
+
+@pytest.mark.parametrize(
+    ("number", "written"),
+    [
+        (tables.seconds(0.9996), "1.00 s"), (tables.seconds(9.996e-4), "1 ms"), (tables.seconds(1.5e-6), "1.5 µs"),
+        (tables.ratio(0.25), "1/4.0"), (tables.ratio(1.0), "1/1.0"), (tables.ratio(2.5), "2.5x"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_for_people(number, written):
+    assert number == written
+
+
+def test_every_member_has_a_look_of_its_own():
+    assert set(IMPLEMENTATIONS) | set(PEERS) <= set(plots.LOOKS)
+    assert len({*plots.LOOKS.values(), plots.OTHER_LOOK}) == len(plots.LOOKS) + 1
+
+
+def without(results, *keys):
+    *path, last = keys
+    inner = results
+    for key in path:
+        inner = inner[key]
+    del inner[last]
+    return results
+
+
+@pytest.mark.parametrize(
+    ("results", "what"),
+    [
+        (without(gpu_file(), "meta"), "no result file"),
+        (without(cpu_file(), "rows"), "no result file"),
+        ([], "no result file"),
+        (without(gpu_file(), "ceilings"), "'ceilings'"),
+        (without(gpu_file(), "meta", "device"), "'device'"),
+        (without(gpu_file(), "timings", 0, "n"), "'n'"),
+        (without(gpu_file(), "timings", 0, "fusedloss"), "'fusedloss'"),
+        (without(cpu_file(), "rows", 0, "time_ratio"), "'time_ratio'"),
+        (without(cpu_file(), "rows", 0, "fusedloss", "seconds"), "'seconds'"),
+    ],
+)
+def test_a_file_without_a_key_is_named(results, what, tmp_path):
+    path = write(tmp_path, "broken.json", results)
+    with pytest.raises(SystemExit, match=rf"broken\.json: .*{what}"):
+        report.main(str(path), "--readme", str(report.README), "--plots", str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [None, "", '{"meta": {', "\x00"])
+def test_a_file_that_is_no_json_is_named(content, tmp_path):
+    path = tmp_path / "broken.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit, match=r"broken\.json: (not JSON|No such file)"):
+        report.main(str(path))
+
+
+def test_a_readme_without_markers_is_named(tmp_path):
+    path, readme = write(tmp_path, "cpu.json", cpu_file()), tmp_path / "plain.md"
+    readme.write_text("nothing")
+    with pytest.raises(SystemExit, match=r"plain\.md: no markers"):
+        report.main(str(path), "--readme", str(readme), "--plots", str(tmp_path))
+    assert readme.read_text() == "nothing" and not list(tmp_path.glob("*.png"))
+
+
+def test_a_result_file_keeps_its_other_sections(tmp_path):
+    path = tmp_path / "folder" / "result.json"
+    files.save(path, {"meta": META})
+    files.update(path, timings=[])
+    assert files.load(path) == {"meta": META, "timings": []}
