@@ -56,7 +56,8 @@ def occupancy(found: dict[str, Any], warps: int, arch: str) -> float:
     """Share of a multiprocessor's warps that its registers and shared memory leave room for."""
     gpu = GPUS[arch]
     by_registers = gpu.registers // (256 * math.ceil(max(found["registers"], 1) * gpu.threads / 256)) // warps
-    by_shared = gpu.shared_bytes // (found["shared_bytes"] + 1024 * (gpu.threads == 32))  # 1 KiB is the system's
+    shared = found["shared_bytes"] + 1024 * (gpu.threads == 32)  # 1 KiB is the system's
+    by_shared = gpu.shared_bytes // max(shared, 1)
     return min(by_registers, by_shared, gpu.warps // warps) * warps / gpu.warps
 
 
