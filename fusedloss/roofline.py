@@ -94,13 +94,14 @@ def floor_seconds(work: Workload, arch: str) -> float:
     names = inspect.signature(LOSSES[work.loss]).parameters
     if "logits" in names:
         return 3 * work.N * work.classes * itemsize / gpu.bandwidth
-    columns = work.classes if {"weight", "proxies"} & set(names) and "target" in names else work.N
-    if "centers" in names or {"x1", "negative"} & set(names):
+    if "centers" in names:
+        return 3 * (work.N + work.classes) * work.D * itemsize / gpu.bandwidth
+    if {"x1", "negative"} & set(names):
         ends = 3 if "negative" in names else 2
         return 3 * ends * work.N * work.D * itemsize / gpu.bandwidth
     if work.metric == "manhattan":
         return 0.0
     rate = gpu.fp32_flops if work.dtype == "fp32" else gpu.flops
-    rows = 2 * work.N if work.loss == "nt_xent_loss" else work.N
-    columns = rows if work.loss == "nt_xent_loss" else columns
+    rows = 2 * work.N if work.loss == "nt_xent_loss" else work.N  # both views
+    columns = work.classes if {"weight", "proxies"} & set(names) else rows
     return PRODUCTS.get(work.loss, OTHERS) * 2.0 * rows * columns * work.D / rate
