@@ -144,6 +144,7 @@ def metric_learning_classes(name: str, weight: str, **options: Any) -> Loss:
 
 def sentence_transformers(name: str, margin: float, metric: str) -> Loss:
     """One of its triplet losses, of embeddings instead of a model."""
+    allow(metric=(metric, ("euclidean", "sqeuclidean", "cosine")))
     from sentence_transformers.sentence_transformer import losses
 
     of = losses.BatchHardTripletLossDistanceFunction
@@ -152,7 +153,6 @@ def sentence_transformers(name: str, margin: float, metric: str) -> Loss:
         "sqeuclidean": partial(of.euclidean_distance, squared=True),
         "cosine": of.cosine_distance,
     }
-    allow(metric=(metric, tuple(distances)))
     loss = getattr(losses, name)(None, distance_metric=distances[metric], margin=margin)
     return lambda x, labels: loss.compute_loss_from_embeddings([x], labels)
 

@@ -65,7 +65,6 @@ def test_an_option_that_a_peer_has_not_is_refused(peer, loss):
     ],
 )
 def test_a_value_that_a_peer_has_not_is_refused(peer, loss, options):
-    pytest.importorskip(PEERS[peer].module)
     with pytest.raises(ValueError, match=r"power|reduction|metric"):
         peers.loss_of(peer, loss, options)
 

@@ -72,10 +72,10 @@ def check(row):
 def test_default_tiles_compile_to_tensor_core_code_that_fits_and_never_gets_worse(grid, tmp_path):
     command(["report", *GRIDS[grid].split(), "--json", str(tmp_path / "rows.json")])
     rows = json.loads((tmp_path / "rows.json").read_text())
-    recorded = grouped(RECORDED)
+    assert rows and all("error" not in row for row in rows)
     if version("triton") != TILES_ARE_FOR:
-        assert all("error" not in row for row in rows)
-        pytest.skip(f"registers are recorded for Triton {TILES_ARE_FOR}")
+        return
+    recorded = grouped(RECORDED)
     for row in rows:
         check(row)
     for key, group in grouped(rows).items():
@@ -121,6 +121,8 @@ def test_all_candidates_of_a_kernel_are_reported(tmp_path):
     printed = command(["report", *arguments.split(), "--json", str(path)])
     rows = json.loads(path.read_text())
     tiles = {tuple(row["config"].values()) for row in rows if row["kernel"] == "mine"}
-    assert len(tiles) > 20 and sum(row["default"] for row in rows if row["kernel"] == "mine") == 2  # and of "beyond"
+    assert len(tiles) > 20
+    # of the hardest pairs, and of semihard ones: their positives, then the negatives beyond them
+    assert sum(row["default"] for row in rows if row["kernel"] == "mine") == 3
     for word in ("batch_hard_triplet_loss", "mine", "sm_90", "GEMM floor", "nothing is measured"):
         assert word in printed
