@@ -43,7 +43,7 @@ class Compiled(NamedTuple):
 
 def launches(work: Workload, arch: str) -> list[Launch]:
     """Those of a forward and backward."""
-    with fusedloss.use_backend("triton"), recording(arch) as recorded:
+    with fusedloss.use_backend("triton"), tuning.defaults(), recording(arch) as recorded:
         step(work, "meta")()
     return recorded
 

@@ -52,6 +52,7 @@ def bucket(D: int) -> int:
 
 
 _trial: dict[Key, Tile] = {}  # tiles under trial
+_defaults = False  # whether no tuned ones are used
 wanted: set[Key] = set()  # used without a tuned tile, where tuning at first use is on
 
 
@@ -59,6 +60,8 @@ def choose(key: Key, D: int, arch: str) -> Tile:
     """The tile of a kernel: the one under trial, the tuned one, or the default."""
     if key in _trial:
         return _trial[key]
+    if _defaults:
+        return configs.choose(key.kernel, key.itemsize, D, arch)
     tuned = remembered().get(key) if torch.cuda.is_available() else None
     if tuned is not None:
         return tuned.tile
@@ -77,6 +80,17 @@ def trying(key: Key, tile: Tile) -> Iterator[None]:
     finally:
         _trial.clear()
         _trial.update(before)
+
+
+@contextmanager
+def defaults() -> Iterator[None]:
+    """Use no tuned tiles, and tune none, for the duration of a block: this GPU's are not those of another one."""
+    global _defaults
+    before, _defaults = _defaults, True
+    try:
+        yield
+    finally:
+        _defaults = before
 
 
 def at_first_use() -> bool:

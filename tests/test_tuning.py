@@ -114,6 +114,18 @@ def test_a_tile_under_trial_comes_first(gpu):
     assert tuning.choose(KEY, 128, "sm_90") == FOUND.tile
 
 
+def test_the_report_is_of_default_tiles_whatever_was_tuned_here(gpu, monkeypatch):
+    monkeypatch.setenv("FUSEDLOSS_AUTOTUNE", "1")
+    report = importlib.import_module("fusedloss.report")
+    work = Workload("info_nce_loss", 1024, 128, "bf16")
+    before = [launch.options for launch in report.launches(work, "sm_90")]
+    keys = {launch.key for launch in report.launches(work, "sm_90") if launch.key}
+    tuning.remember([FOUND._replace(key=key) for key in keys])
+    assert all(tuning.choose(key, 128, "sm_90") == FOUND.tile for key in keys)
+    assert [launch.options for launch in report.launches(work, "sm_90")] == before
+    assert not tuning.wanted
+
+
 @pytest.mark.parametrize("arch", list(configs.TILES))
 def test_every_default_tile_is_made_of_sizes_that_a_sweep_may_try(arch):
     for (kernel, _), rows in configs.TILES[arch].items():
