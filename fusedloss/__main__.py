@@ -63,7 +63,8 @@ def demo(out: Path, epochs: int, seed: int, device: str) -> None:
     try:
         from .demo import run
     except ModuleNotFoundError as missing:
-        sys.exit(f'the demo needs {missing.name}: pip install "fusedloss[examples]"')
+        package = str(missing.name).split(".")[0]
+        sys.exit(f'the demo needs {package}: pip install "fusedloss[examples]"')
     torch.set_num_threads(1)  # small matrices gain nothing from more, and rounding depends on their number
     # For the processes that `measure` starts. Threads that spin while they wait made them 2 to 10 times slower on two
     # cores shared with other work (2026-11).
