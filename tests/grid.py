@@ -56,11 +56,12 @@ def running(backend: str, plan: str) -> Iterator[str]:
         from fusedloss.kernels import configs
 
         tile, numbers = PLANS[plan]
-        if tile:
-            patch.setattr(configs, "choose", lambda *_: configs.Tile(**tile))
-        for name, value in numbers.items():
+        changed = numbers | ({"choose": lambda *_: configs.Tile(**tile)} if tile else {})
+        for name, value in changed.items():
             patch.setattr(configs, name, value)
         yield "cuda" if torch.cuda.is_available() else "cpu"
+        # What a test patches within the plan and takes back after it would put the plan into every later test.
+        assert all(getattr(configs, name) is value for name, value in changed.items())
 
 
 def covering(axes: Mapping[str, Sequence[Any]], strength: int) -> list[dict[str, Any]]:

@@ -163,16 +163,16 @@ def test_more_triplets_than_32_bits_count_are_exact(margin):
 
 
 @pytest.fixture
-def wide(backend, monkeypatch):
+def wide(backend):
     """A device, with tiles for very many columns: the interpreter takes long for a program."""
-    with running(backend, "small") as device:
+    with running(backend, "small") as device, pytest.MonkeyPatch.context() as patch:
         if backend == "triton" and device == "cpu":
             from fusedloss.kernels import configs
 
             tile = configs.Tile(BM=1, BN=16384, BD=16, num_warps=4, num_stages=1, held=16)
-            monkeypatch.setattr(configs, "choose", lambda *_: tile)
-            monkeypatch.setattr(configs, "POSITIVES", 16)
-            monkeypatch.setattr(configs, "ROWS_PER_PROGRAM", 1 << 14)
+            patch.setattr(configs, "choose", lambda *_: tile)
+            patch.setattr(configs, "POSITIVES", 16)
+            patch.setattr(configs, "ROWS_PER_PROGRAM", 1 << 14)
         yield device
 
 
