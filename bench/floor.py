@@ -11,13 +11,19 @@ from .forms import GIVEN_LOGITS, PAIRED, WITH_CLASSES
 TWO_TOWERS = tuple(loss for loss in PAIRED if loss != "nt_xent_loss")  # whose two views are one batch
 
 
-def product_flop(loss: str, n: int, d: int, classes: int) -> float | None:
-    """2 N M D FLOP; None where the logits are given, which is no product."""
+def sides(loss: str, n: int, classes: int) -> tuple[int, int] | None:
+    """N and M of the matrix of a batch of n rows; None where the logits are given, which is no product."""
     if loss in GIVEN_LOGITS:
         return None
     if loss in TWO_TOWERS:
-        return 2 * (n // 2) ** 2 * d
-    return 2 * n * (classes if loss in WITH_CLASSES else n) * d
+        return n // 2, n // 2
+    return n, classes if loss in WITH_CLASSES else n
+
+
+def product_flop(loss: str, n: int, d: int, classes: int) -> float | None:
+    """2 N M D FLOP"""
+    matrix = sides(loss, n, classes)
+    return matrix and 2 * matrix[0] * matrix[1] * d
 
 
 def square_product(n: int) -> Run:

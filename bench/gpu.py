@@ -1,8 +1,9 @@
 """One command for a machine with a GPU and no network: `python -m bench.gpu OUT`.
 
-Device and versions; every loss, captured in a CUDA graph and replayed; the test suite natively; timings against dense
-PyTorch and the peers that are installed; tuned tiles of a few shapes; every loss under compute-sanitizer, if it is
-there; plots; the demo. Each step is a process with its own time limit, and all end within 9 minutes.
+Device and versions; every loss, captured in a CUDA graph and replayed; the tests of the kernels natively; timings
+against dense PyTorch and the peers that are installed; tuned tiles of a few shapes; every loss under
+compute-sanitizer, if it is there; plots; the demo. Each step is a process with its own time limit, and all end within 9
+minutes.
 OUT/DEVICE-DATE.json is complete after every step and every timing, so that a kill keeps what was measured. The exit
 status is 1 if a step failed.
 """
@@ -31,6 +32,7 @@ import torch
 from fusedloss.console import show
 
 from . import files, gpu_table
+from .cpu_table import OURS
 from .gpu_timings import CEILINGS, SIZES
 
 # Seconds of each step, the most telling ones first; none goes on past the end of all.
@@ -46,7 +48,7 @@ DEMO_NEEDS = {"scikit-learn": "sklearn", "matplotlib": "matplotlib", "rich": "ri
 
 
 class Outcome(NamedTuple):
-    status: str  # passed, failed or skipped
+    status: str  # passed, failed, skipped, or stopped: at the limit, with nothing wrong so far
     seconds: float
     detail: str  # why, or the end of the output
 
@@ -68,7 +70,7 @@ def run(step: str, module: str, *arguments: str, under: Sequence[str] = (), **va
             code = process.wait(limit)
             why = f"exit status {code}" if code else ""
         except subprocess.TimeoutExpired:
-            why = f"past its limit of {limit:.0f} s"
+            code, why = None, f"past its limit of {limit:.0f} s"
             os.killpg(process.pid, signal.SIGINT)  # pytest then reports the tests that ran
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
@@ -78,14 +80,28 @@ def run(step: str, module: str, *arguments: str, under: Sequence[str] = (), **va
                 process.wait()
         log.seek(0)
         output = log.read()[-4000:].strip()
-    return Outcome("failed" if why else "passed", round(time.perf_counter() - start, 1), f"{output}\n{why}".strip())
+    status = "stopped" if code is None else "failed" if code else "passed"
+    return Outcome(status, round(time.perf_counter() - start, 1), f"{output}\n{why}".strip())
+
+
+def sound(step: str, results: dict[str, Any]) -> bool:
+    """Whether all is well that a step had done when it was stopped; what is no list is whole or nothing."""
+    if step == "tests":
+        return bool(results.get("tests")) and not results["tests"]["failed"]
+    rows = results.get("timings", []) if step == "timings" else []
+    return bool(rows) and not any("failed" in row[OURS] for row in rows)
 
 
 def tests(out: Path, result: Path) -> Outcome:
+    """Those of the kernels; last the degenerate batches, which are many and small."""
     xml = out / "tests.xml"
     xml.unlink(missing_ok=True)
-    workers = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
-    outcome = run("tests", "pytest", "tests", "-q", "-p", "no:cacheprovider", f"--junitxml={xml}", *workers)
+    workers = ["-n", str(min(16, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
+    paths = sorted((files.ROOT / "tests").glob("test_*.py"), key=lambda path: ("degenerate" in path.name, path.name))
+    names = [str(path.relative_to(files.ROOT)) for path in paths]
+    outcome = run(
+        "tests", "pytest", *names, "-k", "triton", "-q", "-p", "no:cacheprovider", f"--junitxml={xml}", *workers
+    )
     if xml.exists():
         files.update(result, tests=summary(ET.parse(xml).getroot()))
     return outcome
@@ -172,6 +188,8 @@ def main() -> None:
             outcomes[name] = steps[name]()
         except Exception as error:
             outcomes[name] = Outcome("failed", 0.0, f"{type(error).__name__}: {error}")
+        if outcomes[name].status == "stopped" and not sound(name, json.loads(result.read_text())):
+            outcomes[name] = outcomes[name]._replace(status="failed")
         print(outcomes[name].status, flush=True)
         files.update(result, steps={step: outcome._asdict() for step, outcome in outcomes.items()})
 

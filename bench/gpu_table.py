@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .cpu_table import OURS, verdict
-from .tables import ratio, seconds, size
+from fusedloss.kernels import configs
 
-REFERENCE = "reference"
+from .cpu_table import OURS, verdict
+from .floor import sides
+from .tables import ratio, seconds, size
+from .workloads import CASES
+
+REFERENCE, COMPILED, LIBRARY = "reference", "torch.compile", "pytorch-metric-learning"
+LAUNCH_BOUND = 4096  # up to so many rows the number of launches counts
+Key = tuple[str, int, int, str]  # case, N, D, dtype
 
 
 class Target(NamedTuple):
-    """At most this time of forward + backward on an H100, in bfloat16."""
+    """At most this of forward + backward on an H100, or at most this fraction of another member's."""
 
     case: str
     n: int
     d: int
-    seconds: float
+    most: float
+    what: str = "seconds"  # or peak_bytes, launches
+    of: str | None = None
     dtype: str = "bfloat16"
+
+    @property
+    def key(self) -> Key:
+        """The row that it is of."""
+        return self.case, self.n, self.d, self.dtype
 
 
 TARGETS = (
@@ -29,8 +43,23 @@ TARGETS = (
     Target("supcon", 65_536, 256, 16.5e-3),
     Target("siglip", 131_072, 768, 48.8e-3),  # N counts the rows of both towers: 65,536 a side
     Target("clip", 131_072, 512, 35e-3),
+    *(
+        Target(case, 8192, 128, most, what, LIBRARY, "float32")  # which is all that its distances take
+        for case in ("contrastive", "batch-hard", "supcon", "circle")
+        for what, most in (("seconds", 1 / 20), ("peak_bytes", 1 / 100))
+    ),
+    *(
+        target
+        for case in ("contrastive", "batch-hard", "supcon", "nt-xent", "clip")
+        for target in (
+            Target(case, LAUNCH_BOUND, 128, 6, "launches"),
+            Target(case, LAUNCH_BOUND, 128, 1, "seconds", COMPILED),
+        )
+    ),
+    *(Target(case, 1_048_576, 256, math.inf) for case in ("batch-hard", "contrastive", "supcon")),
 )
 TARGET_COLUMNS = ["target", "dtype", "D", "N", "H100 at most", "measured", "verdict"]
+SHOWN = {"seconds": seconds, "peak_bytes": size, "launches": "{:.0f} launches".format}
 
 
 def members_of(row: dict[str, Any]) -> list[str]:
@@ -43,20 +72,51 @@ def others_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     return sorted(found, key=lambda name: name != REFERENCE)
 
 
+def key_of(row: dict[str, Any]) -> Key:
+    return row["case"], row["n"], row["d"], row["dtype"]
+
+
+def asked(target: Target) -> str:
+    if math.isinf(target.most):
+        return "it runs"
+    if target.of:
+        part = "" if target.most == 1 else f"{ratio(target.most)} of "
+        return f"{part}{target.of}'s {'time' if target.what == 'seconds' else 'peak'}"
+    return SHOWN[target.what](target.most)
+
+
 def target_cells(target: Target, rows: Sequence[dict[str, Any]]) -> list[str]:
-    wanted = (target.case, target.n, target.d, target.dtype)
-    row = next((row for row in rows if (row["case"], row["n"], row["d"], row["dtype"]) == wanted), None)
-    work = [target.case, target.dtype, f"{target.d}", f"{target.n:,}", seconds(target.seconds)]
-    if row is None:
-        return [*work, "-", "not measured"]
-    if "failed" in row[OURS]:
+    row = next((row for row in rows if key_of(row) == target.key), {})
+    work = [target.case, target.dtype, f"{target.d}", f"{target.n:,}", asked(target)]
+    ours, theirs = row.get(OURS, {}), row.get(target.of, {})
+    if "failed" in ours:
         return [*work, "-", "failed"]
-    return [*work, seconds(row[OURS]["seconds"]), verdict(row[OURS]["seconds"], target.seconds)]
+    if target.what not in ours:
+        return [*work, "-", "not measured"]
+    found = ours[target.what]
+    if target.of is None:
+        return [*work, SHOWN[target.what](found), "reached" if math.isinf(target.most) else verdict(found, target.most)]
+    if target.what not in theirs:
+        return [*work, SHOWN[target.what](found), f"{target.of}: {theirs.get('failed', 'not measured')[:40]}"]
+    return [*work, ratio(found / theirs[target.what]), verdict(found / theirs[target.what], target.most)]
+
+
+def memory_cells(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The largest peak as a fraction of its target, of all rows."""
+    shares = {}
+    for row in rows:
+        matrix = sides(CASES[row["case"]].loss, row["n"], row["classes"])
+        if matrix and "peak_bytes" in row[OURS]:
+            shares[key_of(row)] = row[OURS]["peak_bytes"] / (16 * sum(matrix) * row["d"] + configs.WORKSPACE)
+    work = ["every loss", "-", "-", "-", f"peak of 16 (N + M) D bytes + {size(configs.WORKSPACE)}"]
+    if not shares:
+        return [*work, "-", "not measured"]
+    case, n, d, dtype = worst = max(shares, key=shares.__getitem__)
+    return [*work, f"{shares[worst]:.0%} ({case}, {dtype}, D={d}, N={n:,})", verdict(shares[worst], 1)]
 
 
 def is_target(row: dict[str, Any]) -> bool:
-    key = row["case"], row["n"], row["d"], row["dtype"]
-    return any(key == (target.case, target.n, target.d, target.dtype) for target in TARGETS)
+    return any(key_of(row) == target.key for target in TARGETS)
 
 
 def columns(others: Sequence[str]) -> list[str]:

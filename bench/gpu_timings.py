@@ -22,13 +22,14 @@ from fusedloss.measure import Clock, Run
 from . import files
 from .cpu_table import OURS
 from .floor import product_flop
-from .gpu_table import TARGETS
+from .gpu_table import COMPILED, LAUNCH_BOUND, TARGETS
 from .workloads import CASES, Case, Oracle, available, data, loss_of
 
 SIZES = [2**k for k in range(12, 17)]
 DIMENSIONS = [128, 256]
 DTYPES = ["float32", "bfloat16"]
 NO_MEMORY = "out of memory"
+DENSE_ROWS = 16_384
 CEILINGS = {"cuda": (8192, 2**30), "cpu": (1024, 2**26)}  # rows of the square matrix product, bytes copied
 
 
@@ -47,8 +48,16 @@ def maker(case: Case, implementation: str, n: int, d: int, device: str, dtype: s
     return measure.training_step(loss_of(case, implementation), *data(case, n, d, device, dtype))
 
 
-def timings(make: Callable[[], Run], clock: Clock) -> dict[str, Any]:
-    """Time and peak extra memory of a workload, or why there are none."""
+def launches(run: Run) -> int:
+    """Of kernels."""
+    with torch.profiler.profile() as profile:
+        run()
+        measure.synchronize()
+    return sum(event.count for event in profile.key_averages() if "LaunchKernel" in event.key)
+
+
+def timings(make: Callable[[], Run], clock: Clock, count: bool) -> dict[str, Any]:
+    """Time and peak extra memory of a workload, and its launches if they are to be counted; or why there are none."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -57,7 +66,8 @@ def timings(make: Callable[[], Run], clock: Clock) -> dict[str, Any]:
         memory = measure.extra_memory()
         run()
         peak = memory.peak()
-        return {**clock(run), "peak_bytes": peak}
+        counted = {"launches": launches(run)} if count else {}
+        return {**clock(run), "peak_bytes": peak, **counted}
     except Exception as error:
         return {"failed": NO_MEMORY if measure.out_of_memory(error) else f"{type(error).__name__}: {error}"[:300]}
 
@@ -69,11 +79,25 @@ class Job(NamedTuple):
     dtype: str
 
 
-def jobs(sizes: Sequence[int]) -> list[Job]:
-    """What is timed: first the rows that have a target, then the grid, with small batches first."""
-    targets = [Job(t.case, t.n, t.d, t.dtype) for t in TARGETS if max(sizes) >= SIZES[-1]]
+def turns(sizes: Sequence[int], device: str) -> list[tuple[Job, str]]:
+    """What is timed, a member at a time, so that whenever the time is up the most telling is done.
+
+    First fusedloss where it has a target, then those that a target compares it with, then the others there; then the
+    grid, with small batches first.
+    """
+    targets = [target for target in TARGETS if max(sizes) >= SIZES[-1]]
     grid = [Job(case, n, d, dtype) for n, case, d, dtype in itertools.product(sizes, CASES, DIMENSIONS, DTYPES)]
-    return list(dict.fromkeys(targets + grid))
+    ours = [(Job(*target.key), OURS) for target in targets]
+    compared = [(Job(*target.key), target.of) for target in targets if target.of]
+    jobs = dict.fromkeys([*(job for job, _ in ours), *grid])
+    present = [(job, member) for job in jobs for member in members(job, device)]
+    return list(dict.fromkeys([*ours, *(turn for turn in compared if turn in present), *present]))
+
+
+def members(job: Job, device: str) -> list[str]:
+    """Those that take a job; without the compiler, which takes long, where dense PyTorch has no memory."""
+    found = available(CASES[job.case], job.n, job.dtype, device)
+    return [member for member in found if member != COMPILED or job.n <= DENSE_ROWS]
 
 
 class Parity:
@@ -113,20 +137,19 @@ def main() -> None:
     clock = Clock(args.device)
     limits = ceilings(args.device, clock)
     files.update(args.result, ceilings=limits)
-    parity, rows = Parity(args.device, min(args.sizes)), list[dict[str, Any]]()
-    for job in jobs(args.sizes):
+    parity, rows = Parity(args.device, min(args.sizes)), dict[Job, dict[str, Any]]()
+    for job, member in turns(args.sizes, args.device):
         case = CASES[job.case]
-        row: dict[str, Any] = {**job._asdict(), "classes": case.classes}
-        rows.append(row)
-        for member in available(case, job.n, job.dtype, args.device):
-            wrong = parity.failure(job, member)  # a wrong result is not timed
-            make = partial(maker, case, member, job.n, job.d, args.device, job.dtype)
-            row[member] = {"failed": wrong} if wrong else timings(make, clock)
-            flop = product_flop(case.loss, job.n, job.d, case.classes)
-            if flop and "seconds" in row[member]:
-                row[member]["of_gemm_floor"] = flop / limits["bfloat16_gemm_flops"] / row[member]["seconds"]
-            files.update(args.result, parity=parity.rows, timings=rows)
-    failed = sum("failed" in row[OURS] for row in rows)  # where another member fails is a finding
+        row = rows.setdefault(job, {**job._asdict(), "classes": case.classes})
+        wrong = parity.failure(job, member)  # a wrong result is not timed
+        make = partial(maker, case, member, job.n, job.d, args.device, job.dtype)
+        count = args.device == "cuda" and job.n <= LAUNCH_BOUND
+        row[member] = {"failed": wrong} if wrong else timings(make, clock, count)
+        flop = product_flop(case.loss, job.n, job.d, case.classes)
+        if flop and "seconds" in row[member]:
+            row[member]["of_gemm_floor"] = flop / limits["bfloat16_gemm_flops"] / row[member]["seconds"]
+        files.update(args.result, parity=parity.rows, timings=list(rows.values()))
+    failed = sum("failed" in row[OURS] for row in rows.values())  # where another member fails is a finding
     sys.exit(f"{failed} of {len(rows)} timings of fusedloss failed" if failed else 0)
 
 

@@ -67,7 +67,7 @@ def gpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
         f"({meta['date'][:10]}; `{name}`).\nThe floor is one matrix product of all pairs, 2·N·M·D FLOP, "
         f"at the {flops / 1e12:.0f} TFLOP/s that it reached in bfloat16:\n"
     )
-    targets = [gpu_table.target_cells(target, rows) for target in gpu_table.TARGETS]
+    targets = [*(gpu_table.target_cells(target, rows) for target in gpu_table.TARGETS), gpu_table.memory_cells(rows)]
     yield tables.markdown(gpu_table.TARGET_COLUMNS, targets) + "\n"
     others = gpu_table.others_of(rows)
     shown = [gpu_table.cells(row, others) for row in ends(rows)]

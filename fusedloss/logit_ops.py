@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .backends import resolve_backend
-from .ops import call_backend, no_double_backward, or_launches
+from .ops import call_backend, no_double_backward, register_fake
 from .states import loss_dtype, state_dtype
 
 
@@ -25,7 +25,7 @@ def _logits_op(name: str, schema: str, fake: Any) -> Any:
         f"fusedloss::{name}", function, mutates_args=(),
         schema=f"(Tensor z, {schema}, bool overwrite, str backend) -> Tensor",
     )  # fmt: skip
-    op.register_fake(or_launches(function, without(fake)))
+    register_fake(op, name, function, without(fake))
     return op
 
 
@@ -42,7 +42,7 @@ def _dz_ops(name: str, schema: str) -> tuple[Any, Any]:
 
     library, arguments = torch.library.custom_op, f"{schema}, str backend)"
     new = library(f"fusedloss::{name}", into_new, mutates_args=(), schema=f"(Tensor z, {arguments} -> Tensor")
-    new.register_fake(or_launches(into_new, lambda z, *_: z.new_empty(z.shape)))
+    register_fake(new, name, into_new, lambda z, *_: z.new_empty(z.shape))
     new.register_autograd(no_double_backward)
     over = library(f"fusedloss::{name}_over", in_place, mutates_args=["z"], schema=f"(Tensor(a!) z, {arguments} -> ()")
     return new, over

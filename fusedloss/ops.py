@@ -41,16 +41,20 @@ def call_backend(name: str, *args: Any) -> Any:
         return found
 
 
-def or_launches(function: Any, fake: Any) -> Any:
+FUNCTIONS: dict[str, Any] = {}  # what an op calls, by its name
+
+
+def register_fake(op: Any, name: str, function: Any, fake: Any) -> None:
     """The fake of an op. On the device "meta" the Triton backend goes as far as its launches, to be recorded."""
-    return lambda *args: (function if args[0].is_meta and args[-1] == "triton" else fake)(*args)
+    FUNCTIONS[f"fusedloss::{name}"] = function
+    op.register_fake(lambda *args: (function if args[0].is_meta and args[-1] == "triton" else fake)(*args))
 
 
 def _op(name: str, schema: str, fake: Any) -> Any:
     """The custom op of a backend function: same name and arguments, then the backend's name."""
     function = partial(call_backend, name)
     op = torch.library.custom_op(f"fusedloss::{name}", function, mutates_args=(), schema=schema)
-    op.register_fake(or_launches(function, fake))
+    register_fake(op, name, function, fake)
     return op
 
 

@@ -17,6 +17,7 @@ import fusedloss
 from . import tuning
 from .compiling import Source, compile_all, source, target, triton_version
 from .console import progress, show
+from .footprint import Footprint, footprint
 from .kernels import configs
 from .launch.common import Launch, recording
 from .roofline import GPUS, floor_seconds, kernel_seconds, occupancy
@@ -69,7 +70,7 @@ def distinct(work: Workload, arch: str, candidates: bool) -> Iterable[Compiled]:
     return kept.values()
 
 
-def row(compiled: Compiled, found: dict[str, Any]) -> dict[str, Any]:
+def row(compiled: Compiled, found: dict[str, Any], step: Footprint) -> dict[str, Any]:
     work, options = compiled.work, compiled.launch.options
     roles = options.get("ANCHORS")
     name = compiled.source.kernel.name + (f" {roles}" if roles else "")
@@ -82,7 +83,7 @@ def row(compiled: Compiled, found: dict[str, Any]) -> dict[str, Any]:
             "occupancy": round(occupancy(found, options["num_warps"], compiled.arch), 3),
             "roofline_us": round(kernel_seconds(compiled.launch, found, work.D, compiled.arch) * 1e6, 1),
         }),
-        "floor_us": round(floor_seconds(work, compiled.arch) * 1e6, 1),
+        "floor_us": round(floor_seconds(work, compiled.arch) * 1e6, 1), "step": step._asdict(),
         "triton": triton_version(),
     }  # fmt: skip
 
@@ -92,12 +93,14 @@ def report(works: Sequence[Workload], archs: Sequence[str], candidates: bool = F
     todo = [c for arch in archs for work in works for c in distinct(work, arch, candidates)]
     with progress("compiling") as advance:
         done = compile_all((c.job for c in todo), advance)
-    return [row(c, done[c.job]) for c in todo]
+    steps = {(work, arch): footprint(work, arch) for arch in archs for work in works}
+    return [row(c, done[c.job], steps[c.work, c.arch]) for c in todo]
 
 
 COLUMNS = ("loss", "metric", "kernel", "arch", "dtype", "D", "tile", "registers", "spills", "shared", "tensor",
            "occupancy", "roofline")  # fmt: skip
-SUMS = ("loss", "metric", "arch", "dtype", "D", "N", "kernels", "GEMM floor", "roofline", "of the floor")
+SUMS = ("loss", "metric", "arch", "dtype", "D", "N", "launches", "PyTorch's", "peak", "GEMM floor", "roofline",
+        "of the floor")  # fmt: skip
 
 
 def cells(r: dict[str, Any]) -> list[str]:
@@ -110,7 +113,7 @@ def cells(r: dict[str, Any]) -> list[str]:
 
 
 def sums(rows: Iterable[dict[str, Any]]) -> list[list[str]]:
-    """For every loss, the model's time of its kernels with default tiles against the floor."""
+    """For every loss, its launches and memory, and the model's time with default tiles against the floor."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for r in rows:
         if r["default"] and "error" not in r:
@@ -119,7 +122,9 @@ def sums(rows: Iterable[dict[str, Any]]) -> list[list[str]]:
     for group, members in groups.items():
         floor, time = members[0]["floor_us"], sum(m["roofline_us"] for m in members)
         share = f"{floor / time:.0%}" if floor and time else "-"
-        lines.append([*map(str, group), str(len(members)), milliseconds(floor), milliseconds(time), share])
+        step = members[0]["step"]
+        counts = [f"{step['kernels']:,}", str(step["operators"]), f"{step['peak_bytes'] / 2**20:,.1f} MiB"]
+        lines.append([*map(str, group), *counts, milliseconds(floor), milliseconds(time), share])
     return lines
 
 

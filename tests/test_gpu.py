@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+import time
 
 import torch
 
 from bench import files, gpu, gpu_losses
 from bench.gpu_table import TARGETS
-from bench.gpu_timings import SIZES, Job, Parity, jobs
+from bench.gpu_timings import DENSE_ROWS, SIZES, Job, Parity, turns
+from bench.workloads import CASES
 from fusedloss.workloads import LOSSES
 
 
@@ -18,10 +20,14 @@ def test_all_steps_end_within_nine_minutes():
 
 
 def test_rows_with_a_target_are_timed_first():
-    todo = jobs(SIZES)
-    assert todo[: len(TARGETS)] == [Job(t.case, t.n, t.d, t.dtype) for t in TARGETS]
+    todo = turns(SIZES, "cuda")
+    ours = list(dict.fromkeys((Job(*target.key), "fusedloss") for target in TARGETS))
+    compared = list(dict.fromkeys((Job(*target.key), target.of) for target in TARGETS if target.of))
+    assert todo[: len(ours) + len(compared)] == ours + compared
     assert len(set(todo)) == len(todo)
-    assert max(job.n for job in jobs([512])) == 512
+    assert {job.case for job, _ in todo} == set(CASES)
+    assert all(job.n <= 512 for job, _ in turns([512], "cpu"))
+    assert all(job.n <= DENSE_ROWS for job, member in todo if member == "torch.compile")
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch):
@@ -32,6 +38,21 @@ def test_a_wrong_result_is_not_timed(monkeypatch):
     assert "is off by" in parity.failure(job, "torch.compile")
     assert parity.failure(job, "fusedloss") is None  # found once
     assert len(parity.rows) == 2
+
+
+def test_a_step_that_is_stopped_passes_as_far_as_it_came(monkeypatch):
+    monkeypatch.setitem(gpu.LIMITS, "tests", gpu.GRACE)
+    monkeypatch.setattr(gpu, "STARTED", time.perf_counter())
+    assert gpu.run("tests", "timeit", "-n", "1", "pass").status == "passed"
+    assert gpu.run("tests", "timeit", "-n", "1", "1 / 0").status == "failed"
+    stopped = gpu.run("tests", "timeit", "-n", "1", "-s", "import time", "time.sleep(60)")
+    assert stopped.status == "stopped" and stopped.detail.endswith("past its limit of 10 s")
+    ran = {"tests": 9, "failures": 0, "errors": 0, "skipped": 0, "failed": []}
+    row = {"fusedloss": {"seconds": 1.0}, "reference": {"failed": "out of memory"}}
+    assert gpu.sound("tests", {"tests": ran}) and gpu.sound("timings", {"timings": [row]})
+    assert not gpu.sound("tests", {}) and not gpu.sound("tests", {"tests": ran | {"failed": ["a::b"]}})
+    assert not gpu.sound("timings", {}) and not gpu.sound("timings", {"timings": [row, {"fusedloss": {"failed": "x"}}]})
+    assert not gpu.sound("demo", {"tests": ran, "timings": [row]})
 
 
 def test_every_loss_is_captured():

@@ -7,6 +7,7 @@ import pytest
 
 from bench import files, gpu_table, plots, report, tables
 from bench.floor import product_flop
+from bench.gpu_table import LIBRARY
 from bench.peers import PEERS
 from bench.workloads import CASES, IMPLEMENTATIONS
 
@@ -70,16 +71,31 @@ def test_a_gpu_file_marks_its_targets(tmp_path):
         timing("nt-xent", 65_536, 256, "bfloat16", fusedloss="AssertionError: gradient is off"),
         timing("siglip", 131_072, 768, "float32", fusedloss=(1e-3, 2**28)),  # in another dtype
         timing("clip", 131_072, 512, "bfloat16", fusedloss=(35e-3, 2**28)),
+        timing("supcon", 1_048_576, 256, "bfloat16", fusedloss=(7.0, 2**33)),
+        timing("circle", 8192, 128, "float32", fusedloss=(1e-3, 2**24), **{LIBRARY: (25e-3, 2**30)}),
+        timing("supcon", 8192, 128, "float32", fusedloss=(1e-3, 2**24), **{LIBRARY: "out of memory"}),
+        timing("nt-xent", 4096, 128, "bfloat16", **{"torch.compile": (5e-4, 2**26)})
+        | {"fusedloss": found("nt-xent", 4096, 128, 1e-3, 2**24) | {"launches": 42}},
     )
     text = report.section([write(tmp_path, "gpu.json", results)])
-    verdicts = {row[0]: row[4:] for row in table(text, "target")[2:]}
+    rows = table(text, "target")[2:]
+    verdicts = {(row[0], int(row[3].replace(",", "")), row[4]): row[5:] for row in rows[:-1]}
     assert len(verdicts) == len(gpu_table.TARGETS)
-    assert verdicts["batch-hard"] == ["4.1 ms", "2.05 ms", "reached 2x"]
-    assert verdicts["supcon"] == ["16.5 ms", "33 ms", "missed 2x"]
-    assert verdicts["nt-xent"] == ["16.5 ms", "-", "failed"]
-    assert verdicts["clip"] == ["35 ms", "35 ms", "reached 1x"]
-    for missing in ("contrastive", "contrastive, all active", "siglip"):
-        assert verdicts[missing][1:] == ["-", "not measured"]
+    assert verdicts["batch-hard", 65_536, "4.1 ms"] == ["2.05 ms", "reached 2x"]
+    assert verdicts["supcon", 65_536, "16.5 ms"] == ["33 ms", "missed 2x"]
+    assert verdicts["nt-xent", 65_536, "16.5 ms"] == ["-", "failed"]
+    assert verdicts["clip", 131_072, "35 ms"] == ["35 ms", "reached 1x"]
+    assert verdicts["supcon", 1_048_576, "it runs"] == ["7.00 s", "reached"]
+    assert verdicts["circle", 8192, f"1/20.0 of {LIBRARY}'s time"] == ["1/25.0", "reached 1.2x"]
+    assert verdicts["circle", 8192, f"1/100.0 of {LIBRARY}'s peak"] == ["1/64.0", "missed 1.6x"]
+    assert verdicts["supcon", 8192, f"1/20.0 of {LIBRARY}'s time"] == ["1 ms", f"{LIBRARY}: out of memory"]
+    assert verdicts["nt-xent", 4096, "6 launches"] == ["42 launches", "missed 7x"]
+    assert verdicts["nt-xent", 4096, "torch.compile's time"] == ["2.0x", "missed 2x"]
+    for missing in (("contrastive", 65_536, "3 ms"), ("siglip", 131_072, "48.8 ms"), ("supcon", 4096, "6 launches")):
+        assert verdicts[missing] == ["-", "not measured"]
+    assert rows[-1][4:] == [
+        "peak of 16 (N + M) D bytes + 256.0 MiB", "97% (supcon, bfloat16, D=256, N=1,048,576)", "reached 1x"
+    ]  # fmt: skip
 
 
 def test_a_gpu_file_compares_every_member(tmp_path):
