@@ -24,7 +24,7 @@ from .roofline import GPUS, floor_seconds, kernel_seconds, occupancy
 from .workloads import Workload, step, workloads
 
 TENSOR = {"sm_80": "hmma", "sm_90": "hgmma", "sm_100": "utcmma", "gfx942": "mfma"}  # its tensor-core instruction
-CONFIG = ("BM", "BN", "BD", "BC", "BE", "BLOCK", "num_warps", "num_stages")
+CONFIG = ("BM", "BN", "BD", "BC", "BE", "BP", "BLOCK", "num_warps", "num_stages")
 
 
 class Compiled(NamedTuple):

@@ -29,6 +29,7 @@ ELEMENTS = 1024  # logits.py: elements a program takes
 # Programs that fill a device (2 x 132 multiprocessors); below it the columns of a row block are split.
 SPLIT_TARGET = 264
 POSITIVES = 4  # thresholds of an anchor in registers at a time
+PARTS, MERGED = 16, 64  # folds.merge: parts of as many rows at a time
 # Pairs from which a sparse loss sorts its rows by label before the backward (not timed on a GPU yet).
 SORT_FROM = 1 << 24
 WORKSPACE = 256 << 20  # bytes; states of the columns, folded in the same pass as those of the rows, take at most these

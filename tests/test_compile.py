@@ -19,6 +19,7 @@ RECORDED = json.loads(FILE.read_text())
 TILES_ARE_FOR = RECORDED[0]["triton"]
 PRODUCTS = {"sm_80": "hmma", "sm_90": "hgmma", "sm_100": "utcmma", "gfx942": "mfma"}
 MEMORY_BOUND = (
+    "merge",
     "prepare",
     "row_distances",
     "gather_grad",

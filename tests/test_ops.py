@@ -240,6 +240,23 @@ def to_bfloat16(x):
     return truncated if os.environ.get("TRITON_INTERPRET") == "1" else x.bfloat16().float()
 
 
+@pytest.mark.parametrize("P", [1, 2, 17, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_parts_are_merged(P, dtype):
+    common = pytest.importorskip("fusedloss.launch.common")
+    with running("triton", "default") as device:
+        parts = torch.randn(P, 3, 130, dtype=dtype, device=device) * 50
+        parts[:, 1, 0], parts[-1, 1, 1], parts[0, 1, 2] = -torch.inf, torch.inf, torch.nan
+        found = common.merge(parts, 3 + (16 << 1))
+        want = torch.stack([parts[:, 0].sum(0), parts[:, 1].logsumexp(0), parts[:, 2].sum(0)])
+        torch.testing.assert_close(
+            found, want, equal_nan=True, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=1e-3
+        )
+        unit = torch.tensor(3.0, dtype=dtype, device=device)
+        total = common.total(parts[:, ::2].contiguous(), torch.float16, unit)
+        torch.testing.assert_close(total, (parts[:, ::2].sum(0) * 3).half(), rtol=1e-3, atol=0.05)
+
+
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize(("mode", "rounded", "unit"), [("high", nearest_tf32, 2**-11), ("medium", to_bfloat16, 2**-8)])
 def test_a_lower_matmul_precision_is_the_loss_of_rounded_rows(mode, rounded, unit, metric):

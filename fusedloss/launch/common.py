@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import tuning
 from ..kernels import configs, scores
+from ..kernels.folds import merge as merge_kernel
 from ..kernels.prepare import prepare as prepare_kernel
 from ..kernels.tiles import INTERPRETED
 
@@ -129,6 +130,23 @@ def cdiv(a: int, b: int) -> int:
 def splits(N: int, M: int, tile: configs.Tile) -> int:
     """How many programs share the columns of a row block, so that a small N still fills the device."""
     return max(1, min(configs.SPLIT_TARGET // max(1, cdiv(N, tile.BM)), cdiv(M, tile.BN)))
+
+
+def merge(parts: Tensor, kinds: int, dtype: torch.dtype | None = None, unit: Tensor | None = None) -> Tensor:
+    """The folds [folds, n] of all pairs from those of parts of them [parts, folds, n], as kernels count the kinds."""
+    if len(parts) == 1 and unit is None:
+        return parts[0].to(dtype or parts.dtype)
+    P, folds, n = parts.shape
+    out = torch.empty(folds, n, dtype=dtype or parts.dtype, device=parts.device)
+    options = dict(KINDS=kinds, BP=configs.PARTS, BLOCK=configs.MERGED, num_warps=4)
+    args = (parts, out, () if unit is None else (unit,), P, n)
+    Launch(merge_kernel, (cdiv(n, configs.MERGED), folds), args, options).run()
+    return out
+
+
+def total(parts: Tensor, dtype: torch.dtype | None = None, unit: Tensor | None = None) -> Tensor:
+    """The sum of parts [parts, ...], times a unit if there is one, in their dtype or another one."""
+    return merge(parts.flatten(1).unsqueeze(1), 1, dtype, unit).view(parts.shape[1:])
 
 
 def architecture() -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..kernels import configs, engine, losses
 from ..states import split_offsets, state_dtype
-from .common import SCORES, Launch, Side, cdiv, listed, pick, prepare, reorder, splits
+from .common import SCORES, Launch, Side, cdiv, listed, merge, pick, prepare, reorder, splits, total
 
 
 class Loss(NamedTuple):
@@ -94,7 +94,7 @@ def fold(
         n = len(x.labels)
         out = torch.empty(splits(n, len(y.labels), tile), folds, n, dtype=state_dtype(x.rows), device=x.rows.device)
         fold_launch(x, y, out, by_column, D, spec, precision, own or x is y).run()
-        return merge(out, spec.kinds)
+        return merge(out, encoded(spec.kinds))
 
     if not columns:
         return states(xs, ys)
@@ -102,17 +102,7 @@ def fold(
     if blocks == 0 or blocks * folds * M * 8 > configs.WORKSPACE:  # the other way round, the scores once more
         return torch.cat([states(xs, ys), states(ys, xs)], 1)
     by_column = torch.empty(blocks, folds, M, dtype=state_dtype(x), device=x.device)
-    return torch.cat([states(xs, ys, by_column), merge(by_column, spec.kinds)], 1)
-
-
-def merge(parts: Tensor, kinds: tuple[str, ...]) -> Tensor:
-    """The states [folds, n] of all pairs from those of parts of them [parts, folds, n]."""
-    if len(parts) == 1:
-        return parts[0]
-    if "lse" not in kinds:
-        return parts.sum(0)
-    columns = zip(kinds, parts.unbind(1), strict=True)
-    return torch.stack([part.logsumexp(0) if kind == "lse" else part.sum(0) for kind, part in columns])
+    return torch.cat([states(xs, ys, by_column), merge(by_column, encoded(spec.kinds))], 1)
 
 
 def grad_launch(
@@ -174,11 +164,8 @@ def fold_grad(
         sums = torch.empty(parts, len(params) * by_numbers + 1, n, dtype=torch.float32, device=like.device)
         grad_launch(x, y, out, sums, spec, precision, own or x is y, by_numbers).run()
 
-        def whole(t: Tensor) -> Tensor:
-            return merge(t, ()) if unit is None else merge(t, ()) * unit
-
         summed = by_numbers or (want_offsets and x.offsets is not None)
-        return x.restore(whole(out).to(like.dtype), 0), x.restore(whole(sums), 1) if summed else sums
+        return x.restore(total(out, like.dtype, unit), 0), x.restore(total(sums, unit=unit), 1) if summed else sums
 
     of_rows, of_columns = (want_offsets and v is not None for v in (of_x, of_y))
     with_y = y is not None and (want_y or of_columns)

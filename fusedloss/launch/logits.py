@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..kernels import configs, logits
 from ..states import state_dtype
-from .common import Launch, cdiv
-from .folds import merge
+from .common import Launch, cdiv, merge
+from .folds import encoded
 
 ELEMENT_LOSSES = {
     "binary_cross_entropy": logits.binary_cross_entropy,
@@ -45,7 +45,7 @@ def fold_logits(z: Tensor, target: Tensor, weight: Tensor | None, smoothing: flo
     splits = max(1, min(configs.SPLIT_TARGET // max(1, cdiv(N * P, BM)), cdiv(C, BC)))
     out = torch.empty(splits, 2 + sums, N * P, dtype=state_dtype(z), device=z.device)
     row_launch(logits.fold_logits, z, target, weight, smoothing, (out,), sums, splits).run()
-    return merge(out, ("sum", "lse", "sum")[: 2 + sums])
+    return merge(out, encoded(("sum", "lse", "sum")[: 2 + sums]))
 
 
 def logits_grad(

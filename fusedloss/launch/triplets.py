@@ -11,7 +11,7 @@ from torch import Tensor
 from ..kernels import configs
 from ..kernels import triplets as kernels
 from ..states import new_index, state_dtype
-from .common import SCORES, Launch, Plan, Side, cdiv, listed, pick, prepare, reorder, splits
+from .common import SCORES, Launch, Plan, Side, cdiv, listed, pick, prepare, reorder, splits, total
 
 
 class Batch(NamedTuple):
@@ -87,15 +87,15 @@ def fold_triplets(
     if triplets == "nearest":
         found = torch.empty(2, N, dtype=state_dtype(x), device=x.device)
         semihard_launch(b, found, index, margin, D, 0, M).run()
-        total, active = found
+        cost, active = found
         chosen = positives * negatives.clamp(max=1)
     else:
         tile = b.pick("triplets", D, margin, triplets, soft).tile
         parts = torch.empty(splits(N, M, tile), 3, N, dtype=state_dtype(x), device=x.device)
         fold_launch(b, (parts,), margin, D, 0, M, triplets, soft).run()
-        total, chosen, active = parts.sum(0)
+        cost, chosen, active = total(parts)
         chosen = positives * negatives if triplets == "all" else chosen
-    return b.x.restore(torch.stack([total, chosen.to(total.dtype), active]), 1), index
+    return b.x.restore(torch.stack([cost, chosen.to(cost.dtype), active]), 1), index
 
 
 class Anchors(NamedTuple):
@@ -181,10 +181,7 @@ def fold_triplets_grad(
             for (rows, others, roles), out in zip(runs, outs, strict=True):
                 grad_launch(b, rows, others, anchors, roles, out, longest, margin, triplets, soft).run()
 
-    def whole(out: Tensor) -> Tensor:
-        return out.sum(0) if unit is None else out.sum(0) * unit
-
-    grads = [rows.restore(whole(out).to(x.dtype), 0) for (rows, _, _), out in zip(runs, outs, strict=True)]
+    grads = [rows.restore(total(out, x.dtype, unit), 0) for (rows, _, _), out in zip(runs, outs, strict=True)]
     return (
         grads[0] if want_x else x.new_empty(0),
         grads[-1] if y is not None and want_y else x.new_empty(0),
