@@ -51,36 +51,6 @@ def store_folds(ptr, folds, rows, n, KINDS: tl.constexpr):
         tl.store(ptr + k * n.to(tl.int64) + rows, value, mask=rows < n)
 
 
-@triton.jit(do_not_specialize=["P", "n"])
-def merge(parts, out_ptr, unit, P, n, KINDS: tl.constexpr, BP: tl.constexpr, BLOCK: tl.constexpr):
-    """The folds [folds, n] of all pairs from those of parts of them [P, folds, n], times a unit if there is one.
-
-    Grid: (blocks of n, folds).
-    """
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside, log_sum = at < n, ((KINDS >> (4 + tl.program_id(1))) & 1) != 0
-    at += tl.program_id(1) * n.to(tl.int64)
-    step = tl.num_programs(1) * n.to(tl.int64)
-    value = tl.zeros([BLOCK], parts.dtype.element_ty)
-    best = value + float("-inf")
-    for first in range(0, P, BP):
-        p = first + tl.arange(0, BP)
-        mask = (p < P)[:, None] & inside[None, :]
-        part = tl.load(parts + p.to(tl.int64)[:, None] * step + at[None, :], mask=mask, other=0.0)
-        if log_sum:
-            part = tl.where(mask, part, float("-inf"))
-            before, best = best, tl.maximum(best, tl.max(part, 0))
-            shift = tl.where(tl.abs(best) == float("inf"), 0.0, best)  # inf - inf would be NaN
-            value = value * tl.exp(before - shift) + tl.sum(tl.exp(part - shift[None, :]), 0)
-        else:
-            value += tl.sum(part, 0)
-    if log_sum:
-        value = best + tl.log(value)
-    if len(unit) > 0:
-        value *= tl.load(unit[0])
-    tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=inside)
-
-
 @triton.jit
 def load_anchors(states, rows, n, KINDS: tl.constexpr, FIRST: tl.constexpr, AXIS: tl.constexpr, ARE: tl.constexpr):
     """(state, dL/dstate) of the folds KINDS, which begin at FIRST, of [folds, n] each; nothing if rows are no anchors.
@@ -109,3 +79,33 @@ def term_weight(term, anchor, LSE: tl.constexpr):
         return anchor[1] * tl.exp(term - anchor[0])
     else:
         return anchor[1]
+
+
+@triton.jit(do_not_specialize=["P", "n"])
+def merge(parts, out_ptr, unit, P, n, KINDS: tl.constexpr, BP: tl.constexpr, BLOCK: tl.constexpr):
+    """The folds [folds, n] of all pairs from those of parts of them [P, folds, n], times a unit if there is one.
+
+    Grid: (blocks of n, folds).
+    """
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside, log_sum = at < n, ((KINDS >> (4 + tl.program_id(1))) & 1) != 0
+    at += tl.program_id(1) * n.to(tl.int64)
+    step = tl.num_programs(1) * n.to(tl.int64)
+    value = tl.zeros([BLOCK], parts.dtype.element_ty)
+    best = value + float("-inf")
+    for first in range(0, P, BP):
+        p = first + tl.arange(0, BP)
+        mask = (p < P)[:, None] & inside[None, :]
+        part = tl.load(parts + p.to(tl.int64)[:, None] * step + at[None, :], mask=mask, other=0.0)
+        if log_sum:
+            part = tl.where(mask, part, float("-inf"))
+            before, best = best, tl.maximum(best, tl.max(part, 0))
+            shift = tl.where(tl.abs(best) == float("inf"), 0.0, best)  # inf - inf would be NaN
+            value = value * tl.exp(before - shift) + tl.sum(tl.exp(part - shift[None, :]), 0)
+        else:
+            value += tl.sum(part, 0)
+    if log_sum:
+        value = best + tl.log(value)
+    if len(unit) > 0:
+        value *= tl.load(unit[0])
+    tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=inside)
