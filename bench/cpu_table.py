@@ -47,6 +47,7 @@ TARGETS = {
     "circle": Target(1 / 3, 1 / 10),
     "nt-xent": Target(1 / 50, None, n=512),
 }
+ALONE = ("nt-xent", 16384)  # a target where the peer cannot
 LIMITS = {4096: 1 * GIB, 16384: 1 * GIB, 32768: 2 * GIB}  # peak of fusedloss alone; at 4096 where the peer cannot
 
 

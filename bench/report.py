@@ -54,7 +54,11 @@ def cpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
     )
     # against the peer where it can, else alone, and at the largest size; the file has the sizes between too
     sizes = min(cpu_table.LIMITS), max(cpu_table.LIMITS)
-    rows = [row for row in results["rows"] if cpu_table.peer_of(row) or row["n"] in sizes]
+    rows = [
+        row
+        for row in results["rows"]
+        if cpu_table.peer_of(row) or row["n"] in sizes or (row["case"], row["n"]) == cpu_table.ALONE
+    ]
     yield tables.markdown(cpu_table.COLUMNS, [cpu_table.cells(row) for row in rows]) + "\n"
 
 
