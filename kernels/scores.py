@@ -24,9 +24,9 @@ def sqeuclidean(e, own, other):
 @triton.jit
 def root(sq):
     """The root of a squared distance and its inverse, 0 where there is none: the gradient of a distance at 0 is 0."""
-    away = (sq > 0.0) & (sq < float("inf"))
-    inv = tl.where(away, tl.rsqrt(tl.where(away, sq, 1.0)), 0.0)
-    return tl.where(sq <= 0.0, 0.0, tl.where(away, sq * inv, sq)), inv
+    # 1.2e-38 is the least number that the hardware does not take for 0; sq * inv stays inf, or NaN, where sq is.
+    inv = tl.where(sq >= 1.2e-38, tl.rsqrt(tl.minimum(sq, 3.4e38)), 0.0)
+    return sq * inv, inv
 
 
 @triton.jit
