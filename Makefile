@@ -6,29 +6,34 @@ OUT ?= gpu-results
 
 VENV := .venv
 PY := $(VENV)/bin/python
-STAMP := $(VENV)/.installed
+DEV := $(VENV)/.dev
+EXAMPLES := $(VENV)/.examples
+PYTEST := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS)
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench gpu clean
+.PHONY: help demo test test-all check bench gpu clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
-demo: $(STAMP) ## what the losses do on this machine
+demo: $(EXAMPLES) ## what the losses do on this machine
 	$(PY) -m fusedloss demo
 
 # One thread per worker: on two cores the workers already use both.
-test: $(STAMP) ## the tests, kernels in Triton's interpreter on the CPU (WORKERS=2, PYTEST_ARGS=...)
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+test: $(DEV) ## the tests, kernels in Triton's interpreter on the CPU (WORKERS=2, PYTEST_ARGS=...)
+	$(PYTEST) $(PYTEST_ARGS)
 
-check: $(STAMP) ## lint, formatting and types
+test-all: $(DEV) ## the tests on their full grids
+	$(PYTEST) --full $(PYTEST_ARGS)
+
+check: $(DEV) ## lint, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 # PASSIVE: beside other work a thread that spins while it waits makes a step 8 times as long.
-bench: $(STAMP) ## the short CPU benchmarks (BENCH_ARGS=...)
+bench: $(DEV) ## the short CPU benchmarks (BENCH_ARGS=...)
 	OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest bench --benchmark-only --benchmark-columns=min,median,rounds $(BENCH_ARGS)
 
 gpu: ## tests and benchmarks on this GPU, offline, with the torch, triton and pytest of PYTHON (OUT=gpu-results)
@@ -39,10 +44,10 @@ clean: ## remove build outputs and caches, keep .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch comes first and alone, at its pin, so that no other requirement chooses its build.
-$(STAMP): pyproject.toml constraints.txt
+# An extra and its stamp. torch comes first and alone, at its pin, so that no other requirement chooses its build.
+$(DEV) $(EXAMPLES): $(VENV)/.%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 needed: make PYTHON=python3.12")'
 	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -c constraints.txt $(TORCH)
-	$(PY) -m pip install -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install -c constraints.txt -e '.[$*]'
 	touch $@

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fusedloss.checks import METRICS
-from fusedloss.report import report
-from fusedloss.workloads import LOSSES, Workload, workloads
+from fusedloss.tools.report import report
+from fusedloss.tools.workloads import LOSSES, Workload, workloads
 
 from . import files
 

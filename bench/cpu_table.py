@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from fusedloss.console import show
-from fusedloss.measure import Measurement, measure
+from fusedloss.tools.console import show
+from fusedloss.tools.measure import Measurement, measure
 
 from . import files, tables
 from .peers import PEERS

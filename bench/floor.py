@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fusedloss.measure import Run
+from fusedloss.tools.measure import Run
 
 from .forms import GIVEN_LOGITS, PAIRED, WITH_CLASSES
 
@@ -27,6 +27,6 @@ def product_flop(loss: str, n: int, d: int, classes: int) -> float | None:
 
 
 def square_product(n: int) -> Run:
-    """Maker for `fusedloss.measure`: 2 n³ FLOP in float32."""
+    """Maker for `fusedloss.tools.measure`: 2 n³ FLOP in float32."""
     a, b = torch.randn(2, n, n)
     return lambda: a @ b

@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedloss.measure import Loss
+from fusedloss.tools.measure import Loss
 
 # Losses of pairs, row i of one half of the batch with row i of the other, instead of labels.
 PAIRED = ("nt_xent_loss", "info_nce_loss", "clip_loss", "siglip_loss", "n_pair_loss")

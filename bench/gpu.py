@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fusedloss.console import show
+from fusedloss.tools.console import show
 
 from . import files, gpu_table
 from .cpu_table import OURS

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedloss.workloads import LOSSES, Workload, arguments, step, workloads
+from fusedloss.tools.workloads import LOSSES, Workload, arguments, step, workloads
 
 from . import files
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fusedloss import measure
-from fusedloss.measure import Clock, Run
+from fusedloss.tools.measure import Clock, Run
 
 from . import files
 from .cpu_table import OURS

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedloss.measure import Loss
+from fusedloss.tools.measure import Loss
 
 from . import rivals
 from .forms import of_batch

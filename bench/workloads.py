@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fusedloss
 from fusedloss import measure, reference
-from fusedloss.measure import Loss, Run
+from fusedloss.tools.measure import Loss, Run
 
 from . import peers
 from .forms import GIVEN_LOGITS, WITH_CLASSES, of_batch
@@ -107,7 +107,7 @@ def loss_of(case: Case, implementation: str) -> Loss:
 
 
 def in_batch(case: str, implementation: str, n: int, d: int, device: str = "cpu", dtype: str = "float32") -> Run:
-    """Maker for `fusedloss.measure`: forward and backward of a case, returning the value and the gradient."""
+    """Maker for `fusedloss.tools.measure`: forward and backward of a case, returning the value and the gradient."""
     loss = loss_of(CASES[case], implementation)
     run = measure.training_step(loss, *data(CASES[case], n, d, device, dtype))
     if implementation == "torch.compile":

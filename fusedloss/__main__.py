@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import importlib.util
 import os
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,44 +13,11 @@ from typing import Any
 
 import torch
 
-import fusedloss
-
-from . import workloads
-from .backends import resolve_backend
 from .checks import METRICS
-from .roofline import GPUS
-from .workloads import LOSSES
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def doctor() -> None:
-    """Versions, devices, and the backend that a tensor of each kind uses."""
-    print(f"fusedloss {fusedloss.__version__}, Python {platform.python_version()}, {platform.platform()}")
-    print(f"torch {torch.__version__}, triton {version('triton')}")
-    print(f"float32 matmul precision: {torch.get_float32_matmul_precision()}")
-    print(f"cpu: {torch.get_num_threads()} threads; {backends('cpu')}")
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        name = f"{device.name}, {device.major}.{device.minor}, {device.total_memory / 2**30:.0f} GiB"
-        print(f"cuda:{index}: {name}; {backends(f'cuda:{index}')}")
-    if not torch.cuda.is_available():
-        print("cuda: no device")
-
-
-def version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def backends(device: str) -> str:
-    uses = (
-        f"{str(dtype).removeprefix('torch.')} {resolve_backend(torch.empty(0, dtype=dtype, device=device))}"
-        for dtype in DTYPES
-    )
-    return ", ".join(uses)
+from .tools import workloads
+from .tools.doctor import doctor
+from .tools.roofline import GPUS
+from .tools.workloads import LOSSES
 
 
 def demo(out: Path, epochs: int, seed: int, device: str) -> None:
@@ -61,7 +26,7 @@ def demo(out: Path, epochs: int, seed: int, device: str) -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        from .demo import run
+        from .tools.demo import run
     except ModuleNotFoundError as missing:
         package = str(missing.name).split(".")[0]
         sys.exit(f'the demo needs {package}: pip install "fusedloss[examples]"')
@@ -76,13 +41,13 @@ def report(json: Path | None, **options: Any) -> None:
     if importlib.util.find_spec("triton") is None:
         sys.exit("report: Triton is not installed")
     os.environ.pop("TRITON_INTERPRET", None)  # kernels are compiled
-    importlib.import_module(".report", __package__).run(file=json, **options)
+    importlib.import_module(".tools.report", __package__).run(file=json, **options)
 
 
 def tune(**options: Any) -> None:
     if not torch.cuda.is_available():
         sys.exit("tune: PyTorch finds no GPU here; `python -m fusedloss report` needs none")
-    importlib.import_module(".sweep", __package__).run(**options)
+    importlib.import_module(".tools.sweep", __package__).run(**options)
 
 
 def positive(text: str) -> int:
@@ -113,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         added.set_defaults(function=function)
         return added
 
-    command(doctor, "versions, devices and the backend each kind of tensor uses")
+    command(doctor, "versions, devices, the backend each kind of tensor uses, tuned tiles")
 
     own = command(demo, "train on handwritten digits, fused against dense")
     own.add_argument("--out", type=Path, default=Path("demo-results"), help="folder of the figures")

@@ -15,19 +15,19 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Batch(NamedTuple):
-    """Checked embeddings and labels; `refs` and `ref_labels` are None when the batch is compared with itself."""
+    """Rows to be compared, and their labels. [N, D] with [M, D], or with themselves"""
 
     x: Tensor
-    refs: Tensor | None
-    labels: Tensor
-    ref_labels: Tensor | None
-    own: bool  # whether the first rows of refs are x
+    y: Tensor | None  # None: x
+    x_labels: Tensor
+    y_labels: Tensor
+    # Row i of x is row ref_offset + i of y, and that pair is left out; 0 where there is no y; None: no row is on both sides.
+    ref_offset: int | None
 
     @property
     def pairs(self) -> int:
         """How many there are, without those of a row with itself."""
-        N = len(self.x)
-        return N * (N - 1 if self.refs is None else len(self.refs) - self.own)
+        return len(self.x) * (len(self.y_labels) - (self.ref_offset is not None))
 
 
 def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
@@ -100,11 +100,12 @@ def flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
-def index(name: str, value: object, *, low: int = 0) -> None:
+def index(name: str, value: object, *, low: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
+    return value
 
 
 def readable(x: Tensor) -> bool:
@@ -218,28 +219,50 @@ def integers(name: str, labels: object, x: Tensor) -> Tensor:
     return labels if labels.dtype in (torch.int32, torch.int64) else labels.to(torch.int64)
 
 
-def batch(
-    embeddings: object, labels: object, ref_embeddings: object, ref_labels: object, batch_in_refs: object
-) -> Batch:
-    flag("batch_in_refs", batch_in_refs)
+def batch(embeddings: object, labels: object, ref_embeddings: object, ref_labels: object, ref_offset: object) -> Batch:
     x = rows("embeddings", embeddings)
     x_labels = integers("labels", labels, x)
     if (ref_embeddings is None) != (ref_labels is None):
         missing, given = ("ref_labels", "ref_embeddings") if ref_labels is None else ("ref_embeddings", "ref_labels")
         raise ValueError(f"{missing} must be given together with {given}, got None")
     if ref_embeddings is None:
-        if batch_in_refs:
-            raise ValueError("batch_in_refs must be False where there are no ref_embeddings, got True")
-        return Batch(x, None, x_labels, None, False)
-    refs = same_dimensions("embeddings", x, "ref_embeddings", ref_embeddings)
-    y_labels = integers("ref_labels", ref_labels, refs)
-    if batch_in_refs and len(refs) < len(x):
-        raise ValueError(
-            f"ref_embeddings must begin with the {len(x)} rows of embeddings for batch_in_refs, got {tuple(refs.shape)}"
-        )
+        if ref_offset is not None:
+            raise ValueError(f"ref_offset must be None where there are no ref_embeddings, got {ref_offset!r}")
+        return Batch(x, None, x_labels, x_labels, 0)
+    y = same_dimensions("embeddings", x, "ref_embeddings", ref_embeddings)
+    y_labels = integers("ref_labels", ref_labels, y)
     if x_labels.dtype != y_labels.dtype:
         x_labels, y_labels = x_labels.long(), y_labels.long()
-    return Batch(x, refs, x_labels, y_labels, bool(batch_in_refs))
+    return Batch(x, y, x_labels, y_labels, place(x, y, x_labels, y_labels, ref_offset))
+
+
+def place(x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, ref_offset: object) -> int | None:
+    """Where the rows x are among the references y; looked at where that is no sync: elsewhere losses would be wrong."""
+    if ref_offset is None:
+        return None
+    first = index("ref_offset", ref_offset)
+    N, M = x.shape[0], y.shape[0]
+    if first + N > M:
+        raise ValueError(f"ref_embeddings must have the {N} rows of embeddings from row {first} on, got {M} rows")
+    if readable(x):
+        own, here = x.detach(), y.detach()[first : first + N]
+        apart = ((own != here) & ~((own != own) & (here != here))).any(1)  # NaN is equal to NaN
+        if (i := first_of(apart)) is not None:
+            raise ValueError(
+                f"ref_embeddings must have the rows of embeddings from row {first} (ref_offset) on, but row {first + i} "
+                f"is not row {i} of embeddings; where no row of embeddings is a reference leave ref_offset out"
+            )
+        if (i := first_of(x_labels != y_labels[first : first + N])) is not None:
+            raise ValueError(
+                f"ref_labels must have the labels from row {first} (ref_offset) on, but row {first + i} has label "
+                f"{y_labels[first + i]}, row {i} of labels {x_labels[i]}"
+            )
+    return first
+
+
+def first_of(found: Tensor) -> int | None:
+    """The index of the first that is True."""
+    return int(found.int().argmax()) if found.any() else None
 
 
 def similar_pairs(target: object, similar: object, x: Tensor) -> Tensor:

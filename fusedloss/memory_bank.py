@@ -35,7 +35,7 @@ class MemoryBank(nn.Module):
     Equivalent to::
 
         refs = torch.cat([embeddings.detach(), past])  # the last `size` rows
-        loss(embeddings, labels, refs, torch.cat([labels, past_labels]), batch_in_refs=True)
+        loss(embeddings, labels, refs, torch.cat([labels, past_labels]), ref_offset=0)
 
     `CrossBatchMemory` of pytorch-metric-learning counts the batch into its memory_size.
 
@@ -90,7 +90,7 @@ class MemoryBank(nn.Module):
         if self.labelled:
             labels = checks.integers("labels", labels, rows).long()
             refs = (torch.cat([rows, past]), torch.cat([labels, self.labels[: self.filled]]))
-            value = self.loss(embeddings, labels, *refs, batch_in_refs=True)
+            value = self.loss(embeddings, labels, *refs, ref_offset=0)
         else:
             value = self.loss(embeddings, labels, negatives=past)
         if self.training:

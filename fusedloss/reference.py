@@ -118,19 +118,19 @@ def _own(logits, offset=0):
     )
 
 
-def _pairs(embeddings, labels, ref_embeddings=None, ref_labels=None, batch_in_refs=False):
+def _pairs(embeddings, labels, ref_embeddings=None, ref_labels=None, ref_offset=None):
     """Both sides, and the masks of positive and negative pairs."""
     refs, ref_labels = (embeddings, labels) if ref_embeddings is None else (ref_embeddings, ref_labels)
     same = labels[:, None] == ref_labels[None]
-    itself = _own(same) & (batch_in_refs or ref_embeddings is None)
+    itself = _own(same, ref_offset or 0) & (ref_offset is not None or ref_embeddings is None)
     return refs, same & ~itself, ~same
 
 
 def pairwise_contrastive_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    batch_in_refs=False, pos_margin=0.0, neg_margin=1.0, metric="euclidean", power=2, reduction="mean",
+    ref_offset=None, pos_margin=0.0, neg_margin=1.0, metric="euclidean", power=2, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     d = pairwise_distance(embeddings, refs, metric)
     terms = torch.where(pos, F.relu(d - pos_margin), F.relu(neg_margin - d)).pow(power) * (pos | neg) / power
     if reduction == "none":
@@ -142,9 +142,9 @@ def pairwise_contrastive_loss(
 
 def hardest_pairs(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    batch_in_refs=False, metric="euclidean", positives="hardest", negatives="hardest",
+    ref_offset=None, metric="euclidean", positives="hardest", negatives="hardest",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     d = pairwise_distance(embeddings, refs, metric)
 
     def extreme(mask, farthest):
@@ -170,12 +170,12 @@ def hardest_pairs(
 
 def batch_hard_triplet_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    batch_in_refs=False, margin=0.2, metric="euclidean", soft_margin=False,
+    ref_offset=None, margin=0.2, metric="euclidean", soft_margin=False,
     positives="hardest", negatives="hardest", reduction="mean",
 ):  # fmt: skip
     mined = hardest_pairs(
         embeddings, labels, ref_embeddings, ref_labels,
-        batch_in_refs=batch_in_refs, metric=metric, positives=positives, negatives=negatives,
+        ref_offset=ref_offset, metric=metric, positives=positives, negatives=negatives,
     )  # fmt: skip
     counts = (mined.positive_index >= 0) & (mined.negative_index >= 0)
     gap = torch.where(counts, mined.positive_distance - mined.negative_distance, 0)
@@ -185,9 +185,9 @@ def batch_hard_triplet_loss(
 
 def batch_all_triplet_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    batch_in_refs=False, margin=0.2, metric="euclidean", soft_margin=False, triplets="all", reduction="mean",
+    ref_offset=None, margin=0.2, metric="euclidean", soft_margin=False, triplets="all", reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     d = pairwise_distance(embeddings, refs, metric)
     gap = d[:, :, None] - d[:, None]  # d(a, p) - d(a, n)
     bands = dict(hard=gap >= 0, semihard=(gap < 0) & (gap >= -margin), easy=gap < -margin)
@@ -198,9 +198,9 @@ def batch_all_triplet_loss(
 
 def batch_semihard_triplet_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    batch_in_refs=False, margin=0.2, metric="sqeuclidean", reduction="mean",
+    ref_offset=None, margin=0.2, metric="sqeuclidean", reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     d = pairwise_distance(embeddings, refs, metric)
     if d.numel() == 0:
         return _mean_of(d, pos, reduction)
@@ -257,9 +257,9 @@ def siglip_loss(image, text, logit_scale, logit_bias, *, reduction="mean"):
 
 def supcon_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    batch_in_refs=False, temperature=0.1, normalize=True, reduction="mean",
+    ref_offset=None, temperature=0.1, normalize=True, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     logits = _logits(embeddings, refs, 1 / temperature, normalize).masked_fill(~(pos | neg), -torch.inf)
     counts = pos.sum(1)
     terms = -logits.log_softmax(1).where(pos, logits.new_zeros(())).sum(1) / counts.clamp_min(1)
@@ -280,9 +280,9 @@ def _log_sum_exp(terms, mask):
 
 def multi_similarity_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    batch_in_refs=False, alpha=2.0, beta=50.0, base=0.5, normalize=True, reduction="mean",
+    ref_offset=None, alpha=2.0, beta=50.0, base=0.5, normalize=True, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     s = _logits(embeddings, refs, 1.0, normalize)
     pull, push = _log_sum_exp(-alpha * (s - base), pos), _log_sum_exp(beta * (s - base), neg)
     return _reduce(_softplus(pull) / alpha + _softplus(push) / beta, reduction)
@@ -290,9 +290,9 @@ def multi_similarity_loss(
 
 def circle_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    batch_in_refs=False, margin=0.4, gamma=80.0, normalize=True, reduction="mean",
+    ref_offset=None, margin=0.4, gamma=80.0, normalize=True, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     s = _logits(embeddings, refs, 1.0, normalize)
     pull = _log_sum_exp(-gamma * F.relu(1 + margin - s.detach()) * (s - (1 - margin)), pos)
     push = _log_sum_exp(gamma * F.relu(s.detach() + margin) * (s - margin), neg)
@@ -306,9 +306,9 @@ def _lifted_distance(x, y, normalize):
 
 def generalized_lifted_structure_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    batch_in_refs=False, neg_margin=1.0, pos_margin=0.0, normalize=True, reduction="mean",
+    ref_offset=None, neg_margin=1.0, pos_margin=0.0, normalize=True, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     d = _lifted_distance(embeddings, refs, normalize)
     pull, push = _log_sum_exp(d - pos_margin, pos), _log_sum_exp(neg_margin - d, neg)
     return _reduce(F.relu(pull.masked_fill(~pos.any(1), 0) + push.masked_fill(~neg.any(1), 0)), reduction)
@@ -316,9 +316,9 @@ def generalized_lifted_structure_loss(
 
 def lifted_structure_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    batch_in_refs=False, neg_margin=1.0, pos_margin=0.0, normalize=True, reduction="mean",
+    ref_offset=None, neg_margin=1.0, pos_margin=0.0, normalize=True, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     d = _lifted_distance(embeddings, refs, normalize)
     lowest = torch.finfo(d.dtype).min / 2  # two of -inf would have the gradient NaN
     own, other = (_log_sum_exp(neg_margin - m, of).clamp_min(lowest) for m, of in ((d, neg), (d.T, neg.T)))

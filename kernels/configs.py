@@ -1,8 +1,4 @@
-"""Tile numbers: the only place that has them.
-
-A row of TILES is (kernel, bytes of the compute format) -> [(largest D, or 0 for any, Tile)]. Kernels with exponentials,
-and those of lifted scores, need more registers for a tile.
-"""
+"""Tile numbers: the only place that has them. A row of TILES is Work -> [(largest D, or 0 for any, Tile)]."""
 
 import itertools
 from typing import NamedTuple
@@ -17,7 +13,15 @@ class Tile(NamedTuple):
     held: int  # dimensions kept on chip; above it D is walked by a run-time loop, and programs share a row's gradient
 
 
-ROWS_PER_PROGRAM = 8  # rows.py and prepare.py: memory-bound
+class Work(NamedTuple):
+    """What a tile's registers and memory depend on."""
+
+    kernel: str  # its name
+    terms: str  # of a pair: "", or what takes more registers: "exp", "lifted" scores, "nearest" negatives, "manhattan"
+    itemsize: int  # bytes of the compute format
+
+
+ROWS_PER_PROGRAM = 8  # rows.py and tiles.prepare: memory-bound
 ROW_CHUNK = 256  # dimensions these read at a time
 ENTRIES = 16  # gather_grad: mined pairs read at a time
 # logits.py: logits of a tile. With 4 warps registers let 12 to 96 KB of them be on their way to a multiprocessor
@@ -34,92 +38,97 @@ PARTS, MERGED = 16, 64  # folds.merge: parts of as many rows at a time
 SORT_FROM = 1 << 24
 WORKSPACE = 256 << 20  # bytes; states of the columns, folded in the same pass as those of the rows, take at most these
 
+GRADIENTS = ("grad", "triplets_grad")  # kernels whose programs own a row's gradient, or a slab of it
 # The sum of |x - y| is no matrix product: its kernels walk D one by one.
-MANHATTAN = [(f"manhattan {kernel}", 4) for kernel in ("fold", "grad", "mine")]
-MANHATTAN_TRIPLETS = [
-    (f"manhattan {kernel}", 4) for kernel in ("triplets", "triplets grad", "triplets grad exp", "semihard grad")
-]
+MANHATTAN = {
+    Work(kernel, "manhattan", 4): [(0, tile)]
+    for kernel, tile in {
+        "fold": Tile(64, 64, 32, 8, 1, 32),
+        "grad": Tile(64, 64, 32, 8, 1, 32),
+        "mine": Tile(64, 64, 32, 8, 1, 32),
+        "fold_triplets": Tile(64, 32, 32, 8, 1, 32),
+        "triplets_grad": Tile(64, 32, 32, 8, 1, 32),
+    }.items()
+}
 
 # Chosen with `python -m fusedloss report` (Triton 3.7.1; 16-bit gradients and triplets on sm_90 2026-11-23, the rest
 # 2026-11-22): tensor-core instructions, shared memory within the limits, no spills of 16 bits on sm_90, and of those
 # the least time of its model. Not timed on a GPU yet.
-TILES: dict[str, dict[tuple[str, int], list[tuple[int, Tile]]]] = {
+TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
     "sm_90": {
-        ("fold", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 128, 64, 8, 3, 0))],
-        ("fold", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
-        ("fold exp", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
-        ("fold exp", 4): [(0, Tile(128, 32, 32, 8, 3, 0))],
-        ("fold lifted", 2): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 64, 8, 3, 0))],
-        ("fold lifted", 4): [(0, Tile(128, 32, 32, 8, 3, 0))],
-        ("mine", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
-        ("mine", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
-        ("grad", 2): [
+        Work("fold", "", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 128, 64, 8, 3, 0))],
+        Work("fold", "", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
+        Work("fold", "exp", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
+        Work("fold", "exp", 4): [(0, Tile(128, 32, 32, 8, 3, 0))],
+        Work("fold", "lifted", 2): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 64, 8, 3, 0))],
+        Work("fold", "lifted", 4): [(0, Tile(128, 32, 32, 8, 3, 0))],
+        Work("mine", "", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
+        Work("mine", "", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
+        Work("grad", "", 2): [
             (64, Tile(128, 64, 64, 8, 2, 64)),
             (128, Tile(128, 32, 64, 8, 2, 128)),
             (256, Tile(128, 16, 64, 8, 2, 256)),
             (0, Tile(64, 64, 64, 8, 2, 256)),
         ],
-        ("grad", 4): [(64, Tile(128, 32, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
-        ("grad exp", 2): [
+        Work("grad", "", 4): [(64, Tile(128, 32, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
+        Work("grad", "exp", 2): [
             (64, Tile(128, 32, 64, 8, 2, 64)),
             (128, Tile(128, 16, 64, 8, 2, 128)),
             (256, Tile(128, 16, 64, 8, 3, 256)),
             (0, Tile(64, 32, 64, 8, 2, 256)),
         ],
-        ("grad exp", 4): [(64, Tile(128, 16, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
-        ("grad lifted", 2): [
+        Work("grad", "exp", 4): [(64, Tile(128, 16, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
+        Work("grad", "lifted", 2): [
             (128, Tile(128, 16, 64, 8, 2, 128)),
             (256, Tile(128, 16, 64, 8, 2, 256)),
             (0, Tile(64, 32, 64, 8, 2, 256)),
         ],
-        ("grad lifted", 4): [(64, Tile(128, 16, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
-        ("triplets", 2): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 64, 8, 3, 0))],
-        ("triplets", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
-        ("triplets grad", 2): [
+        Work("grad", "lifted", 4): [(64, Tile(128, 16, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
+        Work("fold_triplets", "", 2): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 64, 8, 3, 0))],
+        Work("fold_triplets", "", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
+        Work("triplets_grad", "", 2): [
             (64, Tile(64, 32, 64, 4, 2, 64)),
             (128, Tile(128, 32, 32, 8, 2, 128)),
             (0, Tile(64, 64, 64, 8, 2, 128)),
         ],
-        ("triplets grad", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
-        ("triplets grad exp", 2): [(64, Tile(128, 16, 64, 8, 2, 64)), (0, Tile(128, 16, 64, 8, 2, 128))],
-        ("triplets grad exp", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
-        ("semihard grad", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
-        ("semihard grad", 4): [(0, Tile(128, 16, 32, 8, 2, 64))],
-        **{key: [(0, Tile(64, 64, 32, 8, 1, 32))] for key in MANHATTAN},
-        **{key: [(0, Tile(64, 32, 32, 8, 1, 32))] for key in MANHATTAN_TRIPLETS},
+        Work("triplets_grad", "", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
+        Work("triplets_grad", "exp", 2): [(64, Tile(128, 16, 64, 8, 2, 64)), (0, Tile(128, 16, 64, 8, 2, 128))],
+        Work("triplets_grad", "exp", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
+        Work("triplets_grad", "nearest", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
+        Work("triplets_grad", "nearest", 4): [(0, Tile(128, 16, 32, 8, 2, 64))],
+        **MANHATTAN,
     },
     "other": {
-        ("fold", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
-        ("fold", 4): [(0, Tile(64, 64, 32, 8, 3, 0))],
-        ("fold exp", 2): [(128, Tile(64, 64, 64, 8, 3, 128)), (0, Tile(64, 64, 64, 8, 3, 0))],
-        ("fold exp", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
-        ("fold lifted", 2): [(128, Tile(64, 32, 64, 8, 3, 128)), (0, Tile(64, 32, 64, 8, 3, 0))],
-        ("fold lifted", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
-        ("mine", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
-        ("mine", 4): [(0, Tile(64, 64, 32, 8, 3, 0))],
-        ("grad", 2): [(128, Tile(128, 32, 64, 8, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
-        ("grad", 4): [(0, Tile(64, 32, 32, 8, 2, 64))],
-        ("grad exp", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
-        ("grad exp", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
-        ("grad lifted", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
-        ("grad lifted", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
-        ("triplets", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
-        ("triplets", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
-        ("triplets grad", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
-        ("triplets grad", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
-        ("triplets grad exp", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
-        ("triplets grad exp", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
-        ("semihard grad", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
-        ("semihard grad", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
-        **{key: [(0, Tile(64, 64, 32, 8, 1, 32))] for key in MANHATTAN},
-        **{key: [(0, Tile(64, 32, 32, 8, 1, 32))] for key in MANHATTAN_TRIPLETS},
+        Work("fold", "", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
+        Work("fold", "", 4): [(0, Tile(64, 64, 32, 8, 3, 0))],
+        Work("fold", "exp", 2): [(128, Tile(64, 64, 64, 8, 3, 128)), (0, Tile(64, 64, 64, 8, 3, 0))],
+        Work("fold", "exp", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
+        Work("fold", "lifted", 2): [(128, Tile(64, 32, 64, 8, 3, 128)), (0, Tile(64, 32, 64, 8, 3, 0))],
+        Work("fold", "lifted", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
+        Work("mine", "", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
+        Work("mine", "", 4): [(0, Tile(64, 64, 32, 8, 3, 0))],
+        Work("grad", "", 2): [(128, Tile(128, 32, 64, 8, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
+        Work("grad", "", 4): [(0, Tile(64, 32, 32, 8, 2, 64))],
+        Work("grad", "exp", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
+        Work("grad", "exp", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
+        Work("grad", "lifted", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
+        Work("grad", "lifted", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
+        Work("fold_triplets", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        Work("fold_triplets", "", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
+        Work("triplets_grad", "", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
+        Work("triplets_grad", "", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
+        Work("triplets_grad", "exp", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
+        Work("triplets_grad", "exp", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
+        Work("triplets_grad", "nearest", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
+        Work("triplets_grad", "nearest", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
+        **MANHATTAN,
     },
 }
 
 
-def choose(kernel: str, itemsize: int, D: int, arch: str) -> Tile:
-    """The default tile of a kernel for D dimensions in a format of that many bytes."""
-    rows = TILES.get(arch, TILES["other"])[kernel, itemsize]
+def choose(work: Work, D: int, arch: str) -> Tile:
+    """The default tile for D dimensions."""
+    rows = TILES.get(arch, TILES["other"])[work]
     return next(tile for largest, tile in rows if largest == 0 or largest >= D)
 
 
@@ -144,9 +153,9 @@ def depths(tile: Tile, kernel: str, D: int) -> list[Tile]:
     """The tile with the next chunks, stages and dimensions on chip on either side, one of them at a time."""
     found = []
     for name in ("BD", "num_stages", "held"):
-        sizes, own = SIZES[name], getattr(tile, name)
-        near = [sizes[i] for i in range(len(sizes)) if abs(i - sizes.index(own)) == 1]
-        if name == "held" and "grad" not in kernel:  # all of them or none
-            near = [D - own] if own in (0, D) and D in sizes else []
+        sizes, current = SIZES[name], getattr(tile, name)
+        near = [sizes[i] for i in range(len(sizes)) if abs(i - sizes.index(current)) == 1]
+        if name == "held" and kernel not in GRADIENTS:  # all of them or none
+            near = [D - current] if current in (0, D) and D in sizes else []
         found += [tile._replace(**{name: size}) for size in near]
-    return [t for t in found if t.held % t.BD == 0 and (t.held > 0 or "grad" not in kernel)]
+    return [t for t in found if t.held % t.BD == 0 and (t.held > 0 or kernel not in GRADIENTS)]

@@ -10,33 +10,34 @@ import triton.language as tl
 from .engine import split_columns
 from .folds import empty_folds, fold_tile, load_anchors, store_folds, term_weight
 from .losses import log1p
-
-LSE: tl.constexpr = tl.constexpr(1 + 16)  # one fold, a log sum exp, as folds.py counts them
+from .tiles import load
 
 
 @triton.jit
-def load_tile(z_ptr, target_ptr, weight, numbers, r, c, R, C, P, INDICES: tl.constexpr):
+def load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES: tl.constexpr):
     """Addresses and logits of a tile, its inside, the rows' own classes, and every class's share. [BM, BC] each
 
-    The share of class c in the sum of the logits is its weight, for probabilities q times numbers[0] q + numbers[1].
+    The share of class c in the sum of the logits is its weight, for probabilities q times `kept` q + `spread`, which are
+    (1 - label smoothing, label smoothing / C).
     """
     at = ((r // P) * C * P + r % P)[:, None] + c.to(tl.int64)[None, :] * P
     inside = (r < R)[:, None] & (c < C)[None, :]
     z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
     w = 1.0
     if len(weight) > 0:
-        w = tl.load(weight[0] + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+        w = load(weight[0], c, C).to(tl.float32)[None, :]
     if INDICES:
         y = tl.load(target_ptr + r, mask=r < R, other=-1)
         return at, z, inside, inside & (y[:, None] == c[None, :]), w
     else:
         q = tl.load(target_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        return at, z, inside, inside, w * (numbers[0] * q + numbers[1])
+        kept, spread = smoothing
+        return at, z, inside, inside, w * (kept * q + spread)
 
 
 @triton.jit(do_not_specialize=["R"])
 def fold_logits(
-    z_ptr, target_ptr, weight, numbers, states_ptr, R, C, P,  # states [splits, folds, R]
+    z_ptr, target_ptr, weight, smoothing, kinds, states_ptr, R, C, P,  # kinds: a log sum exp; states [splits, folds, R]
     INDICES: tl.constexpr, SUMS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Row states of R rows over the classes of this program's split. Grid: (row blocks, splits).
@@ -46,42 +47,42 @@ def fold_logits(
     """
     r = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     first, sums = tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
-    folds = empty_folds(LSE, BM)
+    folds = empty_folds(kinds, BM)
     start, end = split_columns(C, BC)
     for c0 in range(start, end, BC):
         c = c0 + tl.arange(0, BC)
-        _at, z, inside, own, share = load_tile(z_ptr, target_ptr, weight, numbers, r, c, R, C, P, INDICES)
+        _at, z, inside, own, share = load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES)
         if INDICES:
             first += tl.sum(tl.where(own, z, 0.0), 1)
-            folds = fold_tile(folds, ((z,),), inside & ~own, LSE, 1)
+            folds = fold_tile(folds, ((z,),), inside & ~own, 1)
         else:
             first += tl.sum(tl.where(inside, share, 0.0), 1)
-            folds = fold_tile(folds, ((z,),), inside, LSE, 1)
+            folds = fold_tile(folds, ((z,),), inside, 1)
         if SUMS:
             sums += tl.sum(tl.where(inside, share * z, 0.0), 1)
     at = states_ptr + tl.program_id(1).to(tl.int64) * (3 if SUMS else 2) * R
     tl.store(at + r, first.to(states_ptr.dtype.element_ty), mask=r < R)
-    store_folds(at + R, folds, r, R, LSE)
+    store_folds(at, folds, 1, r, R)
     if SUMS:
         tl.store(at + 2 * R.to(tl.int64) + r, sums.to(states_ptr.dtype.element_ty), mask=r < R)
 
 
 @triton.jit(do_not_specialize=["R"])
 def logits_grad(
-    z_ptr, target_ptr, weight, numbers, states, out_ptr, R, C, P,  # states: (states, derivatives of them) [folds, R]
+    z_ptr, target_ptr, weight, smoothing, kinds, anchors, out_ptr, R, C, P,  # anchors: `engine.Anchors` [folds, R]
     INDICES: tl.constexpr, SUMS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """dz of a tile, which may take the place of z. Grid: (row blocks, class blocks)."""
     r = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    at, z, inside, own, share = load_tile(z_ptr, target_ptr, weight, numbers, r, c, R, C, P, INDICES)
-    lse, d_lse = load_anchors(states, r, R, LSE, 1, 1, True)[0]
+    at, z, inside, own, share = load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES)
+    d_lse, lse = load_anchors(anchors, kinds, 1, r, R, 1)[0]
     lse = tl.where(lse == float("-inf"), float("inf"), lse)  # where all others are -inf they have no share, not NaN
-    g = term_weight(z, (lse, d_lse), True)
+    g = term_weight(z, (d_lse, lse))
     if INDICES:
-        g = tl.where(own, tl.load(states[1] + r, mask=r < R, other=0.0).to(tl.float32)[:, None], g)
+        g = tl.where(own, load(anchors.dstates, r, R).to(tl.float32)[:, None], g)
     if SUMS:
-        d_sum = tl.load(states[1] + 2 * R.to(tl.int64) + r, mask=r < R, other=0.0).to(tl.float32)
+        d_sum = load(anchors.dstates + 2 * R.to(tl.int64), r, R).to(tl.float32)
         g += d_sum[:, None] * share
     tl.store(out_ptr + at, g.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -127,17 +128,17 @@ def load_factors(weight, i, n):
     if len(weight) == 0:
         return 1.0
     elif len(weight) == 1:
-        return tl.load(weight[0] + i, mask=i < n, other=0.0).to(tl.float32)
+        return load(weight[0], i, n).to(tl.float32)
     else:
-        return tl.load(weight[0] + i % weight[1], mask=i < n, other=0.0).to(tl.float32)
+        values, period = weight
+        return tl.load(values + i % period, mask=i < n, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def element_terms(z_ptr, target_ptr, weight, pos_weight, numbers, n, LOSS: tl.constexpr, BLOCK: tl.constexpr):
     """Indices of this program's elements, their weights, values and derivatives. [BLOCK] each"""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    z = tl.load(z_ptr + i, mask=i < n, other=0.0).to(tl.float32)
-    t = tl.load(target_ptr + i, mask=i < n, other=0.0).to(tl.float32)
+    z, t = load(z_ptr, i, n).to(tl.float32), load(target_ptr, i, n).to(tl.float32)
     value, slope = LOSS(z, t, load_factors(pos_weight, i, n), numbers)
     return i, load_factors(weight, i, n), value, slope
 
@@ -165,5 +166,5 @@ def elements_grad(
     if TOTAL:
         g = tl.load(dout_ptr).to(tl.float32)
     else:
-        g = tl.load(dout_ptr + i, mask=i < n, other=0.0).to(tl.float32)
+        g = load(dout_ptr, i, n).to(tl.float32)
     tl.store(out_ptr + i, (g * w * slope).to(out_ptr.dtype.element_ty), mask=i < n)

@@ -1,10 +1,13 @@
 """Losses on a tile: the terms that are folded, and their derivatives.
 
-    loss(s, numbers, POSITIVE) -> ((term, by s, by numbers[0], by numbers[1], ...), ...)
+    loss(s, numbers, POSITIVE) -> ((term, by s, by the first number, by the second, ...), ...)
 
 `s` are the scores [BM, BN] of pairs which are all positive, or all negative, and `numbers` those of that kind: one
 tuple for each fold a loss may want of its terms. A term with no derivatives is a constant. What is not used costs
 nothing: the compiler drops it.
+
+Without Triton the losses run too, on tensors of PyTorch (`backends/blocked/losses.py`): they are arithmetic, `tl.where`,
+`tl.exp`, and the functions above the first loss, of which PyTorch has its own.
 """
 
 import triton
@@ -12,10 +15,43 @@ import triton.language as tl
 
 
 @triton.jit
+def relu(z):
+    return tl.where(z <= 0.0, 0.0, z)  # NaN stays NaN
+
+
+@triton.jit
+def log1p(v):
+    """log(1 + v) for v in [0, 1], to the last bits also near 0: 2 artanh(v / (2 + v))."""
+    r = v / (2.0 + v)
+    q = r * r
+    tail = 1.0 / 11.0 + q * (1.0 / 13.0 + q * (1.0 / 15.0))
+    return 2.0 * r * (1.0 + q * (1.0 / 3.0 + q * (0.2 + q * (1.0 / 7.0 + q * (1.0 / 9.0 + q * tail)))))
+
+
+@triton.jit
+def softplus(z):
+    """log(1 + exp(z)), to the last bits for every z."""
+    return relu(z) + log1p(tl.exp(-tl.abs(z)))
+
+
+@triton.jit
+def logistic(z):
+    """1 / (1 + exp(-z)), the slope of softplus."""
+    v = tl.exp(-tl.abs(z))
+    return tl.where(z < 0.0, v, 1.0) / (1.0 + v)
+
+
+@triton.jit
+def ones(s):
+    """1 of every pair, laid out as the scores are, so that the compiler counts where they lie."""
+    return tl.minimum(tl.maximum(s, 1.0), 1.0)
+
+
+@triton.jit
 def hinge(s, numbers, POSITIVE: tl.constexpr):
     """How far a positive is beyond the margin, or a negative short of it; at least 0."""
-    h = s - numbers[0] if POSITIVE else numbers[0] - s
-    return tl.where(h <= 0.0, 0.0, h)  # NaN stays NaN
+    (margin,) = numbers
+    return relu(s - margin if POSITIVE else margin - s)
 
 
 @triton.jit
@@ -44,36 +80,28 @@ def linear_contrastive(s, numbers, POSITIVE: tl.constexpr):
 
 @triton.jit
 def softmax(s, numbers, POSITIVE: tl.constexpr):
-    """The logit numbers[0] s + numbers[1], to be folded twice, and 1."""
-    term = (numbers[0] * s + numbers[1], numbers[0], s, 1.0)
-    one = tl.minimum(tl.maximum(s, 1.0), 1.0)  # laid out as the scores are, so that the compiler counts where they lie
-    return term, term, (one,)
-
-
-@triton.jit
-def log1p(v):
-    """log(1 + v) for v in [0, 1], to the last bits also near 0: 2 artanh(v / (2 + v))."""
-    r = v / (2.0 + v)
-    q = r * r
-    tail = 1.0 / 11.0 + q * (1.0 / 13.0 + q * (1.0 / 15.0))
-    return 2.0 * r * (1.0 + q * (1.0 / 3.0 + q * (0.2 + q * (1.0 / 7.0 + q * (1.0 / 9.0 + q * tail)))))
+    """The logit scale s + bias, to be folded twice, and 1."""
+    scale, bias = numbers
+    term = (scale * s + bias, scale, s, 1.0)
+    return term, term, (ones(s),)
 
 
 @triton.jit
 def sigmoid(s, numbers, POSITIVE: tl.constexpr):
-    """log(1 + exp(z)) of the logit z = numbers[0] s + numbers[1]."""
-    z = numbers[0] * s + numbers[1]
-    v = tl.exp(-tl.abs(z))
-    slope = tl.where(z < 0.0, v, 1.0) / (1.0 + v)
-    return ((tl.where(z <= 0.0, 0.0, z) + log1p(v), numbers[0] * slope, slope * s, slope),)
+    """log(1 + exp(z)) of the logit z = scale s + bias."""
+    scale, bias = numbers
+    z = scale * s + bias
+    slope = logistic(z)
+    return ((softplus(z), scale * slope, slope * s, slope),)
 
 
 @triton.jit
 def circle(s, numbers, POSITIVE: tl.constexpr):
-    """Circle loss of margin numbers[0] and scale numbers[1]: its weight is a constant to the derivative."""
+    """Circle loss: the weight w, by how far a score is from its optimum, is a constant to the derivative."""
+    margin, gamma = numbers
     if POSITIVE:
-        w = -numbers[1] * tl.where(s >= 1.0 + numbers[0], 0.0, 1.0 + numbers[0] - s)
-        return ((w * (s - (1.0 - numbers[0])), w),)
+        w = -gamma * relu(1.0 + margin - s)
+        return ((w * (s - (1.0 - margin)), w),)
     else:
-        w = numbers[1] * tl.where(s <= -numbers[0], 0.0, s + numbers[0])
-        return ((w * (s - numbers[0]), w),)
+        w = gamma * relu(s + margin)
+        return ((w * (s - margin), w),)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .engine import split_columns
-from .tiles import load_chunks, load_labels, load_norms, pair_masks, score_tile
+from .tiles import load, load_chunks, pair_masks, score_tile
 
 
 @triton.jit
@@ -19,30 +19,30 @@ def keep_best(best, index, s, eligible, c, SIGN: tl.constexpr):
 
 @triton.jit(do_not_specialize=["N", "M"])
 def mine(
-    x, y, floor_ptr, best_ptr, index_ptr, N, M, D,  # floor [N]; best, index [splits, 2, N]
-    SCORE: tl.constexpr, POSITIVE: tl.constexpr, NEGATIVE: tl.constexpr, SELF: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
+    x, y, floor_ptr, best_ptr, index_ptr, ref_offset, N, M, D,  # floor [N]; best, index [splits, 2, N]
+    SCORE: tl.constexpr, POSITIVE: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Best positive and negative of this program's split; -1 where there is none. Grid: (row blocks, splits).
 
     POSITIVE, NEGATIVE: 1 for the farthest, -1 for the nearest, 0 for none wanted; NEGATIVE = -2 for the nearest that is
-    farther than floor[i].
+    farther than floor[i]. ref_offset as in engine.py.
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
-    xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
+    own, xl = load(x.norms, r, N)[:, None], load(x.labels, r, N)
+    xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
     pos_best = tl.full([BM], float("-inf"), tl.float32)
     neg_best = tl.full([BM], float("-inf"), tl.float32)
     pos_index = tl.full([BM], -1, tl.int32)
     neg_index = tl.full([BM], -1, tl.int32)
     if NEGATIVE == -2:
-        floor = tl.load(floor_ptr + r, mask=r < N, other=0.0)
+        floor = load(floor_ptr, r, N)
 
     start, end = split_columns(M, BN)
     for c0 in range(start, end, BN):
         c = c0 + tl.arange(0, BN)
         s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
-        pos, neg = pair_masks(xl, load_labels(y, c, M), r, c, M, SELF)
+        pos, neg = pair_masks(xl, load(y.labels, c, M), r, c, M, ref_offset)
         if POSITIVE != 0:
             pos_best, pos_index = keep_best(pos_best, pos_index, s, pos, c, POSITIVE)
         if NEGATIVE == -2:

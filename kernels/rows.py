@@ -18,12 +18,13 @@ def load_chunk(ptr, rows, valid, dims, D):
 @triton.jit
 def pair_stats(stats, a, b, in_row, eps, METRIC: tl.constexpr):
     """The sums over D that a pair's distance and gradient need, plus one chunk. A tuple of [BM]"""
+    both, aa, bb = stats
     if (METRIC == "cosine" or METRIC == "similarity") or METRIC == "dot":
-        return (stats[0] + tl.sum(a * b, 1), stats[1] + tl.sum(a * a, 1), stats[2] + tl.sum(b * b, 1))
+        return (both + tl.sum(a * b, 1), aa + tl.sum(a * a, 1), bb + tl.sum(b * b, 1))
     else:
         diff = tl.where(in_row, a - b + eps, 0.0)
         size = tl.abs(diff) if METRIC == "manhattan" else diff * diff
-        return (stats[0] + tl.sum(size, 1), stats[1], stats[2])
+        return (both + tl.sum(size, 1), aa, bb)
 
 
 @triton.jit
@@ -35,28 +36,29 @@ def inverse_norm(sq):
 @triton.jit
 def pair_distance(stats, METRIC: tl.constexpr):
     """Distance of each pair, or its similarity. [BM]"""
+    both, a, b = stats
     if METRIC == "cosine":
-        return 1.0 - stats[0] * (inverse_norm(stats[1]) * inverse_norm(stats[2]))
+        return 1.0 - both * (inverse_norm(a) * inverse_norm(b))
     elif METRIC == "similarity":
-        return stats[0] * (inverse_norm(stats[1]) * inverse_norm(stats[2]))
+        return both * (inverse_norm(a) * inverse_norm(b))
     elif METRIC == "euclidean":
-        return tl.sqrt(stats[0])
+        return tl.sqrt(both)
     else:
-        return stats[0]
+        return both
 
 
 @triton.jit
 def pair_slopes(stats, g, METRIC: tl.constexpr):
     """alpha, and beta of either end, for upstream derivative g; 0 for a distance of 0. Three of [BM]"""
+    both, a, b = stats
     if METRIC == "cosine" or METRIC == "similarity":
         g = g if METRIC == "cosine" else -g
-        ra = inverse_norm(stats[1])
-        rb = inverse_norm(stats[2])
-        cos = stats[0] * (ra * rb)
-        by_a = tl.where(stats[1] < 1e-16, 0.0, g * cos * (ra * ra))
-        return -g * (ra * rb), by_a, tl.where(stats[2] < 1e-16, 0.0, g * cos * (rb * rb))
+        ra, rb = inverse_norm(a), inverse_norm(b)
+        cos = both * (ra * rb)
+        by_a = tl.where(a < 1e-16, 0.0, g * cos * (ra * ra))
+        return -g * (ra * rb), by_a, tl.where(b < 1e-16, 0.0, g * cos * (rb * rb))
     elif METRIC == "euclidean":
-        d = tl.sqrt(stats[0])
+        d = tl.sqrt(both)
         return tl.where(d == 0.0, 0.0, g / tl.where(d == 0.0, 1.0, d)), g, g
     elif METRIC == "sqeuclidean":
         return 2.0 * g, g, g

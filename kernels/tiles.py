@@ -1,16 +1,33 @@
-"""A tile of the score matrix: what it accumulates over D, and the gradient of that accumulation.
+"""A tile of the score matrix: its rows, what it accumulates over D, and the gradient of that accumulation.
 
 A tile walks D in chunks. Up to some D the chunks of x are loaded once, and those of y once a tile, for the scores and
 the gradient alike; above it both are loaded where they are used.
 """
 
 import os
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 # The interpreter's `tl.dot` on bf16 operands is wrong (Triton 3.7.1), so operands are widened when interpreting.
 INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+class Rows(NamedTuple):
+    """One side of the score matrix. What a side has not is an empty tuple, since not every Triton takes None in one."""
+
+    rows: Any  # [n, D], or [D, n] for manhattan, as `prepare` rounded them
+    norms: Any  # [n], from `prepare`
+    labels: Any  # [n]
+    offsets: tuple = ()  # ([n],) if its scores have some
+
+
+class Numbers(NamedTuple):
+    """Numbers of a loss: given by value, or as pointers to fp32 scalars on the device."""
+
+    values: tuple
+    pointers: tuple
 
 
 @triton.jit
@@ -27,22 +44,20 @@ def load_column(ptr, rows, d, n):
 
 
 @triton.jit
-def load_labels(side, rows, n):
-    return tl.load(side[2] + rows, mask=rows < n, other=0)
+def load(ptr, i, n):
+    """ptr[i], 0 from n on."""
+    return tl.load(ptr + i, mask=i < n, other=0)
 
 
 @triton.jit
-def load_norms(side, rows, n):
-    return tl.load(side[1] + rows, mask=rows < n, other=0.0)
-
-
-@triton.jit
-def load_numbers(numbers, FIRST: tl.constexpr, COUNT: tl.constexpr, FROM_MEMORY: tl.constexpr):
-    """COUNT of the loss's numbers, from FIRST on: given by value, or as pointers to fp32 scalars on the device."""
-    loaded = ()
-    for k in tl.static_range(COUNT):
-        loaded = loaded + (tl.load(numbers[FIRST + k]) if FROM_MEMORY else numbers[FIRST + k],)
-    return loaded
+def load_numbers(numbers):
+    if len(numbers.pointers) > 0:
+        loaded = ()
+        for k in tl.static_range(len(numbers.pointers)):
+            loaded = loaded + (tl.load(numbers.pointers[k]),)
+        return loaded
+    else:
+        return numbers.values
 
 
 @triton.jit
@@ -109,8 +124,9 @@ def score_tile(
     x, y, xs, own, r, c, N, M, D, SCORE: tl.constexpr, PRECISION: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr
 ):  # fmt: skip
     """Scores of a tile whose rows x are loaded and have the norms `own`. [BM, BN]"""
-    e = accumulate(x[0], y[0], xs, load_chunks(y[0], c, M, D, BD, CHUNKS), r, c, N, M, D, BD, PRECISION)
-    return SCORE(e, own, load_norms(y, c, M)[None, :])[0]
+    e = accumulate(x.rows, y.rows, xs, load_chunks(y.rows, c, M, D, BD, CHUNKS), r, c, N, M, D, BD, PRECISION)
+    s, _d_e, _t, _f = SCORE(e, own, load(y.norms, c, M)[None, :])
+    return s
 
 
 @triton.jit
@@ -141,12 +157,12 @@ def accumulate_grad(acc, w, x_ptr, y_ptr, ys, r, c, first, N, M, D, BD: tl.const
 
 
 @triton.jit
-def pair_masks(xl, yl, r, c, M, SELF: tl.constexpr):
-    """Which pairs are positive and which negative; padding, and (i, i) of a self batch, are neither. [BM, BN] each"""
+def pair_masks(xl, yl, r, c, M, ref_offset):
+    """Which pairs are positive and which negative; padding, and a row with itself, are neither. [BM, BN] each"""
     same = xl[:, None] == yl[None, :]
     valid = (c < M)[None, :]
-    if SELF:
-        valid = valid & (r[:, None] != c[None, :])
+    if len(ref_offset) > 0:
+        valid = valid & ((r + ref_offset[0])[:, None] != c[None, :])
     return same & valid, ~same & valid
 
 
@@ -154,3 +170,30 @@ def pair_masks(xl, yl, r, c, M, SELF: tl.constexpr):
 def share_labels(xl, yl):
     """Whether the ranges of two blocks' labels meet: if they do not, no pair of the tile is positive."""
     return (tl.min(xl) <= tl.max(yl)) & (tl.min(yl) <= tl.max(xl))
+
+
+@triton.jit(do_not_specialize=["N"])
+def prepare(
+    x_ptr, rounded_ptr, norms_ptr, N, D, ROUND: tl.constexpr, INVERSE: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr
+):
+    """One pass over the rows before the engine: round them to the compute format, and the fp32 norms of the rounded rows.
+
+    norms[i] = |x_i|^2, or 1 / max(|x_i|, 1e-8) if INVERSE. Grid: (row blocks,).
+    ROUND: "" leaves the rows alone (16-bit inputs, fp32-grade products); "tf32" and "bf16" also write the rounded rows.
+    """
+    r = tl.program_id(0) * BM + tl.arange(0, BM)
+    norms = tl.zeros([BM], tl.float32)
+    for first in range(0, D, BD):
+        dims = first + tl.arange(0, BD)
+        x = load_rows(x_ptr, r, dims, N, D)
+        if ROUND != "":
+            if ROUND == "tf32":
+                x = round_tf32(x.to(tl.float32))
+            x = x.to(rounded_ptr.dtype.element_ty)
+            at = rounded_ptr + r.to(tl.int64)[:, None] * D + dims[None, :]
+            tl.store(at, x, mask=(r < N)[:, None] & (dims < D)[None, :])
+        x = x.to(tl.float32)
+        norms += tl.sum(x * x, 1)
+    if INVERSE:
+        norms = 1.0 / tl.sqrt(tl.where(norms < 1e-16, 1e-16, norms))  # NaN stays NaN
+    tl.store(norms_ptr + r, norms, mask=r < N)

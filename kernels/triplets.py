@@ -5,6 +5,8 @@ registers, against which all negatives are streamed; classes of any size are wal
 no positive and a score of inf no negative: then d(a, p) - d(a, n) is -inf, which costs nothing.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -14,14 +16,51 @@ from .mining import keep_best
 from .tiles import (
     accumulate,
     accumulate_grad,
+    load,
     load_chunks,
-    load_labels,
-    load_norms,
     load_numbers,
     round_weights,
     score_tile,
     share_labels,
 )
+
+
+class Ranges(NamedTuple):
+    """Of every anchor, by the columns that its label has. [N] each"""
+
+    start: Any
+    stop: Any
+    ref_column: Any  # the column that is the anchor itself, or -1
+
+
+class Triplets(NamedTuple):
+    """The anchors of one side in the backward, and their positives number `first` to `first + width`."""
+
+    start: Any  # as in `Ranges` [n]
+    stop: Any
+    du: Any  # dL by each anchor's sum [n]
+    thresholds: Any  # scores of its positives [width, n]; for "nearest" the columns of their negatives, -1 for none
+    slopes: Any  # summed over each positive's triplets [parts, width, n]; not used for "nearest"
+
+
+class Sums(NamedTuple):
+    """What `fold_triplets` writes: the sum of the terms, how many are chosen, how many cost something."""
+
+    states: Any  # [splits, 3, N]
+
+
+class Slopes(NamedTuple):
+    """Or for the backward, of the positives number `first` to `last`, as `Triplets` take them."""
+
+    thresholds: Any  # [last - first, N]
+    slopes: Any  # [splits, last - first, N]
+
+
+class Semihard(NamedTuple):
+    """What `mine_semihard` writes: the sum of the terms and how many cost something, and the negatives' columns."""
+
+    states: Any  # [2, N]
+    columns: Any  # of the first `width` positives, -1 where the term is 0 [width, N]
 
 
 @triton.jit
@@ -47,16 +86,18 @@ def triplet(gap, margin, KIND: tl.constexpr, SOFT: tl.constexpr):
 
 
 @triton.jit
-def load_range(ranges, rows, n):
-    """Where each anchor's positives begin and end among the columns, and which column is the anchor itself, or -1."""
+def load_ranges(ranges, rows, n):
     live = rows < n
-    start = tl.load(ranges[0] + rows, mask=live, other=0)
-    return start, tl.load(ranges[1] + rows, mask=live, other=0), tl.load(ranges[2] + rows, mask=live, other=-1)
+    return (
+        load(ranges.start, rows, n),
+        load(ranges.stop, rows, n),
+        tl.load(ranges.ref_column + rows, mask=live, other=-1),
+    )
 
 
 @triton.jit
 def load_thresholds(
-    x, y, xs, own, r, at, stop, itself, N, M, D,
+    x, y, xs, own, r, at, stop, ref_column, N, M, D,
     SCORE: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):  # fmt: skip
@@ -72,7 +113,7 @@ def load_thresholds(
         found = grown
     thresholds = ()
     for k in tl.static_range(K):
-        present = (at + k < stop) & (at + k != itself)
+        present = (at + k < stop) & (at + k != ref_column)
         thresholds = thresholds + (tl.where(present, found[k], float("-inf")),)
     return thresholds
 
@@ -85,63 +126,63 @@ def farther(s, xl, yl, c, M):
 
 @triton.jit(do_not_specialize=["N", "M", "first", "last"])
 def fold_triplets(
-    x, y, ranges, outs, numbers, N, M, D, first, last,  # ranges: (starts, ends, own) [N]
-    SCORE: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, SLOPES: tl.constexpr, K: tl.constexpr,
-    FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    x, y, ranges, outs, margin, N, M, D, first, last,  # margin: `tiles.Numbers`, one
+    SCORE: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Each anchor's triplets of its positives number `first` to `last` with the columns of a split. Grid: (row blocks,
     splits).
 
-    outs: states [splits, 3, N], the sum of the terms, how many are chosen and how many cost something; or, if SLOPES,
-    thresholds [last - first, N] and slopes [splits, last - first, N], summed over each positive's triplets.
+    outs: `Sums`, or for the backward `Slopes`.
     """
+    SLOPES: tl.constexpr = len(outs) > 1
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    begin, stop, itself = load_range(ranges, r, N)
+    begin, stop, ref_column = load_ranges(ranges, r, N)
     if SLOPES:
         if tl.max(stop - begin) <= first:
             return
-    own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
-    xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
-    margin = load_numbers(numbers, 0, 1, FROM_MEMORY)[0]
-    state: tl.constexpr = outs[0].dtype.element_ty
+    own, xl = load(x.norms, r, N)[:, None], load(x.labels, r, N)
+    xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
+    (margin,) = load_numbers(margin)
+    state: tl.constexpr = tl.float32 if SLOPES else outs.states.dtype.element_ty
     total, chosen, active = tl.zeros([BM], state), tl.zeros([BM], state), tl.zeros([BM], state)
 
     start, end = split_columns(M, BN)
     for k0 in range(first, tl.minimum(tl.max(stop - begin), last), K):
         t = load_thresholds(
-            x, y, xs, own, r, begin + k0, stop, itself, N, M, D, SCORE, K, PRECISION, BN, BD, CHUNKS
+            x, y, xs, own, r, begin + k0, stop, ref_column, N, M, D, SCORE, K, PRECISION, BN, BD, CHUNKS
         )  # fmt: skip
         slopes = zeros(K, BM)
         for c0 in range(start, end, BN):
             c = c0 + tl.arange(0, BN)
             s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
-            s = farther(s, xl, load_labels(y, c, M), c, M)
-            sums = zeros(3, BM)
+            s = farther(s, xl, load(y.labels, c, M), c, M)
+            terms, kinds, costly = zeros(3, BM)  # of the tile
             grown = ()
             for k in tl.static_range(K):
                 term, slope, of_kind = triplet(t[k][:, None] - s, margin, KIND, SOFT)
                 if SLOPES:
                     grown = grown + (slopes[k] + tl.sum(slope, 1),)
                 else:
-                    costly = tl.sum((term > 0.0).to(tl.float32), 1)
-                    sums = (sums[0] + tl.sum(term, 1), sums[1] + tl.sum(of_kind, 1), sums[2] + costly)
+                    terms += tl.sum(term, 1)
+                    kinds += tl.sum(of_kind, 1)
+                    costly += tl.sum((term > 0.0).to(tl.float32), 1)
             if SLOPES:
                 slopes = grown
             else:
-                total += sums[0].to(state)
-                chosen += sums[1].to(state)
-                active += sums[2].to(state)
+                total += terms.to(state)
+                chosen += kinds.to(state)
+                active += costly.to(state)
         if SLOPES:
             for k in tl.static_range(K):
                 at = (k0 + k - first) * N.to(tl.int64) + r
                 part = tl.program_id(1) * (last - first) * N.to(tl.int64)
                 kept = (r < N) & (k0 + k < last)
-                tl.store(outs[0] + at, t[k], mask=kept)
-                tl.store(outs[1] + part + at, slopes[k], mask=kept)
+                tl.store(outs.thresholds + at, t[k], mask=kept)
+                tl.store(outs.slopes + part + at, slopes[k], mask=kept)
 
     if not SLOPES:
-        at = outs[0] + tl.program_id(1).to(tl.int64) * 3 * N + r
+        at = outs.states + tl.program_id(1).to(tl.int64) * 3 * N + r
         tl.store(at, total, mask=r < N)
         tl.store(at + N, chosen, mask=r < N)
         tl.store(at + 2 * N.to(tl.int64), active, mask=r < N)
@@ -149,29 +190,27 @@ def fold_triplets(
 
 @triton.jit(do_not_specialize=["N", "M", "first", "last", "width"])
 def mine_semihard(
-    x, y, ranges, outs, numbers, N, M, D, first, last, width,  # ranges: (starts, ends, own) [N]
-    SCORE: tl.constexpr, K: tl.constexpr, FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
+    x, y, ranges, outs, margin, N, M, D, first, last, width,  # margin: `tiles.Numbers`, one
+    SCORE: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """For each positive number `first` to `last` the nearest negative strictly farther, else the farthest.
 
-    outs: states [2, N], the sum of the terms and how many cost something; and index [width, N], the columns of the
-    first `width` of these negatives, -1 where the term is 0. Where first > 0 only the index is written. Grid: (row
-    blocks,).
+    outs: `Semihard`; where first > 0 only its columns are written. Grid: (row blocks,).
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    begin, stop, itself = load_range(ranges, r, N)
+    begin, stop, ref_column = load_ranges(ranges, r, N)
     if (first > 0) & (tl.max(stop - begin) <= first):
         return
-    own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
-    xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
-    margin = load_numbers(numbers, 0, 1, FROM_MEMORY)[0]
-    state: tl.constexpr = outs[0].dtype.element_ty
+    own, xl = load(x.norms, r, N)[:, None], load(x.labels, r, N)
+    xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
+    (margin,) = load_numbers(margin)
+    state: tl.constexpr = outs.states.dtype.element_ty
     total, active = tl.zeros([BM], state), tl.zeros([BM], state)
 
     for k0 in range(first, tl.minimum(tl.max(stop - begin), last), K):
         t = load_thresholds(
-            x, y, xs, own, r, begin + k0, stop, itself, N, M, D, SCORE, K, PRECISION, BN, BD, CHUNKS
+            x, y, xs, own, r, begin + k0, stop, ref_column, N, M, D, SCORE, K, PRECISION, BN, BD, CHUNKS
         )  # fmt: skip
         far = tl.full([BM], float("-inf"), tl.float32)
         far_index = tl.full([BM], -1, tl.int32)
@@ -183,7 +222,7 @@ def mine_semihard(
         for c0 in range(0, M, BN):
             c = c0 + tl.arange(0, BN)
             s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
-            neg = (xl[:, None] != load_labels(y, c, M)[None, :]) & (c < M)[None, :]
+            neg = (xl[:, None] != load(y.labels, c, M)[None, :]) & (c < M)[None, :]
             far, far_index = keep_best(far, far_index, s, neg, c, 1)
             grown = ()
             grown_index = ()
@@ -199,11 +238,11 @@ def mine_semihard(
             term = tl.where((t[k] == float("-inf")) | (negative < 0), 0.0, tl.where(h <= 0.0, 0.0, h))
             total += term.to(state)
             active += (term > 0.0).to(state)
-            at = outs[1] + (k0 + k - first) * N.to(tl.int64) + r
+            at = outs.columns + (k0 + k - first) * N.to(tl.int64) + r
             tl.store(at, tl.where(term > 0.0, negative, -1), mask=(r < N) & (k0 + k - first < width))
 
-    tl.store(outs[0] + r, total, mask=r < N)
-    tl.store(outs[0] + N.to(tl.int64) + r, active, mask=r < N)
+    tl.store(outs.states + r, total, mask=r < N)
+    tl.store(outs.states + N.to(tl.int64) + r, active, mask=r < N)
 
 
 @triton.jit
@@ -217,90 +256,86 @@ def anchor_grad(
     s, anchors, a, others, margin, n, first, width, parts, neg, near,
     AXIS: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr,
 ):  # fmt: skip
-    """dL/ds of a tile by the anchors `a` along one axis, whose pairs are with `others` along the other. [BM, BN]
-
-    anchors: (starts, ends, du, thresholds, slopes) of that side, du = dL by each anchor's sum; see `triplets_grad`.
-    """
-    live = a < n
-    begin = tl.load(anchors[0] + a, mask=live, other=0)
-    left = tl.minimum(tl.load(anchors[1] + a, mask=live, other=0) - begin - first, width)
+    """dL/ds of a tile by the anchors `a` along one axis, whose pairs are with `others` along the other. [BM, BN]"""
+    begin = load(anchors.start, a, n)
+    left = tl.minimum(load(anchors.stop, a, n) - begin - first, width)
     reached = tl.zeros(neg.shape, tl.float32)
     for k in range(0, tl.max(left)):
-        at = anchors[3] + k * n.to(tl.int64) + a
+        at = anchors.thresholds + k * n.to(tl.int64) + a
         if KIND == "nearest":
             negative = tl.load(at, mask=k < left, other=-1)
             reached += (along(negative, AXIS) == along(others, 1 - AXIS)).to(tl.float32)
         else:
             t = tl.load(at, mask=k < left, other=float("-inf"))
-            reached += triplet(along(t, AXIS) - s, margin, KIND, SOFT)[1]
+            _term, slope, _chosen = triplet(along(t, AXIS) - s, margin, KIND, SOFT)
+            reached += slope
     g = tl.where(neg, -reached, 0.0)
     if near:
         for k in range(0, tl.max(left)):
             at = k * n.to(tl.int64) + a
             if KIND == "nearest":
-                slope = (tl.load(anchors[3] + at, mask=k < left, other=-1) >= 0).to(tl.float32)
+                slope = (tl.load(anchors.thresholds + at, mask=k < left, other=-1) >= 0).to(tl.float32)
             else:
-                slope = tl.load(anchors[4] + at, mask=k < left, other=0.0)
+                slope = tl.load(anchors.slopes + at, mask=k < left, other=0.0)
                 for part in range(1, parts):
-                    slope += tl.load(anchors[4] + part * width * n.to(tl.int64) + at, mask=k < left, other=0.0)
+                    slope += tl.load(anchors.slopes + part * width * n.to(tl.int64) + at, mask=k < left, other=0.0)
             positive = along(begin + first + k, AXIS) == along(others, 1 - AXIS)
             g += tl.where(positive, along(slope, AXIS), 0.0)
-    return g * along(tl.load(anchors[2] + a, mask=live, other=0.0), AXIS)
+    return g * along(load(anchors.du, a, n), AXIS)
 
 
 @triton.jit(do_not_specialize=["N", "M", "first", "width", "parts"])
 def triplets_grad(
-    x, y, x_anchors, y_anchors, out_ptr, numbers, longest_ptr, N, M, D, first, width, parts,  # out [splits, N, D]
-    SCORE: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, ANCHORS: tl.constexpr, OWN: tl.constexpr,
-    ADD: tl.constexpr, FROM_MEMORY: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BD: tl.constexpr, CHUNKS: tl.constexpr, SLAB: tl.constexpr,
+    x, y, x_anchors, y_anchors, out_ptr, margin, longest_ptr, N, M, D, first, width, parts,  # out [splits, N, D]
+    SCORE: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
     """dx of the rows this program owns, as in `grad`, by each anchor's positives number `first` to `first + width`.
 
-    The anchors of a side are (starts, ends, du [n], thresholds [width, n], slopes [parts, width, n]); for "nearest" the
-    index [width, n] that `mine_semihard` found is in place of the last two, and only tiles that hold one of these pairs
-    are computed. ANCHORS: "x", the own rows; "y", those of the other side; "self", both, of a self batch.
+    x_anchors, y_anchors: the `Triplets` of the own rows and of the other side, or () where they are no anchors; for
+    "nearest" only tiles that hold one of their pairs are computed.
     Nothing is done where no anchor has more than `first` positives; ADD adds to what the programs before wrote.
     Grid: (row blocks, splits, slabs).
     """
     if tl.load(longest_ptr) <= first:
         return
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    own, xl = load_norms(x, r, N)[:, None], load_labels(x, r, N)
-    xs = load_chunks(x[0], r, N, D, BD, CHUNKS)
-    margin = load_numbers(numbers, 0, 1, FROM_MEMORY)[0]
+    own, xl = load(x.norms, r, N)[:, None], load(x.labels, r, N)
+    xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
+    (margin,) = load_numbers(margin)
     slab = tl.program_id(2) * SLAB * BD
     acc = ()
     for _ in tl.static_range(SLAB):
         acc = acc + (tl.zeros([BM, BD], tl.float32),)
-    own_share = tl.zeros([BM], tl.float32)
+    row_share = tl.zeros([BM], tl.float32)
 
     start, end = split_columns(M, BN)
     for c0 in range(start, end, BN):
         c = c0 + tl.arange(0, BN)
-        yl = load_labels(y, c, M)
+        yl = load(y.labels, c, M)
         neg = (xl[:, None] != yl[None, :]) & ((r < N)[:, None] & (c < M)[None, :])
         near = share_labels(xl, yl)
         g = tl.zeros([BM, BN], tl.float32)
         if KIND == "nearest":
-            if ANCHORS != "y":
+            if len(x_anchors) > 0:
                 g += anchor_grad(g, x_anchors, r, c, margin, N, first, width, parts, neg, near, 0, KIND, SOFT)
-            if ANCHORS != "x":
+            if len(y_anchors) > 0:
                 g += anchor_grad(g, y_anchors, c, r, margin, M, first, width, parts, neg, near, 1, KIND, SOFT)
         if KIND != "nearest" or tl.max((g != 0.0).to(tl.int32)) > 0:
-            ys = load_chunks(y[0], c, M, D, BD, CHUNKS)
-            e = accumulate(x[0], y[0], xs, ys, r, c, N, M, D, BD, PRECISION)
-            s, d_e, t, _f = SCORE(e, own, load_norms(y, c, M)[None, :])
+            ys = load_chunks(y.rows, c, M, D, BD, CHUNKS)
+            e = accumulate(x.rows, y.rows, xs, ys, r, c, N, M, D, BD, PRECISION)
+            s, d_e, t, _f = SCORE(e, own, load(y.norms, c, M)[None, :])
             if KIND != "nearest":
                 s = tl.where(neg, s, float("inf"))
-                if ANCHORS != "y":
+                if len(x_anchors) > 0:
                     g += anchor_grad(s, x_anchors, r, c, margin, N, first, width, parts, neg, near, 0, KIND, SOFT)
-                if ANCHORS != "x":
+                if len(y_anchors) > 0:
                     g += anchor_grad(s, y_anchors, c, r, margin, M, first, width, parts, neg, near, 1, KIND, SOFT)
             if KIND == "nearest" or tl.max((g != 0.0).to(tl.int32)) > 0:
-                w = round_weights(g * d_e, x[0].dtype.element_ty, PRECISION)
-                if OWN:
-                    own_share += tl.sum(w.to(tl.float32) * t, 1)
-                acc = accumulate_grad(acc, w, x[0], y[0], ys, r, c, slab, N, M, D, BD, PRECISION)
+                w = round_weights(g * d_e, x.rows.dtype.element_ty, PRECISION)
+                if PRECISION != "manhattan":
+                    row_share += tl.sum(w.to(tl.float32) * t, 1)
+                acc = accumulate_grad(acc, w, x.rows, y.rows, ys, r, c, slab, N, M, D, BD, PRECISION)
 
-    store_gradient(out_ptr, acc, own_share, SCORE(own, own, own)[3], x, r, slab, N, D, OWN, ADD, BD)
+    _s, _d, _t, f = SCORE(own, own, own)
+    store_gradient(out_ptr, acc, row_share, f, x, r, slab, N, D, PRECISION != "manhattan", ADD, BD)

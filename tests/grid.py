@@ -48,8 +48,8 @@ def running(backend: str, plan: str) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch, fusedloss.use_backend(backend):
         if backend == "blocked":
             if plan == "small":
-                patch.setattr("fusedloss.blocked.tiles.BLOCK", 16)
-                patch.setattr("fusedloss.blocked.logits.BLOCK", 64)
+                patch.setattr("fusedloss.backends.blocked.tiles.BLOCK", 16)
+                patch.setattr("fusedloss.backends.blocked.logits.BLOCK", 64)
             yield "cpu"
             return
         pytest.importorskip("triton")
@@ -111,12 +111,19 @@ def batch(N: int, D: int, *, classes: int = 5, seed: int = 0) -> tuple[Tensor, T
     return torch.randn(N, D, dtype=torch.float64, generator=generator) / D**0.5, labels
 
 
-def references(arguments: Mapping[str, Any], y: Tensor, labels: Tensor, own: bool) -> dict[str, Any]:
-    """Arguments for references y, which begin with the batch if it is among its `own` references."""
-    if not own:
-        return dict(ref_embeddings=y, ref_labels=labels)
-    refs, ref_labels = torch.cat([arguments["embeddings"], y]), torch.cat([arguments["labels"], labels])
-    return dict(ref_embeddings=refs, ref_labels=ref_labels, batch_in_refs=True)
+# Which references a batch has: none but itself, others, others that are constants, or its own rows first or among them.
+REFS = ("self", "refs", "constant", "first", "among")
+
+
+def references(case: str, rows: Tensor, labels: Tensor, y: Tensor, y_labels: Tensor) -> dict[str, Any]:
+    """The arguments for references y, by the name of the case in REFS."""
+    if case == "self":
+        return {}
+    if case not in ("first", "among"):
+        return dict(ref_embeddings=y, ref_labels=y_labels)
+    offset = 3 if case == "among" else 0
+    refs, ref_labels = (torch.cat([a[:offset], b, a[offset:]]) for a, b in ((y, rows), (y_labels, labels)))
+    return dict(ref_embeddings=refs, ref_labels=ref_labels, ref_offset=offset)
 
 
 def middle(distances: Tensor) -> float:

@@ -10,8 +10,8 @@ from importlib.metadata import version
 import pytest
 
 from bench.compile_report import FILE, identity
-from fusedloss.compiling import shared_limit
-from fusedloss.workloads import LOSSES
+from fusedloss.tools.compiling import shared_limit
+from fusedloss.tools.workloads import LOSSES
 
 pytest.importorskip("triton")
 RECORDED = json.loads(FILE.read_text())
@@ -97,9 +97,9 @@ def test_the_recorded_report_has_every_loss_and_holds_its_promises():
 
 
 SAME = """
-from fusedloss.compiling import compile_source, source, target
-from fusedloss.report import launches
-from fusedloss.workloads import Workload
+from fusedloss.tools.compiling import compile_source, source, target
+from fusedloss.tools.report import launches
+from fusedloss.tools.workloads import Workload
 
 for loss in ("batch_hard_triplet_loss", "supcon_loss", "arcface_loss", "clip_loss", "batch_all_triplet_loss"):
     kinds = []

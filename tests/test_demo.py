@@ -1,11 +1,14 @@
 """The demo in small. The processes that `measure` starts are replaced by runs in this one."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from fusedloss import measure
+from fusedloss.tools import measure
 
-demo = pytest.importorskip("fusedloss.demo", reason="needs the extra `examples`")
+demo = pytest.importorskip("fusedloss.tools.demo", reason="needs the extra `examples`")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPOCHS = 5
 
@@ -54,14 +57,15 @@ def test_retrieval_by_hand():
     assert demo.retrieval(x, labels) == pytest.approx((1 / 5, 3 / 2 / 5))
 
 
-@pytest.mark.parametrize("enough", [True, False])
-def test_run_writes_figures(enough, tmp_path, monkeypatch, capsys):
-    """Also when nothing could be measured."""
+@pytest.mark.parametrize("known", ["time and memory", "time", "nothing"])
+def test_run_writes_figures(known, tmp_path, monkeypatch, capsys):
+    """Also when nothing could be measured, or the system does not tell the memory."""
 
     def here(maker, *, timeout, repeats, **arguments):
-        assert maker == "fusedloss.measure:in_batch" and 0 <= timeout <= demo.SECONDS
+        assert maker == "fusedloss.tools.measure:in_batch" and 0 <= timeout <= demo.SECONDS
         seconds = measure.timed(measure.in_batch(**arguments))
-        return measure.Measurement(seconds, 4 * arguments["n"] ** 2) if enough else None
+        peak = 4 * arguments["n"] ** 2 if "memory" in known else None
+        return measure.Measurement(seconds, peak) if "time" in known else None
 
     monkeypatch.setattr(demo, "measure", here)
     monkeypatch.setitem(demo.DENSE_MOST, DEVICE, 64)
@@ -71,7 +75,37 @@ def test_run_writes_figures(enough, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     for word in ("held out", "raw pixels", "Recall@1", "same weights", "dense MiB", *map(str, paths)):
         assert word in printed
+    assert ("psutil" in printed) == (known == "time")
     rows = [line.split("│")[2:-1] for line in printed.splitlines() if line.startswith("│") and "MiB" not in line][-6:]
     assert [int(row[0]) for row in rows] == [32, 64, 128] * 2
     for n, *cells in rows:
-        assert ["-" not in cell for cell in cells] == [enough, enough and int(n) <= 64] * 2
+        wanted = [kind in known and most for kind in ("time", "memory") for most in (True, int(n) <= 64)]
+        assert ["-" not in cell for cell in cells] == wanted
+
+
+@pytest.fixture
+def windows(monkeypatch, tmp_path):
+    """As there: no /proc, no module `resource`, no psutil where it is not installed."""
+    monkeypatch.setattr(measure, "Path", lambda name: tmp_path / "missing" / name.lstrip("/"))
+    for module in ("resource", "psutil"):
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+def test_without_psutil_memory_is_unknown_on_windows(windows):
+    found = measure.measure_here(measure.in_batch, 1, loss=demo.LOSSES[0], implementation="fusedloss", n=64)
+    assert found.seconds > 0 and found.peak_bytes is None
+
+
+@pytest.mark.parametrize("peak", ["peak_wset", "peak_rss"])
+def test_psutil_tells_the_memory_on_windows(peak, windows, monkeypatch):
+    """By the field's name before and since psutil 8."""
+    told = iter([{"rss": 5000, peak: 6000}, {"rss": 5500, peak: 9000}])
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(**next(told)))
+    monkeypatch.setitem(sys.modules, "psutil", SimpleNamespace(Process=lambda: process))
+    assert measure.CpuMemory().peak() == 9000 - 5000
+
+
+def test_running_out_of_memory_is_known_by_what_the_systems_say():
+    for text in ("can't allocate memory: you tried", "not enough memory: you tried", "CUDA out of memory"):
+        assert measure.out_of_memory(RuntimeError(f"DefaultCPUAllocator: {text}"))
+    assert measure.out_of_memory(MemoryError()) and not measure.out_of_memory(RuntimeError("shapes differ"))

@@ -33,7 +33,7 @@ OPTIONS = {
 }
 NUMBERS = ["margin", "pos_margin", "neg_margin", "eps", "temperature", "alpha", "beta", "base", "gamma", "l2_reg"]
 NUMBERS += ["scale", "label_smoothing"]
-FLAGS = ["overwrite_logits", "normalize", "in_batch_negatives", "symmetric", "soft_margin", "swap", "batch_in_refs"]
+FLAGS = ["overwrite_logits", "normalize", "in_batch_negatives", "symmetric", "soft_margin", "swap"]
 WRONG_TYPES = ["1", True, torch.ones(2), torch.tensor(1), None]
 
 
@@ -178,21 +178,37 @@ def test_references_come_with_their_labels(loss, missing):
         loss(**arguments)
 
 
-@pytest.mark.parametrize("loss", takes("batch_in_refs"))
-def test_a_batch_in_its_references_needs_references_that_can_hold_it(loss):
+@pytest.mark.parametrize("loss", takes("ref_offset"))
+def test_a_batch_among_its_references_is_where_ref_offset_says(loss):
     arguments = example(loss)
-    with pytest.raises(ValueError, match=r"^batch_in_refs must be False where there are no ref_embeddings, got True"):
-        loss(**arguments, batch_in_refs=True)
+    with pytest.raises(ValueError, match=r"^ref_offset must be None where there are no ref_embeddings, got 0"):
+        loss(**arguments, ref_offset=0)
     x, labels = arguments["embeddings"], arguments["labels"]
-    with pytest.raises(ValueError, match=r"^ref_embeddings must begin with the 9 rows of embeddings .*got \(8, 5\)"):
-        loss(x, labels, x[1:], labels[1:], batch_in_refs=True)
+    with pytest.raises(
+        ValueError, match=r"^ref_embeddings must have the 9 rows of embeddings from row 1 on, got 9 rows"
+    ):
+        loss(x, labels, x, labels, ref_offset=1)
+    with pytest.raises(ValueError, match=r"^ref_offset must be at least 0, got -1"):
+        loss(x, labels, x, labels, ref_offset=-1)
+    for value in (True, 1.0, "0"):
+        with pytest.raises(TypeError, match=r"^ref_offset must be an int, got"):
+            loss(x, labels, x, labels, ref_offset=value)
+    refs, ref_labels = torch.cat([x[:2], x]), torch.cat([labels[:2], labels])
+    assert loss(x, labels, refs, ref_labels, ref_offset=2).isfinite()
+    said = r"^ref_embeddings must have the rows of embeddings from row 0 \(ref_offset\) on, but row 2 is not row 2 of"
+    with pytest.raises(ValueError, match=said):
+        loss(x, labels, refs, ref_labels, ref_offset=0)
+    with pytest.raises(
+        ValueError, match=r"^ref_labels must have the labels from row 2 \(ref_offset\) on, but row 3 has"
+    ):
+        loss(x, labels, refs, ref_labels + (torch.arange(11) == 3), ref_offset=2)
 
 
 @pytest.mark.parametrize("choose", [fusedloss.set_backend, lambda name: fusedloss.use_backend(name).__enter__()])
 def test_an_unknown_backend_is_an_error_and_changes_nothing(choose):
     with pytest.raises(ValueError, match="backend must be one of 'auto', 'triton', 'blocked', got 'cuda'"):
         choose("cuda")
-    assert fusedloss.backends._selected == "auto"
+    assert fusedloss.backends.resolve_backend(torch.ones(1)) == "blocked"
 
 
 def test_the_triton_backend_refuses_float64():

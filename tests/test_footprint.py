@@ -6,10 +6,10 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from fusedloss.footprint import Watch, footprint
+from fusedloss.tools.footprint import Watch, footprint
 from fusedloss.kernels import configs
-from fusedloss.roofline import GPUS
-from fusedloss.workloads import LOSSES, VARIANTS, Workload, arguments
+from fusedloss.tools.roofline import GPUS
+from fusedloss.tools.workloads import LOSSES, VARIANTS, Workload, arguments
 
 CLASSES = 1024
 

@@ -11,7 +11,7 @@ from bench import files, gpu, gpu_losses
 from bench.gpu_table import TARGETS
 from bench.gpu_timings import DENSE_ROWS, SIZES, Job, Parity, turns
 from bench.workloads import CASES
-from fusedloss.workloads import LOSSES
+from fusedloss.tools.workloads import LOSSES
 
 
 def test_all_steps_end_within_nine_minutes():

@@ -7,11 +7,10 @@ import torch.nn.functional as F
 import fusedloss
 from fusedloss import reference
 from tests.compare import check
-from tests.grid import METRICS, PLANS, batch, cases, middle, references, running
+from tests.grid import METRICS, PLANS, REFS, batch, cases, middle, references, running
 
 # Primes: ragged in rows, columns and dimensions for tiles of any size. D below, above and not a multiple of a chunk.
 SHAPES = ((23, 37, 37), (11, 41, 3), (41, 5, 1), (17, 13, 101))
-REFS = ("self", "refs", "constant", "own")  # own: the references begin with the batch
 ENGINE = dict(metric=METRICS, shape=SHAPES, refs=REFS)
 
 WEIGHTS = 2  # the weights of the gradient product are rounded as its result is; 1.6 roundings measured
@@ -23,8 +22,7 @@ def in_batch(case):
     D = 3 if case["metric"] == "cosine" and D == 1 else D  # in one dimension the gradient of a cosine is 0
     (x, labels), (y, ref_labels) = batch(N, D), batch(M, D, seed=1)
     arguments = dict(embeddings=x, labels=labels, metric=case["metric"])
-    if case["refs"] != "self":
-        arguments |= references(arguments, y, ref_labels, case["refs"] == "own")
+    arguments |= references(case["refs"], x, labels, y, ref_labels)
     margin = middle(reference.pairwise_distance(x, y, case["metric"]))
     return arguments, margin, ["ref_embeddings"] if case["refs"] == "constant" else []
 
@@ -101,14 +99,14 @@ def test_gradients_of_near_duplicates_are_as_exact_as_eager(backend, device, met
     check(fusedloss.pairwise_contrastive_loss, arguments, dtype, device, closer=False)
 
 
-def brute_force(x, labels, y, ref_labels, metric, positives, negatives, itself):
+def brute_force(x, labels, y, ref_labels, metric, positives, negatives, offset):
     """(positive, negative) of every anchor by looking at all, the lowest index first; None where there is none."""
     p = 1.0 if metric == "manhattan" else 2.0
     d = torch.cdist(x, y, p=p, compute_mode="donot_use_mm_for_euclid_dist")
     d = (1 - F.cosine_similarity(x[:, None], y[None], dim=-1) if metric == "cosine" else d).round(decimals=9).tolist()
     found = []
     for i, row in enumerate(d):
-        same = [j for j in range(len(row)) if ref_labels[j] == labels[i] and not (itself and i == j)]
+        same = [j for j in range(len(row)) if ref_labels[j] == labels[i] and (offset is None or j != i + offset)]
         other = [j for j in range(len(row)) if ref_labels[j] != labels[i]]
         positive = (max if positives == "hardest" else min)(same, key=row.__getitem__, default=-1)
         if negatives == "semihard":
@@ -130,7 +128,7 @@ def tied_points(N, metric, seed):
 @cases(
     dict(
         metric=METRICS,
-        refs=("self", "refs", "own"),
+        refs=("self", "refs", "first", "among"),
         positives=("hardest", "easiest"),
         negatives=("hardest", "easiest", "semihard"),
         points=(distinct_points, tied_points),
@@ -143,14 +141,14 @@ def test_mined_indices_equal_brute_force_and_ties_go_to_the_lowest(backend, case
     options = {name: case[name] for name in ("metric", "positives", "negatives")}
     x, labels = case["points"](37 if case["refs"] == "self" else 19, case["metric"], 0)
     y, ref_labels = (x, labels) if case["refs"] == "self" else case["points"](67, case["metric"], 1)
-    if own := case["refs"] == "own":
-        y, ref_labels = torch.cat([x, y]), torch.cat([labels, ref_labels])
     x, y = (t.to(case["dtype"]) for t in (x, y))
+    refs = references(case["refs"], x, labels, y, ref_labels)
     with running(backend, case["plan"]) as device:
-        tensors = (x, labels) if case["refs"] == "self" else (x, labels, y, ref_labels)
-        found = fusedloss.hardest_pairs(*(t.to(device) for t in tensors), **options, batch_in_refs=own)
-    x, y = x.double(), y.double()
-    want = brute_force(x, labels, y, ref_labels, **options, itself=case["refs"] != "refs")
+        tensors = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in refs.items()}
+        found = fusedloss.hardest_pairs(x.to(device), labels.to(device), **options, **tensors)
+    x, y = x.double(), refs.get("ref_embeddings", x).double()
+    offset = 0 if case["refs"] == "self" else refs.get("ref_offset")
+    want = brute_force(x, labels, y, refs.get("ref_labels", labels), **options, offset=offset)
     assert torch.equal(torch.stack([found.positive_index, found.negative_index]).cpu(), want)
     for index, distance in zip(want, (found.positive_distance, found.negative_distance), strict=True):
         exact = reference.row_distance(x, y[index.clamp(min=0)], case["metric"]).where(index >= 0, torch.nan)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import fusedloss
 from fusedloss import checks
-from fusedloss.measure import measure
+from fusedloss.tools.measure import measure
 from tests.compare import check, differentiate
 from tests.grid import cases, running
 

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.workloads import CASES
-from fusedloss.measure import measure
+from fusedloss.tools.measure import measure
 
 N = 4096
 

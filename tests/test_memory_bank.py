@@ -31,7 +31,7 @@ def test_a_step_is_the_loss_against_the_batch_and_the_last_rows(backend, device,
         value.backward()
         exact = x.double().requires_grad_()
         refs, ref_labels = torch.cat([x.double(), past]), torch.cat([labels, past_labels])
-        want = getattr(reference, loss.__name__)(exact, labels, refs, ref_labels, batch_in_refs=True)
+        want = getattr(reference, loss.__name__)(exact, labels, refs, ref_labels, ref_offset=0)
         want.backward()
         torch.testing.assert_close(value.cpu().double(), want, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(leaf.grad.cpu().double(), exact.grad, rtol=1e-3, atol=1e-5)

@@ -8,87 +8,109 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
+from torch.library import CustomOpDef
+
 import fusedloss
-from fusedloss import backends, checks, logit_ops, ops
+from fusedloss import backends, checks
+from fusedloss.backends.request import (
+    Elements,
+    ElementsGrad,
+    Fold,
+    FoldGrad,
+    Logits,
+    LogitsGrad,
+    MinedDistances,
+    MinedDistancesGrad,
+    Mining,
+    RowDistances,
+    RowDistancesGrad,
+    Triplets,
+    TripletsGrad,
+)
+from fusedloss.checks import Batch
+from fusedloss.ops import folds, logits, rows, triplets
+from fusedloss.ops.registration import flat
 from tests.compare import differentiate
 from tests.grid import GIVEN_LOGITS, LEARNABLE, LOSSES, batch, example, running
 
-OPS = {
-    id(op): op for m in (ops, logit_ops) for op in vars(m).values() if isinstance(op, torch.library.CustomOpDef)
-}.values()
+OPS = [op for module in (folds, triplets, rows, logits) for op in vars(module).values() if isinstance(op, CustomOpDef)]
 
 
 def op_inputs(device):
-    """(op, arguments) of every custom op: a self batch, references with a margin on the device, any layout."""
+    """(op, record) of every custom op: a self batch, references with a margin on the device, any layout."""
     x, labels = (t.to(device) for t in batch(9, 5, classes=2))
     y, ref_labels = (t.to(device) for t in batch(7, 5, classes=2, seed=1))
     x, y = x.float(), y.float().t().contiguous().t()
-    margins, states = torch.tensor([0.0, 1.0]), torch.ones(2, 9, device=device)
+    alone, pairs = Batch(x, None, labels, labels, 0), Batch(x, y, labels, ref_labels, None)
+    inside = Batch(x[:5], torch.cat([y[:2], x[:5]]), labels[:5], torch.cat([ref_labels[:2], labels[:5]]), 2)
+    margins, states = torch.tensor([[0.0], [1.0]]), torch.ones(2, 9, device=device)
     hinges = ("contrastive", "euclidean", ["sum"], ["sum"])
-    logits, both, offsets = torch.tensor([2.0, 0.0, 2.0, 0.0]), torch.ones(2, 16, device=device), x.new_ones(16)
+    scales, both, offsets = torch.tensor([[2.0, 0.0]] * 2), torch.ones(2, 16, device=device), x.new_ones(16)
     softmax = ("softmax", "similarity", ["sum"], ["lse"])
-    index = torch.tensor([[1, -1, 2, 3, 0, 0, 0, 5, 6], [2, 3, 4, -1, 6, 0, 1, 1, 1]], device=device)
-    a, b = (batch(5, 9, seed=seed)[0].float().to(device).t() for seed in range(2))
-    pairs = (x, y, labels, ref_labels)
 
     def wants(*which):
-        return [i in which for i in range(4)]  # dx, dy, dparams, doffsets
+        return [i in which for i in range(4)]  # dx, dy, dnumbers, doffsets
 
-    inside = (x[:7], y, labels[:7], ref_labels)  # as many references as rows, which they may be
-    yield ops.fold_op, (x, None, labels, labels, margins, None, *hinges, False, False)
-    yield ops.fold_op, (*pairs, margins.to(device), None, *hinges, False, False)
-    yield ops.fold_op, (*pairs, logits.to(device, copy=True).requires_grad_(), None, *softmax, False, True)
-    yield ops.fold_op, (*pairs, margins, offsets.clone().requires_grad_(), *hinges[:3], [], False, False)
-    yield ops.fold_op, (*pairs, logits, offsets[:7].clone().requires_grad_(), *softmax, False, False)
-    yield ops.fold_grad_op, (x, None, labels, labels, margins, None, states, states, *hinges, False, *wants(0, 2))
-    yield ops.fold_grad_op, (*pairs, margins, None, states, states, *hinges, False, *wants(1))
-    yield ops.fold_grad_op, (*pairs, logits, None, both, both, *softmax, False, *wants(0, 1, 2))
-    yield ops.fold_grad_op, (*pairs, margins, offsets, both[:1], both[:1], *hinges[:3], [], False, *wants(0, 3))
-    yield ops.fold_grad_op, (*pairs, logits, offsets[:7], states, states, *softmax, False, *wants(3))
-    yield ops.fold_grad_op, (*inside, margins, None, both[:, :7], both[:, :7], *hinges, True, *wants(0, 1))
-    yield ops.mine_op, (x, y, labels, ref_labels, "manhattan", "nearest", "beyond", False)
-    margin, negatives = margins[1:].clone(), torch.tensor(9 * [[2, -1, 0, 3, 1, 4, 2, 0, 5]], device=device)
-    yield ops.fold_triplets_op, (x, None, labels, labels, margin.requires_grad_(), "euclidean", "all", False, False)
-    yield ops.fold_triplets_op, (*pairs, margin.detach(), "cosine", "semihard", True, False)
-    yield ops.fold_triplets_op, (*inside, margin.detach(), "sqeuclidean", "nearest", False, True)
-    du = states[0]
-    no_index = negatives[:0].int()
-    yield ops.fold_triplets_grad_op, (
-        x, None, labels, labels, margin.detach(), no_index, du, "euclidean", "hard", False, False, True, False,
-    )  # fmt: skip
-    yield ops.fold_triplets_grad_op, (
-        *pairs, margin.detach(), no_index, du, "manhattan", "all", True, False, True, True
-    )  # fmt: skip
-    yield ops.fold_triplets_grad_op, (
-        *pairs, margin.detach(), negatives[:7].int(), du, "sqeuclidean", "nearest", False, False, False, True
-    )  # fmt: skip
-    yield ops.mined_distances_op, (x, None, index.abs(), "euclidean")  # opcheck finds no NaN equal to another
-    yield ops.mined_distances_op, (x, y, index.abs(), "cosine")
-    yield ops.mined_distances_grad_op, (x, None, index, states, "euclidean", True)
-    yield ops.mined_distances_grad_op, (x, y, index, states, "cosine", True)
-    yield ops.mined_distances_grad_op, (x, y, index, states, "manhattan", False)
+    lifted = (offsets.clone(), *hinges[:3], [])
+    yield folds.fold_op, Fold(alone, margins, None, *hinges, False)
+    yield folds.fold_op, Fold(pairs, margins.to(device), None, *hinges, False)
+    yield folds.fold_op, Fold(pairs, scales.to(device, copy=True).requires_grad_(), None, *softmax, True)
+    yield folds.fold_op, Fold(pairs, margins, offsets.clone().requires_grad_(), *lifted[1:], False)
+    yield folds.fold_op, Fold(pairs, scales, offsets[:7].clone().requires_grad_(), *softmax, False)
+    yield folds.fold_op, Fold(inside, margins, None, *hinges, False)
+    yield folds.fold_grad_op, FoldGrad(Fold(alone, margins, None, *hinges, False), states, states, *wants(0, 2))
+    yield folds.fold_grad_op, FoldGrad(Fold(pairs, margins, None, *hinges, False), states, states, *wants(1))
+    yield folds.fold_grad_op, FoldGrad(Fold(pairs, scales, None, *softmax, True), both, both, *wants(0, 1, 2))
+    yield folds.fold_grad_op, FoldGrad(Fold(pairs, margins, *lifted, False), both[:1], both[:1], *wants(0, 3))
+    yield folds.fold_grad_op, FoldGrad(Fold(pairs, scales, offsets[:7], *softmax, False), states, states, *wants(3))
+    five = both[:, :5]
+    yield folds.fold_grad_op, FoldGrad(Fold(inside, margins, None, *hinges, False), five, five, *wants(0, 1))
+
+    yield rows.mine_op, Mining(pairs, "manhattan", "nearest", "beyond")
+    margin, negatives = margins[1].clone(), torch.tensor(9 * [[2, -1, 0, 3, 1, 4, 2, 0, 5]], device=device)
+    yield triplets.fold_triplets_op, Triplets(alone, margin.clone().requires_grad_(), "euclidean", "all", False)
+    yield triplets.fold_triplets_op, Triplets(pairs, margin, "cosine", "semihard", True)
+    yield triplets.fold_triplets_op, Triplets(inside, margin, "sqeuclidean", "nearest", False)
+    du, no_index = states[0], negatives[:0].int()
+    hard, every = Triplets(alone, margin, "euclidean", "hard", False), Triplets(pairs, margin, "manhattan", "all", True)
+    nearest = Triplets(pairs, margin, "sqeuclidean", "nearest", False)
+    yield triplets.fold_triplets_grad_op, TripletsGrad(hard, no_index, du, True, False)
+    yield triplets.fold_triplets_grad_op, TripletsGrad(every, no_index, du, True, True)
+    yield triplets.fold_triplets_grad_op, TripletsGrad(nearest, negatives[:7].int(), du, False, True)
+
+    index = torch.tensor([[1, -1, 2, 3, 0, 0, 0, 5, 6], [2, 3, 4, -1, 6, 0, 1, 1, 1]], device=device)
+    yield rows.mined_distances_op, MinedDistances(x, None, index.abs(), "euclidean")  # opcheck finds NaN not equal
+    yield rows.mined_distances_op, MinedDistances(x, y, index.abs(), "cosine")
+    for refs, metric, want_y in ((None, "euclidean", True), (y, "cosine", True), (y, "manhattan", False)):
+        grad = MinedDistancesGrad(MinedDistances(x, refs, index, metric), states, want_y)
+        yield rows.mined_distances_grad_op, grad
+    a, b = (batch(5, 9, seed=seed)[0].float().to(device).t() for seed in range(2))
+    every = RowDistances(x, a, b, "euclidean", 1e-6, 3)
+    yield rows.row_distances_op, RowDistances(x, a, b, "cosine", 0.0, 3)
+    yield rows.row_distances_grad_op, RowDistancesGrad(RowDistances(x, a, None, "manhattan", 1e-6, 1), states[:1])
+    yield rows.row_distances_grad_op, RowDistancesGrad(every, torch.ones(3, 9, device=device))
+
     z, index = x.t().contiguous().t()[:, :, None].clone(), torch.tensor([0, 4, -1, 2, 2, 0, 1, 3, 3], device=device)
-    shares, weight, rows = z.softmax(1), z[0, :, 0].abs(), torch.ones(3, 9, dtype=torch.float64, device=device)
-    images = torch.stack([z[:4, :, 0], z[4:8, :, 0]], 2)
-    yield logit_ops.fold_logits_op, (z.clone().requires_grad_(), index, None, 0.0, False, False)
-    yield logit_ops.fold_logits_op, (images.clone().requires_grad_(), index[:8], weight, 0.0, True, False)
-    yield (
-        logit_ops.fold_logits_op,
-        (z.clone().requires_grad_(), shares.clone().requires_grad_(), weight, 0.1, True, False),
-    )
-    yield logit_ops.logits_grad_op, (z, index, weight, rows[:2], rows[:2], 0.0)
-    yield logit_ops.logits_grad_op, (z, shares, None, rows, rows, 0.1)
-    yield logit_ops.logits_grad_over_op, (z.clone(), index, None, rows, rows, 0.1)
+    shares, weight, of_rows = z.softmax(1), z[0, :, 0].abs(), torch.ones(3, 9, dtype=torch.float64, device=device)
+    images, leaf = torch.stack([z[:4, :, 0], z[4:8, :, 0]], 2), z.clone().requires_grad_()
+    yield logits.fold_logits_op, Logits(leaf, index, None, 0.0, False, False)
+    yield logits.fold_logits_op, Logits(images.clone().requires_grad_(), index[:8], weight, 0.0, True, False)
+    yield logits.fold_logits_op, Logits(leaf, shares.clone().requires_grad_(), weight, 0.1, True, False)
+    of_index, of_shares = Logits(z, index, weight, 0.0, False, False), Logits(z, shares, None, 0.1, True, False)
+    yield logits.logits_grad_op, LogitsGrad(of_index, of_rows[:2], of_rows[:2])
+    yield logits.logits_grad_op, LogitsGrad(of_shares, of_rows, of_rows)
+    yield logits.logits_grad_over_op, LogitsGrad(Logits(z.clone(), index, None, 0.1, True, True), of_rows, of_rows)
     bce, focal = ("binary_cross_entropy", []), ("sigmoid_focal", [0.25, 2.0])
-    yield logit_ops.fold_elements_op, (z.clone().requires_grad_(), shares, None, None, *bce, False, False)
-    yield logit_ops.fold_elements_op, (z.clone().requires_grad_(), shares, weight, shares, *bce, True, False)
-    yield logit_ops.fold_elements_op, (z.clone().requires_grad_(), shares > 0.2, None, None, *focal, True, False)
-    yield logit_ops.elements_grad_op, (z, shares, weight, None, rows.float().sum(), *bce)
-    yield logit_ops.elements_grad_op, (z, shares, None, None, shares, *focal)
-    yield logit_ops.elements_grad_over_op, (z.clone(), shares, None, None, shares, *focal)
-    yield ops.row_distances_op, (x, a, b, "cosine", 0.0, 3)
-    yield ops.row_distances_grad_op, (x, a, None, states[:1], "manhattan", 1e-6, 1)
-    yield ops.row_distances_grad_op, (x, a, b, torch.ones(3, 9, device=device), "euclidean", 1e-6, 3)
+    yield logits.fold_elements_op, Elements(leaf, shares, None, None, *bce, False, False)
+    yield logits.fold_elements_op, Elements(leaf, shares, weight, shares, *bce, True, False)
+    yield logits.fold_elements_op, Elements(leaf, shares > 0.2, None, None, *focal, True, False)
+    one, each = (
+        Elements(z, shares, weight, None, *bce, True, False),
+        Elements(z, shares, None, None, *focal, False, False),
+    )
+    yield logits.elements_grad_op, ElementsGrad(one, of_rows.float().sum())
+    yield logits.elements_grad_op, ElementsGrad(each, shares)
+    yield logits.elements_grad_over_op, ElementsGrad(each._replace(z=z.clone(), overwrite=True), shares)
 
 
 def differentiable(value):
@@ -98,10 +120,10 @@ def differentiable(value):
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op._name)
 def test_every_custom_op_passes_opcheck(backend, device, op):
-    inputs = [arguments for of, arguments in op_inputs(device) if of is op]
+    inputs = [flat(record) for of, record in op_inputs(device) if of is op]
     assert inputs
     for arguments in inputs:
-        if op in (ops.fold_op, ops.fold_triplets_op, ops.mined_distances_op, ops.row_distances_op):
+        if op in (folds.fold_op, triplets.fold_triplets_op, rows.mined_distances_op, rows.row_distances_op):
             arguments = [differentiable(v) for v in arguments]
         torch.library.opcheck(op, (*arguments, backend))
 
@@ -181,13 +203,13 @@ def test_float64_stays_float64_under_autocast():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_backward_uses_the_backend_of_its_forward(backend, device, loss, monkeypatch):
     arguments = {name: v.to(device) for name, v in example(loss).items()}
-    rows = [v.requires_grad_() for v in arguments.values() if v.is_floating_point()]
+    wanted = [v.requires_grad_() for v in arguments.values() if v.is_floating_point()]
     value = loss(**arguments)
     used = []
-    module = ops.module
-    monkeypatch.setattr(ops, "module", lambda name: used.append(name) or module(name))
+    module = backends.module
+    monkeypatch.setattr(backends, "module", lambda name: used.append(name) or module(name))
     with fusedloss.use_backend("blocked" if backend == "triton" else "triton"):
-        torch.autograd.grad(value, rows)
+        torch.autograd.grad(value, wanted)
     assert used and set(used) == {backend}
 
 
@@ -243,11 +265,11 @@ def to_bfloat16(x):
 @pytest.mark.parametrize("P", [1, 2, 17, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_parts_are_merged(P, dtype):
-    common = pytest.importorskip("fusedloss.launch.common")
+    common = pytest.importorskip("fusedloss.backends.triton.launch")
     with running("triton", "default") as device:
         parts = torch.randn(P, 3, 130, dtype=dtype, device=device) * 50
         parts[:, 1, 0], parts[-1, 1, 1], parts[0, 1, 2] = -torch.inf, torch.inf, torch.nan
-        found = common.merge(parts, 3 + (16 << 1))
+        found = common.merge(parts, ((), ((),), ()))
         want = torch.stack([parts[:, 0].sum(0), parts[:, 1].logsumexp(0), parts[:, 2].sum(0)])
         torch.testing.assert_close(
             found, want, equal_nan=True, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=1e-3

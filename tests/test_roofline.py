@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fusedloss.compiling import Pointer, loops, portable, shared_limit, size, target
-from fusedloss.roofline import GPUS, floor_seconds, kernel_seconds, occupancy
-from fusedloss.workloads import LOSSES, Workload
+from fusedloss.tools.compiling import Pointer, loops, portable, shared_limit, size, target
+from fusedloss.tools.roofline import GPUS, floor_seconds, kernel_seconds, occupancy
+from fusedloss.tools.workloads import LOSSES, Workload
 
 pytest.importorskip("triton")
 
@@ -44,7 +44,7 @@ def test_floors_are_products_or_bytes():
 
 
 def test_a_kernel_takes_what_takes_longest(monkeypatch):
-    from fusedloss.report import launches
+    from fusedloss.tools.report import launches
 
     work = Workload("supcon_loss", 4096, 128, "bf16")
     fold = next(launch for launch in launches(work, "sm_90") if launch.key)

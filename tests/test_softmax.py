@@ -8,8 +8,10 @@ import torch.nn.functional as F
 
 import fusedloss
 from fusedloss import ops
+from fusedloss.checks import Batch
+from fusedloss.ops import folds
 from tests.compare import check, differentiate
-from tests.grid import PLANS, batch, cases, example, references, running
+from tests.grid import PLANS, REFS, batch, cases, example, references, running
 
 # Primes: ragged in rows, columns and dimensions for tiles of any size. D below, above and not a multiple of a chunk.
 SHAPES = ((23, 37, 37), (11, 41, 3), (41, 5, 4), (17, 13, 101))
@@ -96,7 +98,7 @@ def test_n_pair_is_as_exact_as_eager(backend, case):
 @cases(
     dict(
         shape=SHAPES,
-        refs=("self", "refs", "constant", "own"),
+        refs=REFS,
         reduction=REDUCTIONS,
         numbers=NUMBERS,
         normalize=(True, False),
@@ -110,8 +112,7 @@ def test_supcon_is_as_exact_as_eager(backend, case):
     (x, labels), (y, ref_labels) = batch(N, D), batch(M, D, seed=1)
     arguments = dict(embeddings=x, labels=labels, normalize=case["normalize"], reduction=case["reduction"])
     arguments |= dict(temperature=number(case, 0.3))
-    if case["refs"] != "self":
-        arguments |= references(arguments, y, ref_labels, case["refs"] == "own")
+    arguments |= references(case["refs"], x, labels, y, ref_labels)
     constant = ["ref_embeddings"] if case["refs"] == "constant" else []
     with running(backend, case["plan"]) as device:
         check(fusedloss.supcon_loss, arguments, case["dtype"], device, constant=constant, roundings=SCALED_WEIGHTS)
@@ -234,9 +235,10 @@ def test_columns_folded_with_the_rows_equal_a_pass_of_their_own(workspace, monke
     with running("triton", "small") as device:
         monkeypatch.setattr(configs, "WORKSPACE", workspace)
         x, y, rows = x.to(device), y.to(device), rows.to(device)
-        options = dict(params=[3.0, 0.0, 3.0, 0.0], loss="softmax", metric="dot", pos=["sum"], neg=["lse"])
-        found = torch.stack(ops.fold(x, y, rows, rows, False, columns=True, **options))
-        want = torch.cat([torch.stack(ops.fold(a, b, rows, rows, False, **options)) for a, b in ((x, y), (y, x))], 1)
+        options = dict(loss="softmax", metric="dot", pos=ops.of("sum", scale=3.0), neg=ops.of("lse", scale=3.0))
+        found = torch.stack(ops.fold(Batch(x, y, rows, rows, None), columns=True, **options))
+        ways = (ops.fold(Batch(a, b, rows, rows, None), **options) for a, b in ((x, y), (y, x)))
+        want = torch.cat([torch.stack(way) for way in ways], 1)
     torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)
 
 
@@ -245,13 +247,13 @@ def test_a_tower_that_is_not_trained_costs_no_gradient(backend, device, loss, mo
     arguments = {k: v.to(device) for k, v in example(loss).items()}
     rows = [name for name, v in arguments.items() if v.dim() == 2]
     wanted = []
-    original = ops.fold_grad_op
+    original = folds.fold_grad_op
 
     def spy(*args):
         wanted.append(args[-5:-2])
         return original(*args)
 
-    monkeypatch.setattr(ops, "fold_grad_op", spy)
+    monkeypatch.setattr(folds, "fold_grad_op", spy)
     for trained, expected in zip(rows, [(True, False, False), (False, True, False)], strict=True):
         leaf = arguments[trained].clone().requires_grad_()
         loss(**(arguments | {trained: leaf})).backward()

@@ -5,7 +5,7 @@ import torch
 
 import fusedloss
 from tests.compare import check
-from tests.grid import PLANS, batch, cases, references, running
+from tests.grid import PLANS, REFS, batch, cases, references, running
 
 STRUCTURED = [
     fusedloss.multi_similarity_loss,
@@ -28,7 +28,7 @@ WEIGHTS = 3  # as in test_softmax
     dict(
         loss=STRUCTURED,
         shape=SHAPES,
-        refs=("self", "refs", "constant", "own"),
+        refs=REFS,
         reduction=("mean", "sum", "none"),
         normalize=(True, False),
         options=(0, 1),
@@ -42,12 +42,11 @@ def test_structured_losses_are_as_exact_as_eager(backend, case):
     (x, labels), (y, ref_labels) = batch(N, D), batch(M, D, seed=1)
     arguments = dict(embeddings=x, labels=labels, normalize=case["normalize"], reduction=case["reduction"])
     arguments |= OPTIONS[case["loss"]][case["options"]]
-    if case["refs"] != "self":
-        arguments |= references(arguments, y, ref_labels, case["refs"] == "own")
+    arguments |= references(case["refs"], x, labels, y, ref_labels)
     constant = ["ref_embeddings"] if case["refs"] == "constant" else []
     # The gradient of lifted structure is the sum of two, each rounded to the inputs' dtype, which cancel more where the
     # batch is among the references: 5.9 roundings measured.
-    cancels = case["loss"] is fusedloss.lifted_structure_loss and case["refs"] == "own"
+    cancels = case["loss"] is fusedloss.lifted_structure_loss and case["refs"] in ("first", "among")
     roundings = 2 * WEIGHTS if cancels else WEIGHTS
     with running(backend, case["plan"]) as device:
         check(case["loss"], arguments, case["dtype"], device, constant=constant, roundings=roundings)

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import fusedloss
-from fusedloss import ops, reference, states
+from fusedloss import ops, reference
+from fusedloss.backends import request
+from fusedloss.checks import Batch
 from tests.compare import check, poisoned_memory
-from tests.grid import METRICS, batch, cases, middle, references, running
+from tests.grid import METRICS, REFS, batch, cases, middle, references, running
 
 # Ragged in rows, columns, dimensions and classes: 3 or 5 classes of random size, and one row alone in its class.
 SHAPES = ((23, 29, 37), (11, 31, 3), (37, 5, 19), (17, 13, 67))
-REFS = ("self", "refs", "constant", "own")
 ENGINE = dict(metric=METRICS, shape=SHAPES, refs=REFS)
 PLANS = ("default", "small", "held", "split", "tight")
 WEIGHTS = 2  # as in test_in_batch
@@ -24,8 +25,7 @@ def in_batch(case):
     N, M, D = case["shape"]
     (x, labels), (y, ref_labels) = batch(N, D, classes=3 if N == 37 else 5), batch(M, D, classes=3, seed=1)
     arguments = dict(embeddings=x, labels=labels, metric=case["metric"])
-    if case["refs"] != "self":
-        arguments |= references(arguments, y, ref_labels, case["refs"] == "own")
+    arguments |= references(case["refs"], x, labels, y, ref_labels)
     margin = middle(reference.pairwise_distance(x, y, case["metric"])) / 3
     return arguments, margin, ["ref_embeddings"] if case["refs"] == "constant" else []
 
@@ -58,7 +58,7 @@ def test_all_triplets_are_as_exact_as_eager(backend, case):
     plans=PLANS,
 )
 def test_semihard_triplets_are_as_exact_as_eager(backend, case, monkeypatch):
-    monkeypatch.setattr(states, "STORED", case["stored"])
+    monkeypatch.setattr(request, "STORED", case["stored"])
     arguments, margin, constant = in_batch(case)
     margin = torch.tensor(margin) if case["margin"] == "tensor" else margin
     arguments |= dict(margin=margin, reduction=case["reduction"])
@@ -106,10 +106,10 @@ def test_triplets_of_a_kind_are_those_that_brute_force_counts(backend, device, k
     of_kind = [[gap + margin for gap in of if KINDS[kind](gap, margin)] for of in gaps]
     total = [sum(max(0, h) for h in of) for of in of_kind]
     chosen, active = [len(of) for of in of_kind], [sum(h > 0 for h in of) for of in of_kind]
-    rows = (x.to(device), None, labels.to(device), None, False)
+    rows = Batch(x.to(device), None, labels.to(device), labels.to(device), 0)
     with poisoned_memory():
         for soft in (False, True):
-            found = [s.tolist() for s in ops.fold_triplets(*rows, float(margin), "sqeuclidean", kind, soft)]
+            found = [s.tolist() for s in ops.fold_triplets(rows, float(margin), "sqeuclidean", kind, soft)]
             assert found[1] == chosen
             if not soft:
                 assert (found[0], found[2]) == (total, active)
@@ -128,7 +128,7 @@ def assert_exact_gradient(loss, x, labels, device, options):
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("stored", [32, 2])
 def test_semihard_is_what_brute_force_finds(backend, device, stored, classes, monkeypatch):
-    monkeypatch.setattr(states, "STORED", stored)
+    monkeypatch.setattr(request, "STORED", stored)
     x, labels = points(CLASSES[classes], N=37, seed=1)  # several tiles, with ties between them
     margin, total = 3, [0] * len(x)
     for a, p, ns in triplets_of(x, labels):
@@ -149,7 +149,7 @@ def test_more_triplets_than_32_bits_count_are_exact(margin):
     count = 2 * n * (n - 1) * n
     assert count > 2**31
     total, chosen, active = (int(Fraction(s.sum().item())) for s in ops.fold_triplets(
-        x, None, labels, None, False, margin, "euclidean", "all"
+        Batch(x, None, labels, labels, 0), margin, "euclidean", "all"
     ))  # fmt: skip
     assert chosen == count
     assert (2 * total, active) == ((count, count) if margin > 1 else (0, 0))
@@ -188,7 +188,7 @@ def test_more_triplets_of_an_anchor_than_float32_counts_are_exact(wide):
     count = positives * negatives
     assert count > 2**24 and count % 2
     rows = one_anchor(positives, negatives, wide)
-    total, chosen, active = ops.fold_triplets(*rows, False, 1.5, "euclidean", "semihard")
+    total, chosen, active = ops.fold_triplets(Batch(*rows, None), 1.5, "euclidean", "semihard")
     assert (int(2 * total), int(chosen), int(active)) == (count, count, count)
 
 
@@ -206,7 +206,7 @@ def test_two_turns_over_large_classes_equal_one(loss):
     grads = []
     for plan in ("small", "tight"):
         with running("triton", plan) as device, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(states, "STORED", 2 if plan == "tight" else 64)
+            patch.setattr(request, "STORED", 2 if plan == "tight" else 64)
             leaf = x.float().to(device).requires_grad_()
             loss(leaf, labels.to(device), margin=0.4).backward()
             grads.append(leaf.grad)

@@ -15,8 +15,8 @@ import fusedloss
 from fusedloss import tuning
 from fusedloss.kernels import configs
 from fusedloss.kernels.configs import Tile
-from fusedloss.tuning import Key, Tuned
-from fusedloss.workloads import Workload, step
+from fusedloss.backends.triton.tuning import Key, Tuned
+from fusedloss.tools.workloads import Workload, step
 
 pytest.importorskip("triton")
 
@@ -116,7 +116,7 @@ def test_a_tile_under_trial_comes_first(gpu):
 
 def test_the_report_is_of_default_tiles_whatever_was_tuned_here(gpu, monkeypatch):
     monkeypatch.setenv("FUSEDLOSS_AUTOTUNE", "1")
-    report = importlib.import_module("fusedloss.report")
+    report = importlib.import_module("fusedloss.tools.report")
     work = Workload("info_nce_loss", 1024, 128, "bf16")
     before = [launch.options for launch in report.launches(work, "sm_90")]
     keys = {launch.key for launch in report.launches(work, "sm_90") if launch.key}
@@ -137,7 +137,7 @@ def test_every_default_tile_is_made_of_sizes_that_a_sweep_may_try(arch):
 
 
 def test_a_sweep_leaves_out_what_spills_or_does_not_fit_and_keeps_the_fastest(gpu, monkeypatch):
-    sweep = importlib.import_module("fusedloss.sweep")
+    sweep = importlib.import_module("fusedloss.tools.sweep")
     best, spilling, large = Tile(64, 32, 64, 4, 2, 128), Tile(64, 128, 64, 8, 2, 128), Tile(256, 128, 64, 8, 2, 128)
     deeper = best._replace(num_stages=3)
     jobs, timed = [], []
@@ -178,7 +178,7 @@ def test_a_sweep_leaves_out_what_spills_or_does_not_fit_and_keeps_the_fastest(gp
 
 
 def test_what_cannot_run_is_not_kept(gpu, monkeypatch):
-    sweep = importlib.import_module("fusedloss.sweep")
+    sweep = importlib.import_module("fusedloss.tools.sweep")
     fits = {"spills": 0, "shared_bytes": 1024}
     monkeypatch.setattr(sweep, "compile_all", lambda jobs, progress: dict.fromkeys(jobs, fits))
     monkeypatch.setattr(sweep, "architecture", lambda: "sm_90")
@@ -197,7 +197,7 @@ def test_what_cannot_run_is_not_kept(gpu, monkeypatch):
 
 
 def test_tiles_with_other_results_do_not_count():
-    sweep = importlib.import_module("fusedloss.sweep")
+    sweep = importlib.import_module("fusedloss.tools.sweep")
     value = torch.tensor([1.0, math.inf, math.nan])
     assert sweep.agree([value * 1.001], [value])
     assert not sweep.agree([value * 1.1], [value])
@@ -214,10 +214,10 @@ def test_at_first_use_a_kernel_is_tuned_once(gpu, monkeypatch):
         runs[0]()  # what was called, again
         tuning.remember([FOUND._replace(key=key) for key in keys])
 
-    monkeypatch.setattr(importlib.import_module("fusedloss.sweep"), "tune", tune)
+    monkeypatch.setattr(importlib.import_module("fusedloss.tools.sweep"), "tune", tune)
     x = torch.empty(64, 100, device="meta", dtype=torch.bfloat16, requires_grad=True)
     labels = torch.empty(64, device="meta", dtype=torch.int64)
-    from fusedloss.launch.common import recording
+    from fusedloss.backends.triton.launch import recording
 
     with fusedloss.use_backend("triton"), recording("sm_90"):
         for _ in range(2):
@@ -229,7 +229,7 @@ def test_at_first_use_a_kernel_is_tuned_once(gpu, monkeypatch):
 
 def test_while_a_graph_is_captured_nothing_is_tuned(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    monkeypatch.setattr(importlib.import_module("fusedloss.sweep"), "tune", lambda *_: pytest.fail("tuned"))
+    monkeypatch.setattr(importlib.import_module("fusedloss.tools.sweep"), "tune", lambda *_: pytest.fail("tuned"))
     tuning.wanted.add(KEY)
     tuning.tune_wanted(lambda: None, [])
 

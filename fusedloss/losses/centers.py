@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks, ops
-from ..states import loss_dtype
+from ..backends.dtypes import loss_dtype
 from .classes import classified
 from .reduce import REDUCTIONS, reduce_rows
 

@@ -16,13 +16,13 @@ from .reduce import REDUCTIONS, focal, reduce, reduce_rows, softplus
 
 
 def _fold(
-    x: Tensor, classes: Tensor, index: Tensor, numbers: list[float | Tensor], metric: str,
+    x: Tensor, classes: Tensor, index: Tensor, metric: str, *, scale: float | Tensor, own_scale: float | Tensor,
     bias: Tensor | None = None, total: bool = False,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The logit of every row's class, log sum exp of the other classes and, if `total`, the sum of their logits."""
-    every = torch.arange(len(classes), device=x.device)
-    neg = ["lse", "sum"] if total else ["lse"]
-    return ops.fold(x, classes, index, every, False, numbers, "softmax", metric, pos=["sum"], neg=neg, offsets=bias)
+    batch = checks.Batch(x, classes, index, torch.arange(len(classes), device=x.device), None)
+    neg = ops.of("lse", "sum", scale=scale) if total else ops.of("lse", scale=scale)
+    return ops.fold(batch, "softmax", metric, pos=ops.of("sum", scale=own_scale), neg=neg, offsets=bias)
 
 
 def linear_cross_entropy_loss(
@@ -71,8 +71,8 @@ def linear_cross_entropy_loss(
     if bias is not None:
         checks.of_classes("bias", bias, len(w), x, constant=False)
     index = checks.class_indices("target", target, x.shape[:1], len(w), x, ignore_index)
-    logits: list[float | Tensor] = [1.0, 0.0, 1.0, 0.0]
-    own, others, *total = _fold(x, w, index, logits, "dot", bias, total=label_smoothing > 0)
+    smooth = label_smoothing > 0
+    own, others, *total = _fold(x, w, index, "dot", scale=1.0, own_scale=1.0, bias=bias, total=smooth)
     terms = softplus(others - own)
     if total:
         terms = terms + label_smoothing * (own - (own + total[0]) / max(len(w), 1))
@@ -126,7 +126,7 @@ def arcface_loss(
     checks.number("scale", scale, above=True)
     checks.one_of("reduction", reduction, REDUCTIONS)
     x, w, index = classified(embeddings, "weight", weight, target)
-    cos, others = _fold(x, w, index, [1.0, 0.0, scale, 0.0], "similarity")
+    cos, others = _fold(x, w, index, "similarity", scale=scale, own_scale=1.0)
     sin_squared = 1 - cos.square()
     away = sin_squared > 0
     sin = torch.where(away, sin_squared.where(away, 1.0).sqrt(), 0.0)
@@ -182,7 +182,7 @@ def cosface_loss(
     checks.number("scale", scale, above=True)
     checks.one_of("reduction", reduction, REDUCTIONS)
     x, w, index = classified(embeddings, "weight", weight, target)
-    cos, others = _fold(x, w, index, [1.0, 0.0, scale, 0.0], "similarity")
+    cos, others = _fold(x, w, index, "similarity", scale=scale, own_scale=1.0)
     return reduce_rows(softplus(others - scale * (cos - margin)), reduction, index, x)
 
 
@@ -225,7 +225,7 @@ def normalized_softmax_loss(
 
 
 def _cosine_softmax(x: Tensor, w: Tensor, index: Tensor, scale: float | Tensor, reduction: str) -> Tensor:
-    own, others = _fold(x, w, index, [scale, 0.0, scale, 0.0], "similarity")
+    own, others = _fold(x, w, index, "similarity", scale=scale, own_scale=scale)
     return reduce_rows(softplus(others - own), reduction, index, x)
 
 
@@ -317,11 +317,9 @@ def proxy_anchor_loss(
     checks.number("alpha", alpha, above=True)
     checks.one_of("reduction", reduction, REDUCTIONS)
     x, p, index = classified(embeddings, "proxies", proxies, target)
-    numbers = [-alpha, alpha * margin, alpha, alpha * margin]
-    every = torch.arange(len(p), device=p.device)
-    positive, negative = ops.fold(
-        p, x, every, index, False, numbers, "softmax", "similarity", pos=["lse"], neg=["lse"]
-    )  # fmt: skip
+    batch = checks.Batch(p, x, torch.arange(len(p), device=p.device), index, None)
+    pos, neg = ops.of("lse", scale=-alpha, bias=alpha * margin), ops.of("lse", scale=alpha, bias=alpha * margin)
+    positive, negative = ops.fold(batch, "softmax", "similarity", pos=pos, neg=neg)
     pull, push = softplus(positive), softplus(negative)
     pull = pull + torch.where((index < 0).any(), torch.nan, 0.0)
     if reduction != "mean":

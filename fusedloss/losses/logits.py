@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import checks, logit_ops
+from .. import checks, ops
 from .reduce import REDUCTIONS, focal, reduce, reduce_rows, softplus
 
 
@@ -61,7 +61,7 @@ def cross_entropy_loss(
         raise ValueError(f"ignore_index must be negative where target has probabilities, got {ignore_index}")
     w = None if weight is None else checks.of_classes("weight", weight, z.shape[1], z, constant=True)
     z_rows, q_rows = _rows(z, target)
-    shares, lse, part = logit_ops.fold_logits(
+    shares, lse, part = ops.fold_logits(
         z_rows, q_rows, w, label_smoothing, sums=True, overwrite=overwrite_logits
     )  # fmt: skip
     terms = shares * lse - part
@@ -76,7 +76,7 @@ def _of_index(
     C = z.shape[1]
     index = checks.class_indices("target", target, z.shape[:1] + z.shape[2:], C, z, ignore_index)
     w = None if weight is None else checks.of_classes("weight", weight, C, z, constant=True)
-    own, others, *total = logit_ops.fold_logits(_rows(z)[0], index, w, sums=smoothing > 0, overwrite=overwrite)
+    own, others, *total = ops.fold_logits(_rows(z)[0], index, w, sums=smoothing > 0, overwrite=overwrite)
     entropy = softplus(others - own)
     weights = None if w is None else w.to(own.dtype)[index.clamp(min=0)]
     terms = entropy if weights is None else weights * entropy
@@ -188,9 +188,7 @@ def _of_elements(
     weight: Tensor | None = None, pos_weight: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     t, total = checks.like_logits("target", target, z, constant=True), reduction != "none"
-    terms = logit_ops.fold_elements(
-        z.contiguous(), t, weight, pos_weight, loss, numbers, total=total, overwrite=overwrite
-    )
+    terms = ops.fold_elements(z.contiguous(), t, weight, pos_weight, loss, numbers, total=total, overwrite=overwrite)
     return reduce(terms, reduction, z.numel(), z)
 
 

@@ -148,7 +148,7 @@ def cosine_embedding_loss(
 
 def pairwise_contrastive_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    batch_in_refs: bool = False, pos_margin: float | Tensor = 0.0, neg_margin: float | Tensor = 1.0,
+    ref_offset: int | None = None, pos_margin: float | Tensor = 0.0, neg_margin: float | Tensor = 1.0,
     metric: str = "euclidean", power: int = 2, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Contrastive loss over all pairs of a batch, or of a batch with a reference set, without the distance matrix.
@@ -162,8 +162,8 @@ def pairwise_contrastive_loss(
         labels: [N], any integer dtype; pairs with equal labels are positive, all others negative.
         ref_embeddings, ref_labels: [M, D] and [M], another set to compare with (a memory bank, a gathered batch).
             Without them the batch is compared with itself and the pairs (i, i) are left out.
-        batch_in_refs: whether ref_embeddings begins with the rows of embeddings, in their order (a gathered batch, a
-            memory bank); then the pairs (i, i) are left out as in a batch alone.
+        ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
+            that pair is left out, as (i, i) in a batch alone. None: no row is in both.
         pos_margin, neg_margin: distance above which a positive costs, and below which a negative costs; each may be a
             0-d tensor, which receives its gradient.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
@@ -198,11 +198,12 @@ def pairwise_contrastive_loss(
     checks.one_of("metric", metric, checks.METRICS)
     checks.one_of("power", power, (1, 2))
     checks.one_of("reduction", reduction, (*REDUCTIONS, "active"))
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
 
     loss = "contrastive" if power == 2 else "linear_contrastive"
     folds = ["sum", "sum"] if reduction == "active" else ["sum"]  # of the terms, and of whether they are active
-    states = ops.fold(*batch, [pos_margin, neg_margin], loss, metric, pos=folds, neg=folds)
+    pos, neg = ops.of(*folds, margin=pos_margin), ops.of(*folds, margin=neg_margin)
+    states = ops.fold(batch, loss, metric, pos=pos, neg=neg)
     if reduction == "active":
         positive, positives, negative, negatives = states
         kinds = (positive, positives), (negative, negatives)

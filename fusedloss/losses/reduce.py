@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import IGNORED
-from ..states import loss_dtype
+from ..backends.dtypes import loss_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
 

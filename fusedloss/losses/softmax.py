@@ -95,8 +95,9 @@ def _competition(
 ) -> tuple[Tensor, ...]:
     """The positive logit of every x and log sum exp of its negatives; labels are rows of y, -1 for none."""
     rows = torch.arange(len(y), device=y.device)
-    logits = [scale, 0.0, scale, 0.0]
-    return ops.fold(x, y, labels, rows, False, logits, "softmax", metric, pos=["sum"], neg=["lse"], columns=columns)
+    batch = checks.Batch(x, y, labels, rows, None)
+    pos, neg = ops.of("sum", scale=scale), ops.of("lse", scale=scale)
+    return ops.fold(batch, "softmax", metric, pos=pos, neg=neg, columns=columns)
 
 
 def _log_add_exp(a: Tensor, b: Tensor) -> Tensor:
@@ -138,9 +139,9 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float | Tensor = 0.5, r
     first, second = checks.same_rows(("z1", "z2"), (z1, z2))
     z, labels = torch.cat([first, second]), torch.arange(len(first), device=first.device).repeat(2)
     scale = 1 / temperature
-    logits = [scale, 0.0, scale, 0.0]
-    batch = checks.Batch(z, None, labels, None, False)
-    positive, negative = ops.fold(*batch, logits, "softmax", "similarity", pos=["sum"], neg=["lse"])
+    batch = checks.Batch(z, None, labels, labels, 0)
+    pos, neg = ops.of("sum", scale=scale), ops.of("lse", scale=scale)
+    positive, negative = ops.fold(batch, "softmax", "similarity", pos=pos, neg=neg)
     return reduce(softplus(negative - positive), reduction, len(z), z)
 
 
@@ -228,14 +229,14 @@ def siglip_loss(
     checks.one_of("reduction", reduction, REDUCTIONS)
     x, y = checks.same_rows(("image", "text"), (image, text))
     rows = torch.arange(len(x), device=x.device)
-    logits = [-logit_scale, -logit_bias, logit_scale, logit_bias]
-    positive, negative = ops.fold(x, y, rows, rows, False, logits, "sigmoid", "dot", pos=["sum"], neg=["sum"])
+    pos, neg = ops.of("sum", scale=-logit_scale, bias=-logit_bias), ops.of("sum", scale=logit_scale, bias=logit_bias)
+    positive, negative = ops.fold(checks.Batch(x, y, rows, rows, None), "sigmoid", "dot", pos=pos, neg=neg)
     return reduce(positive + negative, reduction, len(x), x)
 
 
 def supcon_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    batch_in_refs: bool = False, temperature: float | Tensor = 0.1, normalize: bool = True, reduction: str = "mean",
+    ref_offset: int | None = None, temperature: float | Tensor = 0.1, normalize: bool = True, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Supervised contrastive loss (L_out): an anchor's positives share the softmax over all other rows.
 
@@ -248,8 +249,8 @@ def supcon_loss(
         labels: [N], any integer dtype; equal labels are positive pairs.
         ref_embeddings, ref_labels: [M, D] and [M], the set to compare with; without them the batch itself, without
             (i, i).
-        batch_in_refs: whether ref_embeddings begins with the rows of embeddings, in their order (a gathered batch, a
-            memory bank); then the pairs (i, i) are left out as in a batch alone.
+        ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
+            that pair is left out, as (i, i) in a batch alone. None: no row is in both.
         temperature: above 0; a 0-d tensor receives its gradient.
         normalize: cosines instead of dot products; norms are clamped to at least 1e-8.
         reduction: "mean" over the anchors that have a positive, "sum", or "none" ([N], 0 for one that has none).
@@ -279,11 +280,11 @@ def supcon_loss(
     checks.number("temperature", temperature, above=True)
     checks.flag("normalize", normalize)
     checks.one_of("reduction", reduction, REDUCTIONS)
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     scale = 1 / temperature
     total, positive, count, negative = ops.fold(
-        *batch, [scale, 0.0, scale, 0.0], "softmax", "similarity" if normalize else "dot",
-        pos=["sum", "lse", "sum"], neg=["lse"],
+        batch, "softmax", "similarity" if normalize else "dot",
+        pos=ops.of("sum", "lse", "sum", scale=scale), neg=ops.of("lse", scale=scale),
     )  # fmt: skip
     count = count.detach()
     positive = positive.masked_fill(count == 0, 0.0)

@@ -11,7 +11,7 @@ from .reduce import REDUCTIONS, reduce, softplus
 
 def multi_similarity_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    batch_in_refs: bool = False, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, normalize: bool = True,
+    ref_offset: int | None = None, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, normalize: bool = True,
     reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Multi-similarity loss: positives below and negatives above a base similarity, each kind against its own.
@@ -26,8 +26,8 @@ def multi_similarity_loss(
         labels: [N], any integer dtype; equal labels are positive pairs, all others negative.
         ref_embeddings, ref_labels: [M, D] and [M], the set to compare with; without them the batch itself, without
             (i, i).
-        batch_in_refs: whether ref_embeddings begins with the rows of embeddings, in their order (a gathered batch, a
-            memory bank); then the pairs (i, i) are left out as in a batch alone.
+        ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
+            that pair is left out, as (i, i) in a batch alone. None: no row is in both.
         alpha, beta: sharpness for positives and for negatives, above 0.
         base: similarity b that separates them.
         normalize: cosines instead of dot products; norms are clamped to at least 1e-8.
@@ -59,16 +59,15 @@ def multi_similarity_loss(
     checks.number("base", base, low=-float("inf"), tensor=False)
     checks.flag("normalize", normalize)
     checks.one_of("reduction", reduction, REDUCTIONS)
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
-    logits = [-alpha, alpha * base, beta, -beta * base]
-    metric = "similarity" if normalize else "dot"
-    pull, push = ops.fold(*batch, logits, "softmax", metric, pos=["lse"], neg=["lse"])
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    pos, neg = ops.of("lse", scale=-alpha, bias=alpha * base), ops.of("lse", scale=beta, bias=-beta * base)
+    pull, push = ops.fold(batch, "softmax", "similarity" if normalize else "dot", pos=pos, neg=neg)
     return reduce(softplus(pull) / alpha + softplus(push) / beta, reduction, len(batch.x), batch.x)
 
 
 def circle_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    batch_in_refs: bool = False, margin: float = 0.4, gamma: float = 80.0, normalize: bool = True,
+    ref_offset: int | None = None, margin: float = 0.4, gamma: float = 80.0, normalize: bool = True,
     reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Circle loss: every similarity is weighed by how far it is from its optimum.
@@ -80,7 +79,7 @@ def circle_loss(
     gradient. Memory is O((N + M) D).
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels, batch_in_refs, normalize: as for `multi_similarity_loss`.
+        embeddings, labels, ref_embeddings, ref_labels, ref_offset, normalize: as for `multi_similarity_loss`.
         margin: m, the relaxation.
         gamma: the scale, above 0.
         reduction: "mean" over the anchors that have both kinds of pairs and a value above 0, "sum", or "none" ([N], 0
@@ -112,16 +111,16 @@ def circle_loss(
     checks.number("gamma", gamma, above=True, tensor=False)
     checks.flag("normalize", normalize)
     checks.one_of("reduction", reduction, REDUCTIONS)
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
-    metric = "similarity" if normalize else "dot"
-    pull, push = ops.fold(*batch, 2 * [margin, gamma], "circle", metric, pos=["lse"], neg=["lse"])
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    folded = ops.of("lse", margin=margin, gamma=gamma)
+    pull, push = ops.fold(batch, "circle", "similarity" if normalize else "dot", pos=folded, neg=folded)
     terms = softplus(pull + push)  # 0 where a kind is missing: its log sum exp is -inf
     return reduce(terms, reduction, (terms.detach() > 0).sum(), batch.x)
 
 
 def generalized_lifted_structure_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    batch_in_refs: bool = False, neg_margin: float = 1.0, pos_margin: float = 0.0, normalize: bool = True,
+    ref_offset: int | None = None, neg_margin: float = 1.0, pos_margin: float = 0.0, normalize: bool = True,
     reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Generalised lifted structure loss: the smooth maximum of an anchor's positives against that of its negatives.
@@ -132,7 +131,7 @@ def generalized_lifted_structure_loss(
     Memory is O((N + M) D).
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels, batch_in_refs: as for `multi_similarity_loss`.
+        embeddings, labels, ref_embeddings, ref_labels, ref_offset: as for `multi_similarity_loss`.
         neg_margin, pos_margin: added to negative distances with the minus sign, taken from positive ones.
         normalize: scale the rows to length 1 first.
         reduction: "mean" over all anchors, "sum", or "none" (one value per anchor).
@@ -159,17 +158,17 @@ def generalized_lifted_structure_loss(
     tensor([1.5858, 1.5858, 0.2789])
     """
     batch, metric = _lifted(
-        embeddings, labels, ref_embeddings, ref_labels, batch_in_refs, neg_margin, pos_margin, normalize, reduction
+        embeddings, labels, ref_embeddings, ref_labels, ref_offset, neg_margin, pos_margin, normalize, reduction
     )
-    logits = [1.0, -pos_margin, -1.0, neg_margin]
-    states = ops.fold(*batch, logits, "softmax", metric, pos=["lse"], neg=["lse"])
+    pos, neg = ops.of("lse", scale=1.0, bias=-pos_margin), ops.of("lse", scale=-1.0, bias=neg_margin)
+    states = ops.fold(batch, "softmax", metric, pos=pos, neg=neg)
     pull, push = (state.masked_fill(state == -float("inf"), 0.0) for state in states)
     return reduce(F.relu(pull + push), reduction, len(batch.x), batch.x)
 
 
 def lifted_structure_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    batch_in_refs: bool = False, neg_margin: float = 1.0, pos_margin: float = 0.0, normalize: bool = True,
+    ref_offset: int | None = None, neg_margin: float = 1.0, pos_margin: float = 0.0, normalize: bool = True,
     reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Lifted structure loss: every positive pair against the negatives of both of its ends.
@@ -181,7 +180,7 @@ def lifted_structure_loss(
     states, so that no pairs x negatives tensor exists: memory is O((N + M) D).
 
     Args:
-        embeddings, labels, batch_in_refs: as for `multi_similarity_loss`.
+        embeddings, labels, ref_offset: as for `multi_similarity_loss`.
         ref_embeddings, ref_labels: [M, D] and [M], the set to compare with; the negatives of a reference are then the
             anchors with another label (pytorch-metric-learning takes those of the anchor with the reference's index).
         neg_margin, pos_margin, normalize: as for `generalized_lifted_structure_loss`.
@@ -209,17 +208,17 @@ def lifted_structure_loss(
     tensor([2.5968, 2.5968, 0.0000])
     """
     batch, metric = _lifted(
-        embeddings, labels, ref_embeddings, ref_labels, batch_in_refs, neg_margin, pos_margin, normalize, reduction
+        embeddings, labels, ref_embeddings, ref_labels, ref_offset, neg_margin, pos_margin, normalize, reduction
     )
-    logits = [0.0, 0.0, -1.0, neg_margin]
-    (push,) = ops.fold(*batch, logits, "softmax", metric, neg=["lse"], columns=batch.refs is not None)
-    folds = ["sum", "sum", "sum"]  # of half the squared hinges, of those that are active, and of 1
-    terms, _, count = ops.fold(*batch, [pos_margin, 0.0], "contrastive", metric, pos=folds, offsets=push)
+    neg = ops.of("lse", scale=-1.0, bias=neg_margin)
+    (push,) = ops.fold(batch, "softmax", metric, neg=neg, columns=batch.y is not None)
+    hinges = ops.of("sum", "sum", "sum", margin=pos_margin)  # half their squares, those that are active, and 1 each
+    terms, _active, count = ops.fold(batch, "contrastive", metric, pos=hinges, offsets=push)
     return reduce(terms, reduction, count.detach().sum(), batch.x)
 
 
 def _lifted(
-    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None, ref_labels: Tensor | None, batch_in_refs: bool,
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None, ref_labels: Tensor | None, ref_offset: int | None,
     neg_margin: float, pos_margin: float, normalize: bool, reduction: str,
 ) -> tuple[checks.Batch, str]:  # fmt: skip
     """The checked batch and its distance."""
@@ -227,5 +226,5 @@ def _lifted(
     checks.number("pos_margin", pos_margin, tensor=False)
     checks.flag("normalize", normalize)
     checks.one_of("reduction", reduction, REDUCTIONS)
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     return batch, "chord" if normalize else "euclidean"

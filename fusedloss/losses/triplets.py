@@ -78,7 +78,7 @@ def _hinge(gap: Tensor, margin: float | Tensor, soft_margin: bool) -> Tensor:
 
 def hardest_pairs(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    batch_in_refs: bool = False, metric: str = "euclidean", positives: str = "hardest", negatives: str = "hardest",
+    ref_offset: int | None = None, metric: str = "euclidean", positives: str = "hardest", negatives: str = "hardest",
 ) -> HardestPairs:  # fmt: skip
     r"""The selected positive and negative of every anchor, in O((N + M) D) memory.
 
@@ -95,8 +95,8 @@ def hardest_pairs(
         embeddings: [N, D], float16, bfloat16, float32 or float64.
         labels: [N], any integer dtype; equal labels are positive pairs.
         ref_embeddings, ref_labels: [M, D] and [M], the set to mine from; without them the batch itself, without (i, i).
-        batch_in_refs: whether ref_embeddings begins with the rows of embeddings, in their order (a gathered batch, a
-            memory bank); then the pairs (i, i) are left out as in a batch alone.
+        ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
+            that pair is left out, as (i, i) in a batch alone. None: no row is in both.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
         positives: "hardest" (farthest) or "easiest" (nearest).
         negatives: "hardest" (nearest), "easiest" (farthest) or "semihard" (nearest of those farther than the selected
@@ -123,15 +123,15 @@ def hardest_pairs(
     checks.one_of("metric", metric, checks.METRICS)
     checks.one_of("positives", positives, tuple(POSITIVES))
     checks.one_of("negatives", negatives, tuple(NEGATIVES))
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
-    index = ops.mine(*batch, metric, POSITIVES[positives], NEGATIVES[negatives])
-    distance = ops.mined_distances(batch.x, batch.refs, index, metric)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    index = ops.mine(batch, metric, POSITIVES[positives], NEGATIVES[negatives])
+    distance = ops.mined_distances(batch.x, batch.y, index, metric)
     return HardestPairs(distance[0], index[0], distance[1], index[1])
 
 
 def batch_hard_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    batch_in_refs: bool = False, margin: float | Tensor = 0.2, metric: str = "euclidean", soft_margin: bool = False,
+    ref_offset: int | None = None, margin: float | Tensor = 0.2, metric: str = "euclidean", soft_margin: bool = False,
     positives: str = "hardest", negatives: str = "hardest", reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Triplet loss with one mined positive and one mined negative per anchor, without the distance matrix.
@@ -142,7 +142,7 @@ def batch_hard_triplet_loss(
     without a negative do not count (sentence-transformers counts those without a positive). Memory is O((N + M) D).
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels, batch_in_refs, metric, positives, negatives: as for
+        embeddings, labels, ref_embeddings, ref_labels, ref_offset, metric, positives, negatives: as for
             `hardest_pairs`.
         margin: how much farther the negative has to be; a 0-d tensor receives its gradient. The soft margin has none.
         soft_margin: the softplus form.
@@ -174,7 +174,7 @@ def batch_hard_triplet_loss(
     checks.one_of("reduction", reduction, REDUCTIONS)
     mined = hardest_pairs(
         embeddings, labels, ref_embeddings, ref_labels,
-        batch_in_refs=batch_in_refs, metric=metric, positives=positives, negatives=negatives,
+        ref_offset=ref_offset, metric=metric, positives=positives, negatives=negatives,
     )  # fmt: skip
     counts = (mined.positive_index >= 0) & (mined.negative_index >= 0)
     gap = torch.where(counts, mined.positive_distance - mined.negative_distance, 0.0)
@@ -184,7 +184,7 @@ def batch_hard_triplet_loss(
 
 def batch_all_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    batch_in_refs: bool = False, margin: float | Tensor = 0.2, metric: str = "euclidean", soft_margin: bool = False,
+    ref_offset: int | None = None, margin: float | Tensor = 0.2, metric: str = "euclidean", soft_margin: bool = False,
     triplets: str = "all", reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Triplet loss of every triplet of a batch, or of those of a kind, without the triplets in memory.
@@ -195,7 +195,7 @@ def batch_all_triplet_loss(
     sizes of the classes. Counts are exact up to 2^53 triplets.
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels, batch_in_refs, metric: as for `hardest_pairs`; positives and
+        embeddings, labels, ref_embeddings, ref_labels, ref_offset, metric: as for `hardest_pairs`; positives and
             negatives are rows of the reference set.
         margin: how much farther the negative has to be; a 0-d tensor receives its gradient. The soft margin has none,
             but the kinds "semihard" and "easy" are by it.
@@ -232,8 +232,8 @@ def batch_all_triplet_loss(
     checks.flag("soft_margin", soft_margin)
     checks.one_of("triplets", triplets, TRIPLETS)
     checks.one_of("reduction", reduction, (*REDUCTIONS, "active"))
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
-    total, chosen, active = ops.fold_triplets(*batch, margin, metric, triplets, soft_margin)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    total, chosen, active = ops.fold_triplets(batch, margin, metric, triplets, soft_margin)
     if reduction == "active":
         return reduce(total, "mean", active.detach().sum(), batch.x)
     return reduce(total, reduction, chosen.detach().sum(), batch.x)
@@ -241,7 +241,7 @@ def batch_all_triplet_loss(
 
 def batch_semihard_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    batch_in_refs: bool = False, margin: float | Tensor = 0.2, metric: str = "sqeuclidean", reduction: str = "mean",
+    ref_offset: int | None = None, margin: float | Tensor = 0.2, metric: str = "sqeuclidean", reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Triplet loss of every positive pair with a semi-hard negative: the nearest that is farther than the positive.
 
@@ -251,7 +251,7 @@ def batch_semihard_triplet_loss(
     distance that of the lowest label, and of these the first. Memory is O((N + M) D).
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels, batch_in_refs, metric: as for `hardest_pairs`; positives and
+        embeddings, labels, ref_embeddings, ref_labels, ref_offset, metric: as for `hardest_pairs`; positives and
             negatives are rows of the reference set.
         margin: how much farther the negative has to be; a 0-d tensor receives its gradient.
         reduction: "mean" over the pairs (a, p) whose anchor has a negative, "sum", or "none" ([N], the sum of each
@@ -283,6 +283,6 @@ def batch_semihard_triplet_loss(
     checks.number("margin", margin)
     checks.one_of("metric", metric, checks.METRICS)
     checks.one_of("reduction", reduction, REDUCTIONS)
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, batch_in_refs)
-    total, chosen, _ = ops.fold_triplets(*batch, margin, metric, "nearest")
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    total, chosen, _ = ops.fold_triplets(batch, margin, metric, "nearest")
     return reduce(total, reduction, chosen.detach().sum(), batch.x)

@@ -1,0 +1,27 @@
+"""The PyTorch backend: the same functions as `triton`, tile by tile, on any device and in float64.
+
+Memory is O((N + M) D) plus one tile. On a CPU the rows are sorted by label first, so that most tiles hold no positive
+pair and need no masks, and tiles that contribute nothing are left early. The files are those of `kernels`.
+"""
+
+from .folds import fold, fold_grad
+from .logits import elements_grad, fold_elements, fold_logits, logits_grad
+from .mining import mine
+from .rows import mined_distances, mined_distances_grad, row_distances, row_distances_grad
+from .triplets import fold_triplets, fold_triplets_grad
+
+__all__ = [
+    "elements_grad",
+    "fold",
+    "fold_elements",
+    "fold_grad",
+    "fold_logits",
+    "fold_triplets",
+    "fold_triplets_grad",
+    "logits_grad",
+    "mine",
+    "mined_distances",
+    "mined_distances_grad",
+    "row_distances",
+    "row_distances_grad",
+]

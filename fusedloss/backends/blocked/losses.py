@@ -1,0 +1,129 @@
+"""The losses of `kernels/losses.py` on tiles of PyTorch tensors, and faster forms of some of them.
+
+A loss is written once, as device code: its source runs here with PyTorch's functions in the place of Triton's, without
+Triton too. The compiler of a GPU drops what a kernel does not use; here it would be computed. Where that shows, a form
+in PyTorch stands beside it, which a test holds equal: the terms of a tile in as few passes over it as they need.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Term(NamedTuple):
+    """A term of a loss on a tile, and its derivatives by the scores and by each number; computed when called."""
+
+    value: Callable[[], Tensor]
+    by_s: Callable[[], Tensor | float] | None = None  # of the last call, since it may be overwritten; None: a constant
+    by_numbers: Callable[[], Sequence[Tensor | float]] = list
+
+
+Numbers = Sequence[Any]  # floats, or tensors of one element
+Loss = Callable[[Tensor, Numbers, bool], Iterator[Term]]  # of scores that are all positive or all negative
+
+# ------------------------------------------------------------------------------------------------- from device code
+
+
+def where(condition: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
+    """Of two numbers float32, whatever the default dtype is."""
+    numbers = not isinstance(a, Tensor) and not isinstance(b, Tensor)
+    return torch.where(condition, torch.tensor(a, dtype=torch.float32, device=condition.device) if numbers else a, b)
+
+
+TRITON = SimpleNamespace(
+    jit=lambda function: function,
+    language=SimpleNamespace(
+        constexpr=None, where=where, exp=torch.exp, abs=torch.abs, maximum=torch.maximum, minimum=torch.minimum
+    ),
+)
+OWN: dict[str, Callable[..., Any]] = {  # what PyTorch computes in one pass
+    "relu": lambda z: z.clamp(min=0),
+    "log1p": torch.log1p,
+    "softplus": lambda z: F.logsigmoid(-z).neg_(),
+    "logistic": torch.sigmoid,
+    "ones": torch.ones_like,
+}
+
+
+@cache
+def device_code() -> dict[str, Any]:
+    """The functions of `kernels/losses.py`."""
+    path = Path(__file__).parents[2] / "kernels" / "losses.py"
+    known = {"triton": TRITON, "triton.language": TRITON}  # `import triton.language as tl` takes it from the first
+    namespace: dict[str, Any] = {"__builtins__": {**vars(builtins), "__import__": lambda name, *_: known[name]}}
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
+    namespace.update(OWN)
+    return namespace
+
+
+def written_once(name: str) -> Loss:
+    """A loss as it stands in the device code."""
+
+    def loss(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
+        for parts in device_code()[name](s, tuple(numbers), positive):
+            yield term(s, *parts)
+
+    return loss
+
+
+def term(s: Tensor, value: Tensor | float, *derivatives: Tensor | float) -> Term:
+    constant = torch.full_like(s, value) if isinstance(value, float) else value
+    if not derivatives:
+        return Term(lambda: constant)
+    return Term(lambda: constant, lambda: derivatives[0], lambda: derivatives[1:])
+
+
+# ------------------------------------------------------------------------------------------------------ faster forms
+
+
+def signed_hinge(s: Tensor, margin: Any, positive: bool) -> Tensor:
+    """How far a positive is beyond the margin, or a negative short of it, as a negative number."""
+    h = s - margin
+    return h.clamp_(min=0) if positive else h.clamp_(max=0)
+
+
+def active(h: Tensor) -> Tensor:
+    return h.ne(0).to(h.dtype)
+
+
+def contrastive(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
+    h = signed_hinge(s, numbers[0], positive)
+    yield Term(lambda: (h * h).mul_(0.5), lambda: h, lambda: [-h])
+    yield Term(lambda: active(h))
+    yield Term(lambda: torch.ones_like(h))
+
+
+def linear_contrastive(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
+    h = signed_hinge(s, numbers[0], positive)
+    yield Term(h.abs, h.sign_, lambda: [-h.sign()])
+    yield Term(lambda: active(h))
+
+
+def softmax(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
+    scale, bias = numbers
+    z = cache(lambda: (s * scale).add_(bias))
+    logit = Term(z, lambda: scale, lambda: [s.clone(), 1.0])
+    yield logit
+    yield logit
+    yield Term(lambda: torch.ones_like(s))
+
+
+# What these save, forward + backward of 4,096 rows on 2 cores: see `bench/pieces.py`.
+FASTER: dict[str, Loss] = {
+    "contrastive": contrastive,
+    "linear_contrastive": linear_contrastive,
+    "softmax": softmax,
+}
+
+
+def loss(name: str) -> Loss:
+    return FASTER.get(name) or written_once(name)

@@ -1,0 +1,56 @@
+"""Scores of a tile, and what their gradients are made of.
+
+For "cosine", "similarity" and "chord" rows are scaled to length 1 first: then they are 1 - <x, y>, <x, y> and |x - y|.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..dtypes import state_dtype
+
+SCALED = ("cosine", "similarity", "chord")
+
+
+def unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows scaled to length 1, and the scale 1 / max(|x|, 1e-8). [N, D], [N, 1]"""
+    # in float64, since an error here is one of all scores of the row
+    scale = x.square().sum(1, keepdim=True, dtype=state_dtype(x)).clamp_(min=1e-16).rsqrt_().to(x.dtype)
+    return x * scale, scale
+
+
+def unit_grad(d: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    """The gradient by rows from that by the scaled rows x; a clamped norm is a constant."""
+    along = (d * x).sum(1, keepdim=True).where(scale < 9.9e7, d.new_zeros(()))
+    return d.addcmul_(x, along, value=-1).mul_(scale)
+
+
+def score(x: Tensor, y: Tensor, own: Tensor, other: Tensor, metric: str) -> Tensor:
+    """Scores of a tile from rows x, y and their squared lengths. [BM, BN]"""
+    if metric == "manhattan":
+        return torch.cdist(x, y, p=1.0)
+    if metric in ("dot", "similarity"):
+        return x @ y.T
+    if metric == "cosine":
+        return (x @ y.T).neg_().add_(1)
+    s = torch.addmm(other, x, y.T, alpha=-2).add_(own[:, None]).clamp_(min=0)
+    return s if metric == "sqeuclidean" else s.sqrt_()
+
+
+def pull(g: Tensor, s: Tensor, metric: str) -> tuple[Tensor, float]:
+    """w and f for g = dL/ds, where dx_i = sum_j w_ij (y_j - f x_i). Overwrites g. [BM, BN]"""
+    if metric in ("dot", "similarity"):
+        return g, 0.0
+    if metric == "cosine":
+        return g.neg_(), 0.0
+    if metric == "sqeuclidean":
+        return g.mul_(-2), 1.0
+    # the gradient of a distance at 0 is 0
+    return g.mul_(s.reciprocal().nan_to_num_(nan=float("nan"), posinf=0.0)).neg_(), 1.0
+
+
+def manhattan_grad(g: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """sum_j g_ij sign(x_i - y_j), a dimension at a time. [BM, D]"""
+    columns = [(g * (a[:, None] - b).sign_()).sum(1) for a, b in zip(x.unbind(1), y.unbind(1), strict=True)]
+    return torch.stack(columns, 1)

@@ -1,0 +1,273 @@
+"""Triplets of a batch: each anchor's positives against its negatives, without a triplet in memory.
+
+The scores of an anchor's positives, sorted, are thresholds. The place of a negative among them (`searchsorted`) is the
+number of triplets in which it costs something, and prefix sums of these places give that number for every positive. So
+N^3 triplets take O(N^2 log N) time; only the soft margin, to which every triplet counts, looks at each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..request import Triplets, TripletsGrad
+from .mining import FIRST, keep_best
+from .scores import score
+from .tiles import (
+    BLOCK,
+    Side,
+    Tile,
+    add_tile,
+    all_zero,
+    gradients,
+    row_blocks,
+    row_tiles,
+    sides,
+)
+
+
+class Positives(NamedTuple):
+    """The positives of a block of anchors by ascending score, -inf where there is none. [B, P] each"""
+
+    s: Tensor
+    number: Tensor  # which of the anchor's positives
+    column: Tensor
+    present: Tensor
+
+
+class Sorted(NamedTuple):
+    """Both sides sorted by label, and where each anchor's positives begin and end in y; its own row is none."""
+
+    x: Side
+    y: Side
+    metric: str
+    margin: Any  # a float, or a tensor where reading it would be a sync
+    starts: Tensor
+    ends: Tensor
+    ref_column: Tensor  # where in y the anchor itself is, or -1
+
+    @staticmethod
+    def of(t: Triplets) -> Sorted:
+        xs, ys = sides(t.batch, t.metric, sort=True)
+        starts, ends = (torch.searchsorted(ys.labels, xs.labels, right=right) for right in (False, True))
+        if t.batch.y is None:
+            ref_column = torch.arange(len(starts), device=starts.device)
+        else:
+            ref_column = torch.full_like(starts, -1) if xs.ref_column is None else xs.ref_column
+        margin = t.margin.item() if t.margin.device.type == "cpu" else t.margin[0]
+        return Sorted(xs, ys, t.metric, margin, starts, ends, ref_column)
+
+    def blocks(self) -> Iterator[tuple[slice, Positives]]:
+        return ((r, self.positives(r)) for r in row_blocks(self.x))
+
+    def tiles(self, r: slice) -> Iterator[Tile]:
+        return row_tiles(self.x, self.y, self.metric, r)
+
+    def scores(self, r: slice, c: slice) -> Tensor:
+        return score(self.x.rows[r], self.y.rows[c], self.x.squares[r], self.y.squares[c], self.metric)
+
+    def span(self, r: slice) -> slice:
+        """The columns of the block's positives: all, where reading them would be a sync."""
+        if self.starts.device.type != "cpu":
+            return slice(0, len(self.y.rows))
+        return slice(int(self.starts[r].min()), int(self.ends[r].max()))
+
+    def positives(self, r: slice) -> Positives:
+        starts, ends, span = self.starts[r, None], self.ends[r, None], self.span(r)
+        width = span.stop - span.start
+        most = int((ends - starts).max()) if starts.device.type == "cpu" else width
+        column = starts + torch.arange(most, device=starts.device)
+        present = (column < ends) & (column != self.ref_column[r, None])
+        column.clamp_(max=span.stop - 1)
+        s = self.scores(r, span).gather(1, column - span.start).masked_fill_(~present, -torch.inf)
+        s, number = s.sort(1)
+        return Positives(s, number, column.gather(1, number), present.gather(1, number))
+
+    @property
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """How many positives and negatives each anchor has. [N]"""
+        same = self.ends - self.starts
+        return same - (self.ref_column >= 0).to(same.dtype), len(self.y.rows) - same
+
+
+# ------------------------------------------------------------------------------------------------- which triplets
+
+
+def above(thresholds: Tensor, s: Tensor, *, strictly: bool) -> Tensor:
+    """How many of its anchor's ascending thresholds are above each score, or not below it. [B, BN]"""
+    return thresholds.shape[1] - torch.searchsorted(thresholds, s.contiguous(), right=strictly)
+
+
+def negatives_of(t: Tile, places: Tensor) -> Tensor:
+    """0 for the pairs that are not negative. [B, BN]"""
+    return places if t.neg is None else places.masked_fill_(~t.neg, 0)
+
+
+def chosen(p: Positives, t: Tile, margin: Any, triplets: str) -> Tensor:
+    """How many triplets of each anchor the tile's negatives make that are hard, semihard, or neither. [B]"""
+    if triplets == "hard":
+        return negatives_of(t, above(p.s, t.s, strictly=False)).sum(1)
+    near = above(p.s + margin, t.s, strictly=False)
+    if triplets == "semihard":
+        return negatives_of(t, near - above(p.s, t.s, strictly=False)).sum(1)
+    far = p.present.sum(1, keepdim=True) - near
+    return negatives_of(t, far).sum(1)
+
+
+def hinge_slopes(p: Positives, t: Tile, margin: Any, triplets: str, reached: Tensor) -> Tensor:
+    """In how many triplets that cost something each negative of a tile is. [B, BN]
+
+    Counting an anchor's positives from the farthest, a negative is in those up to its place `high`, the first `hard` of
+    which are hard triplets. Adds to reached [B, P + 1] how many negatives have each place.
+    """
+    if triplets == "easy":
+        return torch.zeros_like(t.s)
+    places = high = negatives_of(t, above(p.s + margin, t.s, strictly=True))
+    if triplets != "all":
+        hard = torch.minimum(high, above(p.s, t.s, strictly=False))
+        places = hard if triplets == "hard" else high - hard
+    one = reached.new_ones(()).expand(high.shape)
+    reached.scatter_add_(1, hard if triplets == "hard" else high, one)
+    if triplets == "semihard":
+        reached.scatter_add_(1, hard, -one)
+    return places.to(t.s.dtype)
+
+
+def soft_triplets(p: Positives, t: Tile, margin: Any, triplets: str) -> Iterator[Tensor]:
+    """For each positive d(a, p) - d(a, n), -inf where that is no triplet of the kind. [B, BN] each"""
+    for k in range(p.s.shape[1]):
+        gap = p.s[:, k, None] - t.s
+        mask = p.present[:, k, None].expand(gap.shape)
+        mask = mask if t.neg is None else mask & t.neg
+        if triplets != "all":
+            bands = {"hard": gap >= 0, "semihard": (gap < 0) & (gap >= -margin), "easy": gap < -margin}
+            mask = mask & bands[triplets]
+        yield gap.masked_fill_(~mask, -torch.inf)
+
+
+def soft_slopes(p: Positives, t: Tile, margin: Any, triplets: str, reached: Tensor) -> Tensor:
+    """The same of log(1 + exp(gap)): the sum of the slopes of each negative's triplets, and of each positive's."""
+    places = torch.zeros_like(t.s)
+    for k, gap in enumerate(soft_triplets(p, t, margin, triplets), 1):
+        slope = gap.sigmoid_()
+        places += slope
+        reached[:, k] += slope.sum(1)
+    return places
+
+
+def by_positive(reached: Tensor, soft: bool) -> Tensor:
+    """The slopes of each positive's triplets, summed. [B, P]"""
+    return reached[:, 1:] if soft else reached[:, 1:].flip(1).cumsum(1)
+
+
+# ------------------------------------------------------------------------------------------------------------ semi-hard
+
+
+def nearest(b: Sorted, r: slice, p: Positives) -> tuple[Tensor, Tensor]:
+    """For each positive the nearest negative strictly farther, else the farthest: distance and column. [B, P] each
+
+    A negative's place among the positives says which of them it is farther than, so the nearest negative of each place
+    is kept, and the minimum over the places from a positive's own on is the positive's.
+    """
+    most, M = p.s.shape[1], len(b.y.rows)
+    value = p.s.new_full((len(p.s), most + 2), torch.inf)  # place `most + 1` is for what is not kept
+    index = torch.full_like(value, M, dtype=torch.int64)
+    far = p.s.new_full((len(p.s),), FIRST["farthest"])
+    far_index = torch.full_like(far, -1, dtype=torch.int64)
+    for t in b.tiles(r):
+        column = torch.arange(t.c.start, t.c.start + t.s.shape[1], device=far.device).expand(t.s.shape)
+        negative = torch.ones_like(t.s, dtype=torch.bool) if t.neg is None else t.neg
+        s = t.s.masked_fill(~negative, torch.inf)
+        place = torch.searchsorted(p.s, s)
+        before = value.gather(1, place)
+        value.scatter_reduce_(1, place, s, "amin")
+        nearer = (s < before) & (s == value.gather(1, place))
+        place = place.masked_fill_(~nearer, most + 1)
+        index.scatter_(1, place, M).scatter_reduce_(1, place, column, "amin")
+        keep_best(far, far_index, t.s, negative, "farthest", t.c.start)
+    value, place = value[:, 1 : most + 1].flip(1).cummin(1)
+    value, index = value.flip(1), index[:, 1 : most + 1].flip(1).gather(1, place).flip(1)
+    none = value == torch.inf
+    return torch.where(none, far[:, None], value), torch.where(none, far_index[:, None], index)
+
+
+def semihard(b: Sorted, r: slice, p: Positives) -> tuple[Tensor, Tensor]:
+    """The terms of a block's positives, and the columns of their negatives, -1 for a term of 0. [B, P] each"""
+    distance, index = nearest(b, r, p)
+    terms = F.relu(p.s - distance + b.margin).masked_fill_(~p.present | (index < 0), 0.0)
+    return terms, index.masked_fill_(terms == 0, -1)
+
+
+# -------------------------------------------------------------------------------------------------------------- the ops
+
+
+def fold_triplets(request: Triplets) -> tuple[Tensor, Tensor]:
+    b, triplets, soft = Sorted.of(request), request.triplets, request.soft
+    out, index, m = request.new_states(3), request.new_negatives(), b.margin
+    positives, negatives = b.counts
+    if triplets in ("all", "nearest"):
+        out[1] = positives * (negatives if triplets == "all" else negatives.clamp(max=1))
+    for r, p in b.blocks():
+        if triplets == "nearest":
+            terms, columns = semihard(b, r, p)
+            out[0, r], out[2, r] = terms.sum(1), (terms > 0).sum(1)
+            width = max(p.s.shape[1], len(index))
+            by_number = columns.new_full((len(columns), width), -1).scatter_(1, p.number, columns)
+            index[:, r] = by_number[:, : len(index)].T.to(index.dtype)
+            continue
+        reached = p.s.new_zeros(len(p.s), p.s.shape[1] + 1)
+        for t in b.tiles(r):
+            if triplets != "all":
+                out[1, r] += chosen(p, t, m, triplets)
+            if soft:
+                for gap in soft_triplets(p, t, m, triplets):
+                    terms = F.logsigmoid(gap.neg_()).neg_()  # unlike softplus it is exact for every gap
+                    out[0, r] += terms.sum(1)
+                    out[2, r] += (terms > 0).sum(1)
+            else:
+                places = hinge_slopes(p, t, m, triplets, reached).to(out.dtype)
+                out[2, r] += places.sum(1)
+                out[0, r] -= places.mul_(t.s.clamp_(max=torch.finfo(t.s.dtype).max)).sum(1)
+        if not soft:
+            slopes = by_positive(reached, soft).to(out.dtype)
+            out[0, r] += slopes.mul_(p.s.to(out.dtype) + m).masked_fill_(~p.present, 0.0).sum(1)
+    return b.x.restore(out, 1), index
+
+
+def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
+    b, triplets, soft, index = Sorted.of(g.forward), g.forward.triplets, g.forward.soft, g.negatives
+    of_x, of_y = gradients(b.x, b.y, g.want_x, g.want_y)
+    d, m = b.x.ordered(g.dsums)[:, None].to(b.x.rows.dtype), b.margin
+    for r, p in b.blocks():
+        most = p.s.shape[1]
+        if triplets == "nearest":
+            stored = index[:most, r].T.long().gather(1, p.number) if most <= len(index) else None
+            columns = semihard(b, r, p)[1] if stored is None else stored
+            by_column = torch.zeros(len(columns), len(b.y.rows) + 1, dtype=d.dtype, device=d.device)
+            by_column.scatter_add_(1, columns.where(columns >= 0, len(b.y.rows)), d.new_ones(()).expand(columns.shape))
+            slopes = (columns >= 0).to(d.dtype)
+        else:
+            reached = p.s.new_zeros(len(p.s), most + 1)
+        for t in b.tiles(r):
+            if triplets == "nearest":
+                places = by_column[:, t.c.start : t.c.start + t.s.shape[1]].clone()
+            else:
+                places = (soft_slopes if soft else hinge_slopes)(p, t, m, triplets, reached)
+            if not all_zero(places):
+                add_tile(of_x, of_y, r, t.c, places.mul_(-d[r]), t.s, b.metric)
+        if triplets != "nearest":
+            slopes = by_positive(reached, soft)
+        span = b.span(r)
+        near = d.new_zeros(len(slopes), span.stop - span.start)
+        near.scatter_add_(1, p.column - span.start, slopes.masked_fill(~p.present, 0.0) * d[r])
+        for c0 in range(span.start, span.stop, BLOCK):
+            c = slice(c0, min(c0 + BLOCK, span.stop))
+            part = near[:, c.start - span.start : c.stop - span.start]
+            if not all_zero(part):
+                add_tile(of_x, of_y, r, c, part, b.scores(r, c), b.metric)
+    x, y = g.forward.batch.x, g.forward.batch.y
+    return of_x.finish(x), x.new_empty(0) if y is None else of_y.finish(y)

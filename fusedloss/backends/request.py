@@ -1,0 +1,208 @@
+"""What is asked of a backend: a record for each of its functions, which travels whole from the losses to a launch.
+
+A function of a backend has the name of a custom op and takes its record. Those named ...Grad hold the record of the
+forward whose gradient they want. The leaves of a record are the arguments of its op, see `ops/registration.py`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checks import Batch
+from .dtypes import state_dtype
+
+
+class Piece(NamedTuple):
+    """A loss of `kernels/losses.py`, by what it takes and gives."""
+
+    numbers: dict[str, float | None]  # their names, as it takes them, and what a number is that is not given
+    terms: int  # how many folds it has a term for
+    sparse: bool = False  # most gradients of a trained model are exactly 0, so tiles of zeros are skipped
+
+
+PIECES = {
+    "contrastive": Piece({"margin": None}, terms=3, sparse=True),
+    "linear_contrastive": Piece({"margin": None}, terms=2, sparse=True),
+    "softmax": Piece({"scale": None, "bias": 0.0}, terms=3),
+    "sigmoid": Piece({"scale": None, "bias": 0.0}, terms=1),
+    "circle": Piece({"margin": None, "gamma": None}, terms=1),
+}
+FOLDS = ("sum", "lse")
+
+
+class Fold(NamedTuple):
+    """Row states: what a loss's terms of each anchor's positives, and of its negatives, add up to. [folds, anchors]"""
+
+    batch: Batch
+    numbers: Tensor  # of the loss for positives, then for negatives [2, numbers]
+    offsets: Tensor | None  # of the columns [M]; or of rows and columns [N + M], or [N] of a self batch
+    loss: str  # of PIECES
+    metric: str
+    pos: list[str]  # folds of the positives, of FOLDS; fold k takes the loss's term k
+    neg: list[str]
+    columns: bool  # the rows of y are anchors too, whose states follow those of x
+
+    def checked(self) -> Piece:
+        """The loss, if the folds and numbers are those that it has.
+
+        Raises:
+            ValueError: they are not.
+        """
+        piece = PIECES[self.loss]
+        for kinds in (self.pos, self.neg):
+            if len(kinds) > piece.terms or not set(kinds) <= set(FOLDS):
+                raise ValueError(f"{self.loss} has {piece.terms} terms, each to be folded as {FOLDS}, got {kinds}")
+        if self.numbers.shape != (2, len(piece.numbers)):
+            wanted = f"{self.loss} takes {', '.join(piece.numbers)} for positives and for negatives"
+            raise ValueError(f"{wanted}, got shape {tuple(self.numbers.shape)}")
+        return piece
+
+    @property
+    def kinds(self) -> list[str]:
+        return [*self.pos, *self.neg]
+
+    @property
+    def split_offsets(self) -> tuple[Tensor | None, Tensor | None]:
+        """Those of the rows and those of the columns, the same ones in a self batch."""
+        if self.offsets is None or self.batch.y is None:
+            return self.offsets, self.offsets
+        N = len(self.offsets) - len(self.batch.y_labels)
+        return self.offsets[:N] if N else None, self.offsets[N:]
+
+
+class FoldGrad(NamedTuple):
+    """dx, dy, and by numbers and offsets, for derivatives of the states; empty tensors for those not wanted."""
+
+    fold: Fold
+    states: Tensor
+    dstates: Tensor
+    want_x: bool
+    want_y: bool
+    want_numbers: bool
+    want_offsets: bool
+
+
+STORED = 32  # semi-hard negatives of an anchor that are kept for the backward, which mines any others again
+
+
+class Triplets(NamedTuple):
+    """States of every anchor: the sum of its triplets' terms, how many are chosen, how many cost something. [3, N]
+
+    For "nearest" (one triplet for each positive) also the row of the negative of the first positives of every anchor,
+    -1 for those that cost nothing, in the order of the labels. [STORED, N]
+    """
+
+    batch: Batch
+    margin: Tensor  # [1]
+    metric: str
+    triplets: str  # "all", "hard", "semihard", "easy" or "nearest"
+    soft: bool
+
+    def new_states(self, folds: int) -> Tensor:
+        x = self.batch.x
+        return torch.zeros(folds, len(x), dtype=state_dtype(x), device=x.device)
+
+    def new_negatives(self) -> Tensor:
+        kept = min(STORED, len(self.batch.y_labels)) if self.triplets == "nearest" else 0
+        return torch.full((kept, len(self.batch.x)), -1, dtype=torch.int32, device=self.batch.x.device)
+
+
+class TripletsGrad(NamedTuple):
+    """dx and dy for derivatives dsums [N] of the sums; empty tensors for those not wanted."""
+
+    forward: Triplets
+    negatives: Tensor  # for "nearest" those that the forward found
+    dsums: Tensor
+    want_x: bool
+    want_y: bool
+
+
+class Mining(NamedTuple):
+    """Index of every anchor's positive and negative, -1 where there is none. [2, N] int64"""
+
+    batch: Batch
+    metric: str
+    positives: str  # "farthest" or "nearest"
+    negatives: str  # these two, or "beyond": the nearest farther than the positive
+
+
+class MinedDistances(NamedTuple):
+    """Exact distances of every row to its mined pairs, NaN where there is none (-1). [2, N]"""
+
+    x: Tensor
+    y: Tensor | None
+    mined: Tensor  # rows of y, the positives and the negatives [2, N]
+    metric: str
+
+
+class MinedDistancesGrad(NamedTuple):
+    """dx, and dy if there is a y and it is wanted: a gather over the anchors that mined each row."""
+
+    forward: MinedDistances
+    ddistances: Tensor
+    want_y: bool
+
+
+class RowDistances(NamedTuple):
+    """d(a, b), d(a, c), d(b, c) of given rows, the first `pairs` of them. [pairs, N]"""
+
+    a: Tensor
+    b: Tensor
+    c: Tensor | None
+    metric: str
+    eps: float  # added to every difference
+    pairs: int
+
+
+class RowDistancesGrad(NamedTuple):
+    """da, db, dc; dc is empty without c."""
+
+    forward: RowDistances
+    ddistances: Tensor
+
+
+class Logits(NamedTuple):
+    """Row states of logits [N, C, P], rows being the samples n and places p. [folds, N P]
+
+    Of indices: the logit of the own class, log sum exp of the others and, if `sums`, the weighted sum of all. Of
+    probabilities, with the shares b = weight (smoothed target) of the classes: the sum of b, log sum exp of all classes
+    and the sum of b times logit.
+    """
+
+    z: Tensor
+    target: Tensor  # the class of every row, -1 for none [N P]; or probabilities [N, C, P]
+    weight: Tensor | None  # of every class [C]
+    smoothing: float
+    sums: bool
+    overwrite: bool  # the backward may write dz into the memory of z
+
+
+class LogitsGrad(NamedTuple):
+    """dz, into the tensor that the backend is given, which may be z."""
+
+    forward: Logits
+    states: Tensor
+    dstates: Tensor
+
+
+class Elements(NamedTuple):
+    """The loss of every logit, in the shape of z, or if `total` their sum."""
+
+    z: Tensor
+    target: Tensor
+    weight: Tensor | None  # of the elements: as many as z has, or of a period of it
+    pos_weight: Tensor | None  # of their positive part
+    loss: str
+    numbers: list[float]
+    total: bool
+    overwrite: bool  # as in `Logits`
+
+
+class ElementsGrad(NamedTuple):
+    """dz, into the tensor that the backend is given, which may be z."""
+
+    forward: Elements
+    dloss: Tensor

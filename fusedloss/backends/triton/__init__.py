@@ -1,0 +1,26 @@
+"""The Triton backend: allocates outputs, picks tiles and launches the kernels. Same functions as `blocked`.
+
+tuning (which tile)  <-  launch (a launch, a side, its preparation)  <-  folds, logits, mining, rows, triplets
+"""
+
+from .folds import fold, fold_grad
+from .logits import elements_grad, fold_elements, fold_logits, logits_grad
+from .mining import mine
+from .rows import mined_distances, mined_distances_grad, row_distances, row_distances_grad
+from .triplets import fold_triplets, fold_triplets_grad
+
+__all__ = [
+    "elements_grad",
+    "fold",
+    "fold_elements",
+    "fold_grad",
+    "fold_logits",
+    "fold_triplets",
+    "fold_triplets_grad",
+    "logits_grad",
+    "mine",
+    "mined_distances",
+    "mined_distances_grad",
+    "row_distances",
+    "row_distances_grad",
+]

@@ -1,0 +1,188 @@
+"""What the kernel families share: a launch, the choice of its tile, and one side of the score matrix."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...checks import Batch
+from ...kernels import configs, folds, scores, tiles
+from . import tuning
+
+SCORES = {
+    name: getattr(scores, name)
+    for name in ("euclidean", "sqeuclidean", "cosine", "manhattan", "dot", "similarity", "chord")
+}
+SCALED = ("cosine", "similarity", "chord")  # scores of rows scaled to length 1: their norms are inverse
+
+
+class Launch(NamedTuple):
+    """One kernel launch, complete: `run` starts it, or `recording` keeps it to be compiled, for a GPU not there too."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    key: tuning.Key | None = None  # what its tile was chosen by
+    role: str = ""  # whose gradient it is, where a step has several
+
+    def run(self) -> None:
+        if 0 in self.grid:
+            return
+        if _recording is None:
+            self.kernel[self.grid](*self.args, **self.options)
+        else:
+            _recording.append(self)
+
+
+_recording: list[Launch] | None = None
+_absent: str | None = None  # the architecture that is recorded for
+
+
+@contextmanager
+def recording(arch: str | None = None) -> Iterator[list[Launch]]:
+    """Collect the launches of a block instead of starting them; for an architecture, if the device is not there.
+
+    No host sync means that no launch depends on what another one computed, so they are those of a real run. Tensors on
+    the device "meta" take no memory.
+    """
+    global _recording, _absent
+    before = _recording, _absent
+    _recording, _absent = [], arch
+    try:
+        yield _recording
+    finally:
+        _recording, _absent = before
+
+
+def architecture() -> str:
+    """The name of the GPU's architecture, sm_90 or gfx942 say; sm_90 where there is none (the interpreter)."""
+    return _absent or present_architecture()
+
+
+@functools.cache
+def present_architecture() -> str:
+    if not torch.cuda.is_available():
+        return "sm_90"
+    if torch.version.hip:
+        return str(torch.cuda.get_device_properties().gcnArchName).split(":")[0]
+    return "sm_{}{}".format(*torch.cuda.get_device_capability())
+
+
+class Side(NamedTuple):
+    """One side of the score matrix: what kernels take of it, and what the host knows."""
+
+    rows: tiles.Rows
+    precision: str  # of its products, or "manhattan"
+    n: int
+    D: int
+    order: Tensor | None  # in which the rows were put
+    anchors: tuple[Any, ...] = ()  # `engine.Anchors`, in the backward of rows that are anchors
+
+    def restore(self, t: Tensor, dim: int) -> Tensor:
+        """t, computed in the side's order, in the order of the inputs."""
+        return t if self.order is None else torch.empty_like(t).index_copy_(dim, self.order, t)
+
+
+def sides(b: Batch, metric: str, *, sort: bool = False) -> tuple[Side, Side]:
+    """Both sides, sorted by label or as they are; the same one in a self batch."""
+    x = prepare(b.x, b.x_labels, metric, sort)
+    return x, x if b.y is None else prepare(b.y, b.y_labels, metric, sort)
+
+
+def prepare(x: Tensor, labels: Tensor, metric: str, sort: bool) -> Side:
+    """A side in its compute format."""
+    order = labels.argsort(stable=True) if sort else None
+    x, labels = reorder(x, order), reorder(labels, order)
+    n, D = x.shape
+    norms = torch.empty(n, dtype=torch.float32, device=x.device)
+    rounding, precision = ("", "manhattan") if metric == "manhattan" else compute_format(x)
+    rounded = torch.empty_like(x, dtype=torch.bfloat16 if rounding == "bf16" else x.dtype) if rounding else x
+    BM, BD = configs.ROWS_PER_PROGRAM, configs.ROW_CHUNK
+    options = dict(ROUND=rounding, INVERSE=metric in SCALED, BM=BM, BD=BD, num_warps=4)
+    Launch(tiles.prepare, (cdiv(n, BM),), (x, rounded, norms, n, D), options).run()
+    rows = x.t().contiguous() if metric == "manhattan" else rounded
+    return Side(tiles.Rows(rows, norms, labels), precision, n, D, order)
+
+
+def compute_format(x: Tensor) -> tuple[str, str]:
+    """How `prepare` rounds rows, and the input_precision of the products; fp32 follows torch's matmul precision."""
+    if x.dtype != torch.float32:
+        return "", "ieee"
+    mode = torch.get_float32_matmul_precision()
+    if mode == "medium":
+        return "bf16", "ieee"
+    if tiles.INTERPRETED or not architecture().startswith("sm_") or x.device.type == "xpu":
+        return ("tf32", "tf32") if mode == "high" and tiles.INTERPRETED else ("", "ieee")
+    return ("tf32", "tf32") if mode == "high" else ("", "tf32x3")
+
+
+def reorder(t: Tensor, order: Tensor | None, dim: int = 0) -> Tensor:
+    return t if order is None else t.index_select(dim, order)
+
+
+def numbers(given: Tensor) -> tiles.Numbers:
+    """A loss's numbers as kernels take them: by value from the CPU, else pointers to scalars on the device."""
+    if given.device.type == "cpu":
+        return tiles.Numbers(tuple(given.tolist()), ())
+    return tiles.Numbers((), tuple(given.unbind()))
+
+
+def optional(value: Any) -> tuple[Any, ...]:
+    """A kernel's argument that may be absent."""
+    return () if value is None else (value,)
+
+
+class Plan(NamedTuple):
+    """The tile of a kernel, what it was chosen by, and the launch options that follow from it."""
+
+    tile: configs.Tile
+    key: tuning.Key
+    options: dict[str, Any]
+
+    def splits(self, N: int, M: int) -> int:
+        """How many programs share the columns of a row block, so that a small N still fills the device."""
+        return max(1, min(configs.SPLIT_TARGET // max(1, cdiv(N, self.tile.BM)), cdiv(M, self.tile.BN)))
+
+    def slab(self, D: int) -> int:
+        """Chunks of the gradient that one program owns."""
+        return cdiv(min(self.tile.held, D), self.tile.BD)
+
+
+def plan(kernel: str, terms: str, use: str, side: Side) -> Plan:
+    """The plan of a kernel, see `configs.Work`; `use` names what else its registers depend on."""
+    manhattan, D = side.precision == "manhattan", side.D
+    work = configs.Work(kernel, "manhattan" if manhattan else terms, 4 if manhattan else side.rows.rows.element_size())
+    key = tuning.Key(*work, use, tuning.bucket(D))
+    tile = tuning.choose(key, D, architecture())
+    chunks = 0 if manhattan or tile.held < D else cdiv(D, tile.BD)
+    options = dict(PRECISION=side.precision, BM=tile.BM, BN=tile.BN, BD=tile.BD, CHUNKS=chunks)
+    return Plan(tile, key, options | dict(num_warps=tile.num_warps, num_stages=tile.num_stages))
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def merge(
+    parts: Tensor, kinds: tuple[Any, ...], dtype: torch.dtype | None = None, unit: Tensor | None = None
+) -> Tensor:
+    """The folds [folds, n] of all pairs from those of parts of them [parts, folds, n]; kinds as in `folds.KINDS`."""
+    if len(parts) == 1 and unit is None:
+        return parts[0].to(dtype or parts.dtype)
+    P, count, n = parts.shape
+    out = torch.empty(count, n, dtype=dtype or parts.dtype, device=parts.device)
+    options = dict(BP=configs.PARTS, BLOCK=configs.MERGED, num_warps=4)
+    args = (parts, out, kinds, optional(unit), P, n)
+    Launch(folds.merge, (cdiv(n, configs.MERGED), count), args, options).run()
+    return out
+
+
+def total(parts: Tensor, dtype: torch.dtype | None = None, unit: Tensor | None = None) -> Tensor:
+    """The sum of parts [parts, ...], times a unit if there is one, in their dtype or another one."""
+    return merge(parts.flatten(1).unsqueeze(1), (folds.KINDS["sum"],), dtype, unit).view(parts.shape[1:])

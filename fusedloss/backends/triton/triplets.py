@@ -1,0 +1,148 @@
+"""Triplets of a batch: each anchor's positives against its negatives, without a triplet in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...kernels import configs
+from ...kernels import triplets as kernels
+from ..dtypes import state_dtype
+from ..request import Triplets, TripletsGrad
+from .launch import SCORES, Launch, Plan, Side, cdiv, numbers, plan, reorder, sides, total
+
+
+class Sorted(NamedTuple):
+    """A request with both sides sorted by label, the same one in a self batch."""
+
+    request: Triplets
+    x: Side
+    y: Side
+    ranges: kernels.Ranges
+
+    @staticmethod
+    def of(t: Triplets) -> Sorted:
+        xs, ys = sides(t.batch, t.metric, sort=True)
+        x_labels, y_labels = xs.rows.labels, ys.rows.labels
+        start, stop = (torch.searchsorted(y_labels, x_labels, right=right, out_int32=True) for right in (False, True))
+        places, offset = torch.arange(ys.n, dtype=torch.int32, device=y_labels.device), t.batch.ref_offset
+        if t.batch.y is None:
+            ref_column = places
+        elif offset is None or xs.order is None:
+            ref_column = places.new_full((xs.n,), -1)
+        else:
+            ref_column = ys.restore(places, 0)[xs.order + offset]
+        return Sorted(t, xs, ys, kernels.Ranges(start, stop, ref_column))
+
+    @property
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """How many positives and negatives each anchor has. [N]"""
+        start, stop, ref_column = (t.long() for t in self.ranges)
+        return stop - start - (ref_column >= 0).long(), self.y.n - (stop - start)
+
+    def plan(self, kernel: str, terms: str = "") -> Plan:
+        t = self.request
+        found = plan(kernel, terms, f"{t.metric} {t.triplets}{' soft' if t.soft else ''}", self.x)
+        return found._replace(options=found.options | dict(SCORE=SCORES[t.metric]))
+
+
+def fold_launch(s: Sorted, chosen: Plan, splits: int, outs: Any, first: int, last: int) -> Launch:
+    t = s.request
+    options = chosen.options | dict(KIND=t.triplets, SOFT=t.soft, K=configs.POSITIVES)
+    args = (s.x.rows, s.y.rows, s.ranges, outs, numbers(t.margin), s.x.n, s.y.n, s.x.D, first, last)
+    return Launch(kernels.fold_triplets, (cdiv(s.x.n, chosen.tile.BM), splits), args, options, chosen.key)
+
+
+def semihard_launch(s: Sorted, outs: kernels.Semihard, first: int, last: int) -> Launch:
+    chosen = s.plan("fold_triplets")
+    sizes = (s.x.n, s.y.n, s.x.D, first, last, len(outs.columns))
+    args = (s.x.rows, s.y.rows, s.ranges, outs, numbers(s.request.margin), *sizes)
+    options = chosen.options | dict(K=configs.POSITIVES)
+    return Launch(kernels.mine_semihard, (cdiv(s.x.n, chosen.tile.BM),), args, options, chosen.key)
+
+
+def fold_triplets(t: Triplets) -> tuple[Tensor, Tensor]:
+    s = Sorted.of(t)
+    N, M, dtype, device = s.x.n, s.y.n, state_dtype(t.batch.x), t.batch.x.device
+    index = t.new_negatives()
+    positives, negatives = s.counts
+    if t.triplets == "nearest":
+        found = torch.empty(2, N, dtype=dtype, device=device)
+        semihard_launch(s, kernels.Semihard(found, index), 0, M).run()
+        cost, active = found
+        chosen = positives * negatives.clamp(max=1)
+    else:
+        planned = s.plan("fold_triplets")
+        parts = torch.empty(planned.splits(N, M), 3, N, dtype=dtype, device=device)
+        fold_launch(s, planned, len(parts), kernels.Sums(parts), 0, M).run()
+        cost, chosen, active = total(parts)
+        chosen = positives * negatives if t.triplets == "all" else chosen
+    return s.x.restore(torch.stack([cost, chosen.to(cost.dtype), active]), 1), index
+
+
+class Turn(NamedTuple):
+    """The anchors' positives from number `first` on, `width` of them."""
+
+    first: int
+    width: int
+    parts: int  # of the slopes
+    anchors: kernels.Triplets
+
+
+def turns(s: Sorted, du: Tensor, index: Tensor) -> Iterator[Turn]:
+    """The positives of all anchors in as many turns as a constant workspace takes: one, but for very large classes.
+
+    No size of a class is read, which would be a sync: the kernels of a turn that is not needed find nothing to do.
+    """
+    N, M = s.x.n, s.y.n
+    start, stop, _ = s.ranges
+    if s.request.triplets == "nearest":
+        yield Turn(0, len(index), 1, kernels.Triplets(start, stop, du, index, index))
+        width = min(M, max(1, configs.WORKSPACE // (4 * N)))
+        found = torch.empty(width if len(index) < M else 0, N, dtype=index.dtype, device=du.device)
+        states = torch.empty(2, N, dtype=state_dtype(s.request.batch.x), device=du.device)
+        for first in range(len(index), M, width):
+            semihard_launch(s, kernels.Semihard(states, found), first, first + width).run()
+            yield Turn(first, width, 1, kernels.Triplets(start, stop, du, found, found))
+        return
+    chosen = s.plan("fold_triplets")
+    parts = chosen.splits(N, M)
+    width = min(M, max(1, configs.WORKSPACE // (4 * N * (1 + parts))))
+    outs = kernels.Slopes(*(torch.empty(*shape, width, N, device=du.device) for shape in ((), (parts,))))
+    for first in range(0, M, width):
+        fold_launch(s, chosen, parts, outs, first, first + width).run()
+        yield Turn(first, width, parts, kernels.Triplets(start, stop, du, *outs))
+
+
+def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
+    t, x, y = g.forward, g.forward.batch.x, g.forward.batch.y
+    s = Sorted.of(t)
+    du, unit = reorder(g.dsums, s.x.order).float(), None
+    if x.dtype == torch.float16 and len(x):
+        # The products take fp16 operands: a row may be in M triplets or in one, so bring the root of M near 1.
+        unit = du.abs().amax().clamp_min(1e-30) * s.y.n**0.5
+        du = du / unit
+    chosen = s.plan("triplets_grad", "nearest" if t.triplets == "nearest" else "exp" if t.soft else "")
+    slab = chosen.slab(s.x.D)
+
+    runs = [(s.x, s.y, "self" if y is None else "x")] if g.want_x else []
+    runs += [(s.y, s.x, "y")] if y is not None and g.want_y else []
+    outs = [torch.zeros(chosen.splits(rows.n, others.n), rows.n, rows.D, device=x.device) for rows, others, _ in runs]
+    if s.x.n and s.y.n:
+        longest = (s.ranges.stop - s.ranges.start).amax().reshape(1)
+        for turn in turns(s, du, g.negatives):
+            for (rows, others, role), out in zip(runs, outs, strict=True):
+                anchors = [turn.anchors if role in of else () for of in (("x", "self"), ("y", "self"))]
+                args = (rows.rows, others.rows, *anchors, out, numbers(t.margin), longest, rows.n, others.n, rows.D)
+                options = dict(KIND=t.triplets, SOFT=t.soft, ADD=turn.first > 0, SLAB=slab)
+                grid = (cdiv(rows.n, chosen.tile.BM), len(out), cdiv(rows.D, slab * chosen.tile.BD))
+                Launch(
+                    kernels.triplets_grad, grid, (*args, turn.first, turn.width, turn.parts), chosen.options | options,
+                    chosen.key, role,
+                ).run()  # fmt: skip
+
+    grads = [rows.restore(total(out, x.dtype, unit), 0) for (rows, _, _), out in zip(runs, outs, strict=True)]
+    return grads[0] if g.want_x else x.new_empty(0), grads[-1] if y is not None and g.want_y else x.new_empty(0)

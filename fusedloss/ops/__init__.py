@@ -1,0 +1,21 @@
+"""From the losses to a backend: custom ops, one file per family; `registration` makes them from a backend's functions.
+
+Rows x [N, D] are compared with y [M, D], or with themselves where y is None, see `checks.Batch`.
+"""
+
+from .folds import Of, fold, of
+from .logits import fold_elements, fold_logits
+from .rows import mine, mined_distances, row_distances
+from .triplets import fold_triplets
+
+__all__ = [
+    "Of",
+    "fold",
+    "fold_elements",
+    "fold_logits",
+    "fold_triplets",
+    "mine",
+    "mined_distances",
+    "of",
+    "row_distances",
+]

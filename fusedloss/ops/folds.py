@@ -1,0 +1,95 @@
+"""Row folds: the states of every anchor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..backends import resolve_backend
+from ..backends.dtypes import loss_dtype, state_dtype
+from ..backends.request import PIECES, Fold, FoldGrad
+from ..checks import Batch
+from .registration import differentiable, flat, register, register_grad
+
+
+def _fold_fake(f: Fold) -> Tensor:
+    b = f.batch
+    anchors = b.x.shape[0] + (b.y_labels.shape[0] if f.columns else 0)
+    return b.x.new_empty(len(f.kinds), anchors, dtype=state_dtype(b.x))
+
+
+def _fold_grad_fake(g: FoldGrad) -> tuple[Tensor, ...]:
+    b = g.fold.batch
+    tensors = ((b.x, g.want_x), (b.y, g.want_y), (g.fold.numbers, g.want_numbers), (g.fold.offsets, g.want_offsets))
+    return tuple(b.x.new_empty(0) if t is None or not wanted else t.new_empty(t.shape) for t, wanted in tensors)
+
+
+fold_op = register("fold", Fold, "Tensor", _fold_fake)
+fold_grad_op = register_grad("fold_grad", FoldGrad, "(Tensor, Tensor, Tensor, Tensor)", _fold_grad_fake)
+
+
+def _fold_backward(f: Fold, wanted: Any, backend: str, outputs: Any, derivatives: Any) -> dict[str, Tensor]:
+    """Recomputes the tiles."""
+    wants = (wanted.batch.x, wanted.batch.y, wanted.numbers, wanted.offsets)
+    found = fold_grad_op(*flat(FoldGrad(f, outputs[0], derivatives[0], *wants)), backend)
+    return dict(zip(("x", "y", "numbers", "offsets"), found, strict=True))
+
+
+differentiable(fold_op, Fold, _fold_backward)
+
+
+class Of(NamedTuple):
+    """What is folded of one kind of pairs: fold k, "sum" or "lse", of the loss's term k; and the loss's numbers."""
+
+    folds: list[str]
+    numbers: Mapping[str, float | Tensor]
+
+
+def of(*folds: str, **numbers: float | Tensor) -> Of:
+    return Of([*folds], numbers)
+
+
+NOTHING = of()
+
+
+def fold(
+    batch: Batch, loss: str, metric: str, *, pos: Of = NOTHING, neg: Of = NOTHING, columns: bool = False,
+    offsets: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Row states of x against y: each fold of `pos`, then each of `neg`, [N].
+
+    loss: of `PIECES`.
+    columns: the rows of y are anchors too, and every state is [N + M], theirs last.
+    offsets: [M], one of every column, added to its scores; or [N + M], or [N] in a self batch: then log(exp(v_i) +
+    exp(v_j)) of the offsets v is added to every score.
+    Differentiable by x, y, offsets and the numbers.
+    """
+    given = [*numbers_of(loss, pos), *numbers_of(loss, neg)]
+    offsets = None if offsets is None else offsets.to(loss_dtype(batch.x))
+    numbers = as_tensor(given, batch.x).view(2, -1)
+    request = Fold(batch, numbers, offsets, loss, metric, pos.folds, neg.folds, columns)
+    return fold_op(*flat(request), resolve_backend(batch.x)).unbind()
+
+
+def numbers_of(loss: str, kind: Of) -> list[float | Tensor]:
+    """The loss's numbers for one kind of pairs, in its order; they do not matter if nothing is folded."""
+    known = PIECES[loss].numbers
+    given = kind.numbers.keys()
+    if given - known.keys() or (kind.folds and any(known[name] is None for name in known.keys() - given)):
+        raise ValueError(f"{loss} takes the numbers {', '.join(known)}, got {', '.join(given) or 'none'}")
+    return [kind.numbers.get(name, default or 0.0) for name, default in known.items()]
+
+
+def as_tensor(numbers: list[float | Tensor], x: Tensor) -> Tensor:
+    """A loss's numbers: on the CPU, where reading them takes no sync, unless one of them is a tensor on the device."""
+    dtype = loss_dtype(x)
+    tensors = [p for p in numbers if isinstance(p, Tensor)]
+    if not tensors:
+        return torch.tensor(numbers, dtype=dtype)
+    device = x.device if any(p.device.type != "cpu" for p in tensors) else torch.device("cpu")
+    # A fill, unlike a copy from the CPU, can be captured in a CUDA graph.
+    filled = [p if isinstance(p, Tensor) else torch.full((), p, dtype=dtype, device=device) for p in numbers]
+    return torch.stack([p.to(device, dtype) for p in filled])

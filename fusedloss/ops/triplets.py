@@ -1,0 +1,52 @@
+"""All triplets of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..backends import resolve_backend
+from ..backends.request import Triplets, TripletsGrad
+from ..checks import Batch
+from .folds import as_tensor
+from .registration import differentiable, flat, register, register_grad
+
+
+def _grad_fake(g: TripletsGrad) -> tuple[Tensor, Tensor]:
+    x, y = g.forward.batch.x, g.forward.batch.y
+    dy = x.new_empty(0) if y is None or not g.want_y else y.new_empty(y.shape)
+    return x.new_empty(x.shape if g.want_x else 0), dy
+
+
+fold_triplets_op = register(
+    "fold_triplets", Triplets, "(Tensor, Tensor)", lambda t: (t.new_states(3), t.new_negatives())
+)  # fmt: skip
+fold_triplets_grad_op = register_grad("fold_triplets_grad", TripletsGrad, "(Tensor, Tensor)", _grad_fake)
+
+
+def _backward(t: Triplets, wanted: Any, backend: str, outputs: Any, derivatives: Any) -> dict[str, Tensor]:
+    """Recomputes the tiles. Of the states only the sums have a derivative: the others are counts."""
+    (states, negatives), dsums = outputs, derivatives[0][0]
+    dx, dy = fold_triplets_grad_op(*flat(TripletsGrad(t, negatives, dsums, wanted.batch.x, wanted.batch.y)), backend)
+    found = {"x": dx, "y": dy}
+    if wanted.margin:  # every term that costs something grows with the margin; a soft one has none
+        total = states.new_zeros(()) if t.soft else (dsums * states[2]).sum()
+        found["margin"] = total.reshape(1).to(t.margin)
+    return found
+
+
+differentiable(fold_triplets_op, Triplets, _backward)
+
+
+def fold_triplets(
+    batch: Batch, margin: float | Tensor, metric: str, triplets: str, soft: bool = False
+) -> tuple[Tensor, ...]:
+    """Of every anchor: the sum of the terms of its triplets, how many are chosen, how many terms are above 0. [N] each
+
+    triplets: "all", or those that are "hard", "semihard" or "easy"; or "nearest": one for each positive, with the
+    nearest negative that is farther, else the farthest. Differentiable by x, y and the margin.
+    """
+    request = Triplets(batch, as_tensor([margin], batch.x), metric, triplets, soft)
+    states, _ = fold_triplets_op(*flat(request), resolve_backend(batch.x))
+    return states.unbind()

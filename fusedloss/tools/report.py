@@ -1,0 +1,144 @@
+"""What compilers make of every loss's kernels, for GPUs that are not there: `python -m fusedloss report`.
+
+Losses are called on the device "meta", the launches of their forward and backward are recorded, and compiled as they
+are. Registers, spills, shared memory and tensor-core instructions come from the binaries; nothing is run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fusedloss
+
+from ..backends.triton import tuning
+from .compiling import Source, compile_all, source, target, triton_version
+from .console import progress, show
+from .footprint import Footprint, footprint
+from ..kernels import configs
+from ..backends.triton.launch import Launch, recording
+from .roofline import GPUS, floor_seconds, kernel_seconds, occupancy
+from .workloads import Workload, step, workloads
+
+TENSOR = {"sm_80": "hmma", "sm_90": "hgmma", "sm_100": "utcmma", "gfx942": "mfma"}  # its tensor-core instruction
+CONFIG = ("BM", "BN", "BD", "BC", "BE", "BP", "BLOCK", "num_warps", "num_stages")
+
+
+class Compiled(NamedTuple):
+    """A launch of a workload for an architecture."""
+
+    work: Workload
+    metric: str  # its option, or the name of its scores
+    arch: str
+    launch: Launch
+    source: Source
+    default: bool  # its tile is the default one
+
+    @property
+    def job(self) -> tuple[Source, Any]:
+        return self.source, target(self.arch)
+
+
+def launches(work: Workload, arch: str) -> list[Launch]:
+    """Those of a forward and backward."""
+    with fusedloss.use_backend("triton"), tuning.defaults(), recording(arch) as recorded:
+        step(work, "meta")()
+    return recorded
+
+
+def distinct(work: Workload, arch: str, candidates: bool) -> Iterable[Compiled]:
+    """The launches of a workload that differ in what is compiled, with their default tiles or every candidate."""
+    kept: dict[Source, Compiled] = {}
+    recorded = launches(work, arch)
+    scores = (getattr(launch.options.get("SCORE"), "__name__", "") for launch in recorded)
+    metric = work.metric or max(scores, default="")
+
+    def add(recorded: list[Launch], default: bool) -> None:
+        for launch in recorded:
+            code = source(launch)
+            kept.setdefault(code, Compiled(work, metric, arch, launch, code, default))
+
+    add(recorded, True)
+    for key in {launch.key for launch in recorded if candidates and launch.key}:
+        tile = configs.choose(key.work, work.D, arch)
+        for other in (*configs.shapes(tile), *configs.depths(tile, key.kernel, key.D)):
+            with tuning.trying(key, other):
+                add([launch for launch in launches(work, arch) if launch.key == key], False)
+    return kept.values()
+
+
+def row(compiled: Compiled, found: dict[str, Any], step: Footprint) -> dict[str, Any]:
+    work, options = compiled.work, compiled.launch.options
+    name = f"{compiled.source.kernel.name} {compiled.launch.role}".rstrip()
+    return {
+        "loss": work.name, "metric": compiled.metric, "kernel": name, "arch": compiled.arch, "dtype": work.dtype,
+        "D": work.D, "N": work.N, "config": {k: options[k] for k in CONFIG if k in options},
+        "default": compiled.default, "registers": None, "spills": None, "shared_bytes": None, "hgmma": 0, "hmma": 0,
+        **{name: value for name, value in found.items() if name != "hash"},
+        **({} if "error" in found else {
+            "occupancy": round(occupancy(found, options["num_warps"], compiled.arch), 3),
+            "roofline_us": round(kernel_seconds(compiled.launch, found, work.D, compiled.arch) * 1e6, 1),
+        }),
+        "floor_us": round(floor_seconds(work, compiled.arch) * 1e6, 1), "step": step._asdict(),
+        "triton": triton_version(),
+    }  # fmt: skip
+
+
+def report(works: Sequence[Workload], archs: Sequence[str], candidates: bool = False) -> list[dict[str, Any]]:
+    """A row for each kernel of each workload on each architecture."""
+    todo = [c for arch in archs for work in works for c in distinct(work, arch, candidates)]
+    with progress("compiling") as advance:
+        done = compile_all((c.job for c in todo), advance)
+    steps = {(work, arch): footprint(work, arch) for arch in archs for work in works}
+    return [row(c, done[c.job], steps[c.work, c.arch]) for c in todo]
+
+
+COLUMNS = ("loss", "metric", "kernel", "arch", "dtype", "D", "tile", "registers", "spills", "shared", "tensor",
+           "occupancy", "roofline")  # fmt: skip
+SUMS = ("loss", "metric", "arch", "dtype", "D", "N", "launches", "PyTorch's", "peak", "GEMM floor", "roofline",
+        "of the floor")  # fmt: skip
+
+
+def cells(r: dict[str, Any]) -> list[str]:
+    tile = " ".join(str(size) for size in r["config"].values())
+    own = [r["loss"], r["metric"], r["kernel"], r["arch"], r["dtype"], str(r["D"]), tile]
+    if "error" in r:
+        return [*own, *["-"] * 5, r["error"][:40]]
+    return [*own, str(r["registers"]), str(r["spills"]), f"{r['shared_bytes'] / 1024:.0f} KiB",
+            str(r.get(TENSOR[r["arch"]], 0)), f"{r['occupancy']:.0%}", milliseconds(r["roofline_us"])]  # fmt: skip
+
+
+def sums(rows: Iterable[dict[str, Any]]) -> list[list[str]]:
+    """For every loss, its launches and memory, and the model's time with default tiles against the floor."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for r in rows:
+        if r["default"] and "error" not in r:
+            groups.setdefault(tuple(r[k] for k in SUMS[:6]), []).append(r)
+    lines = []
+    for group, members in groups.items():
+        floor, time = members[0]["floor_us"], sum(m["roofline_us"] for m in members)
+        share = f"{floor / time:.0%}" if floor and time else "-"
+        step = members[0]["step"]
+        counts = [f"{step['kernels']:,}", str(step["operators"]), f"{step['peak_bytes'] / 2**20:,.1f} MiB"]
+        lines.append([*map(str, group), *counts, milliseconds(floor), milliseconds(time), share])
+    return lines
+
+
+def milliseconds(us: float) -> str:
+    return f"{us / 1e3:.3g} ms"
+
+
+def run(arch: Sequence[str], all: bool, file: Path | None, **which: Any) -> None:
+    """The command: prints the tables, writes the rows."""
+    rows = report(list(workloads(**which)), arch, all)
+    if file:
+        file.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")  # a row a line
+    show("kernels, as compiled", COLUMNS, [cells(r) for r in rows])
+    models = ", ".join(f"{name}: {GPUS[name].name}" for name in arch)
+    show(f"model of a step (data sheets: {models}); nothing is measured", SUMS, sums(rows))
+    failed = sum("error" in r for r in rows if r["default"])
+    if failed:
+        sys.exit(f"{failed} kernels do not compile")
