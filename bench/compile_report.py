@@ -1,24 +1,27 @@
-"""The committed compile report, which tests hold the kernels to: `python -m bench.compile_report [FILE]`.
+"""The committed compile report, which tests hold the kernels to: `python -m bench.compile_report [--loss LOSS ...]`.
 
-`python -m fusedloss report` makes such rows for any losses and sizes.
+A file a loss, so that a new one adds its own and rewrites none; a row a kernel launch. `python -m fusedloss report`
+makes such rows for any losses and sizes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import csv
 from pathlib import Path
 from typing import Any
 
 from fusedloss.checks import METRICS
-from fusedloss.tools.report import report
-from fusedloss.tools.workloads import LOSSES, Workload, workloads
+from fusedloss.tools.compiling import triton_version
+from fusedloss.tools.report import TENSOR, report
+from fusedloss.tools.workloads import LOSSES, workloads
 
 from . import files
 
-FILE = files.ROOT / "bench" / "results" / "compile-report.json"
+FOLDER = files.ROOT / "bench" / "results" / "compiled"
+COMMAND = "python -m bench.compile_report --loss"
 SIZES = [1024, 65536]  # few rows share their columns among programs, many take theirs alone
-COMMON: dict[str, Any] = {"loss": list(LOSSES), "n": SIZES, "metric": None, "classes": 8192}
+COMMON: dict[str, Any] = {"n": SIZES, "metric": None, "classes": 8192}
 # Architectures, and what is compiled for them: all that 16 bits have on sm_90, the rest as a sample.
 SETS: list[tuple[list[str], dict[str, Any]]] = [
     (["sm_90"], COMMON | {"d": [64, 128, 256, 512], "dtype": ["bf16", "fp16"]}),
@@ -27,29 +30,58 @@ SETS: list[tuple[list[str], dict[str, Any]]] = [
     (["sm_90"], COMMON | {"d": [128], "dtype": ["fp32"]}),
     (["sm_80", "sm_100", "gfx942"], COMMON | {"d": [128], "dtype": ["bf16", "fp32"], "n": [65536]}),
 ]
+IDENTITY = ("loss", "metric", "kernel", "arch", "dtype", "D", "N")
+NUMBERS = ("registers", "spills", "shared_bytes", "tensor")
+COLUMNS = (*IDENTITY, "tile", *NUMBERS, "occupancy", "roofline_us", "floor_us", "triton")
 
 
 def identity(row: dict[str, Any]) -> tuple[Any, ...]:
     """What a row is of, but for the order of the launches of a step."""
-    return tuple(row[name] for name in ("loss", "metric", "kernel", "arch", "dtype", "D", "N"))
+    return tuple(row[name] for name in IDENTITY)
 
 
-def rows(archs: list[str], **which: Any) -> list[dict[str, Any]]:
-    works: list[Workload] = list(workloads(**which))
-    return report(works, archs)
+def recorded(row: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a row of `fusedloss report`: `tensor` counts the tensor-core instructions of its architecture."""
+    tile = " ".join(f"{name}={size}" for name, size in row["config"].items())
+    kept = row | {"tile": tile, "tensor": row.get(TENSOR[row["arch"]], 0)}
+    return {name: kept[name] for name in COLUMNS}
+
+
+def load(folder: Path = FOLDER) -> dict[str, list[dict[str, Any]]]:
+    """The rows of every loss that is recorded, by its name."""
+    found = {}
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(newline="") as file:
+            found[path.stem] = [typed(row) for row in csv.DictReader(file)]
+    return found
+
+
+def typed(row: dict[str, str]) -> dict[str, Any]:
+    whole = {name: int(row[name]) for name in ("D", "N", *NUMBERS)}
+    return row | whole | {name: float(row[name]) for name in ("occupancy", "roofline_us", "floor_us")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, nargs="?", default=FILE)
-    found = {}
-    file = parser.parse_args().file
-    for archs, which in SETS:
-        groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-        for row in rows(archs, **which):
-            groups.setdefault(identity(row), []).append(row)
-        found.update(groups)
-    file.write_text("[\n" + ",\n".join(json.dumps(row) for group in found.values() for row in group) + "\n]\n")
+    parser.add_argument("--loss", nargs="+", choices=list(LOSSES), default=list(LOSSES), metavar="LOSS", help="losses")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    for loss in args.loss:
+        found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        for archs, which in SETS:
+            groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+            for row in report(list(workloads(loss=[loss], **which)), archs):
+                if "error" in row:
+                    raise RuntimeError(f"{identity(row)} does not compile: {row['error']}")
+                groups.setdefault(identity(row), []).append(recorded(row))
+            found |= groups  # what an earlier set has too is the same
+        rows = [row for group in found.values() for row in group]
+        with (args.folder / f"{loss}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        print(f"{loss}: {len(rows)} kernels, Triton {triton_version()}", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from fusedloss.losses.catalog import CATALOG, Role
 from fusedloss.tools.console import show
 from fusedloss.tools.measure import Measurement, measure
 
 from . import files, tables
 from .peers import PEERS
-from .workloads import CASES, GIVEN_LOGITS, Oracle, available, loss_of
+from .workloads import CASES, Oracle, available, loss_of
 
 OURS = "fusedloss"
 AGAINST = ("pytorch-metric-learning", "torch")  # the peers of the table, the first that has the loss
@@ -110,7 +111,7 @@ def verdict(ratio: float, target: float) -> str:
 def cells(row: dict[str, Any]) -> list[str]:
     ours, peer = row[OURS], row.get(peer_of(row) or "")
     cells = [f"{row['case']}, N={row['n']:,}, {row['threads']} thr", tables.seconds(ours["seconds"])]
-    if peer is None and CASES[row["case"]].loss in GIVEN_LOGITS:  # whose gradient is as large as they are
+    if peer is None and CATALOG[CASES[row["case"]].loss].named(Role.LOGITS):  # whose gradient is as large as they are
         return [*cells, "-", "-", "-", tables.size(ours["peak_bytes"]), "-", "-", "-"]
     if peer is None:
         limit = LIMITS[row["n"]]

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from fusedloss.losses.catalog import CATALOG
 from fusedloss.tools.measure import Run
-
-from .forms import GIVEN_LOGITS, PAIRED, WITH_CLASSES
-
-TWO_TOWERS = tuple(loss for loss in PAIRED if loss != "nt_xent_loss")  # whose two views are one batch
 
 
 def sides(loss: str, n: int, classes: int) -> tuple[int, int] | None:
-    """N and M of the matrix of a batch of n rows; None where the logits are given, which is no product."""
-    if loss in GIVEN_LOGITS:
-        return None
-    if loss in TWO_TOWERS:
-        return n // 2, n // 2
-    return n, classes if loss in WITH_CLASSES else n
+    """N and M of the matrix of a batch of n rows, half of which are the other side of pairs; None where it has none."""
+    known = CATALOG[loss]
+    return known.sides(n // 2 if known.paired else n, classes) if known.products else None
 
 
 def product_flop(loss: str, n: int, d: int, classes: int) -> float | None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fusedloss import measure
+from fusedloss.tools import measure
 from fusedloss.tools.measure import Clock, Run
 
 from . import files

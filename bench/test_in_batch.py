@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fusedloss import measure
+from fusedloss.tools import measure
 
 from .workloads import CASES, Oracle, data, in_batch, loss_of, saved_bytes
 

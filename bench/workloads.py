@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 import fusedloss
-from fusedloss import measure, reference
+from fusedloss import reference
+from fusedloss.losses.catalog import CATALOG, Role
+from fusedloss.tools import measure
 from fusedloss.tools.measure import Loss, Run
 
 from . import peers
-from .forms import GIVEN_LOGITS, WITH_CLASSES, of_batch
+from .forms import of_batch
 from .peers import PEERS
 
 CLASSES = 32
@@ -65,10 +67,11 @@ CASES = {
 
 def data(case: Case, n: int, d: int, device: str, dtype: str) -> tuple[Tensor, Tensor]:
     """Inputs of a case: rows, which require their gradient, and n labels."""
-    if case.loss in GIVEN_LOGITS:
+    known = CATALOG[case.loss]
+    if known.named(Role.LOGITS):
         x, labels = measure.batch(n, case.classes, case.classes, device, dtype)
         return (2 * case.classes**0.5 * x.detach()).requires_grad_(), labels
-    if case.loss in WITH_CLASSES:
+    if known.named(Role.CLASSES):
         x, labels = measure.batch(n + case.classes, d, case.classes, device, dtype)
         return x, labels[:n]
     return measure.batch(n, d, min(case.classes, n // 4), device, dtype)  # every row has a positive

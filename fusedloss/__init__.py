@@ -2,11 +2,23 @@ r"""Metric-learning losses fused into Triton tiles: the N x M score matrix never
 
 Layers, each importing only to its right:
 
-    memory_bank  losses/  modules  ->  ops, logit_ops  ->  launch (Triton)  ->  tuning  ->  kernels
-                                                       \->  blocked (PyTorch, any device, float64)
-    __main__  ->  report  sweep (tiles)  ->  compiling  workloads  roofline
-    reference: every loss in dense PyTorch, the specification
+    tools/  ->  memory_bank  modules  ->  losses/  ->  ops/  ->  backends/  triton/   ->  kernels/ (device code)
+                                                                            blocked/  (PyTorch, any device, float64)
+    checks: arguments, at the boundary; reference: every loss in dense PyTorch, the specification; both import none
+
+A call of a loss checks its arguments (`checks`), puts what it asks for into a record (`backends/request.py`), whose
+leaves are the arguments of a custom op (`ops/registration.py`), and applies a closing formula to what the backend
+returns (`losses/reduce.py`).
 """
+
+import os
+from pathlib import Path
+
+if (Path(__file__).parent / "kernels").is_file():
+    raise ImportError(
+        "fusedloss/kernels must be a link to ../kernels, but is a plain file: run `git config core.symlinks true` (on "
+        "Windows with Developer Mode on) and check it out again with `git checkout -- fusedloss/kernels`"
+    )
 
 from . import reference
 from .backends import set_backend, use_backend
@@ -161,3 +173,8 @@ __all__ = [
     "triplet_margin_loss",
     "use_backend",
 ]
+
+if os.environ.get("FUSEDLOSS_AUTOTUNE") == "1":  # fills the hook of the backends, which know no tools
+    from .tools import autotune
+
+    autotune()

@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     y: Tensor | None  # None: x
     x_labels: Tensor
     y_labels: Tensor
-    # Row i of x is row ref_offset + i of y, and that pair is left out; 0 where there is no y; None: no row is on both sides.
+    # Row i of x is row ref_offset + i of y, and that pair is left out. 0 where there is no y; None: no row is on both.
     ref_offset: int | None
 
     @property
@@ -109,8 +109,9 @@ def index(name: str, value: object, *, low: int = 0) -> int:
 
 
 def readable(x: Tensor) -> bool:
-    """Whether the values of x can be looked at without waiting for them, in code that is not compiled."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether the values of x can be looked at without waiting for them: a plain CPU tensor, in code not compiled."""
+    plain = type(x) is Tensor or type(x) is torch.nn.Parameter  # a fake one has no values, a distributed one not all
+    return plain and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 IGNORED, WRONG = -1, -2  # rows without a class: not counted, and out of range
@@ -249,8 +250,8 @@ def place(x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, ref_offset: 
         apart = ((own != here) & ~((own != own) & (here != here))).any(1)  # NaN is equal to NaN
         if (i := first_of(apart)) is not None:
             raise ValueError(
-                f"ref_embeddings must have the rows of embeddings from row {first} (ref_offset) on, but row {first + i} "
-                f"is not row {i} of embeddings; where no row of embeddings is a reference leave ref_offset out"
+                f"ref_embeddings must have the rows of embeddings from row {first} (ref_offset) on, but row "
+                f"{first + i} is not row {i} of embeddings; where no row of embeddings is a reference leave it out"
             )
         if (i := first_of(x_labels != y_labels[first : first + N])) is not None:
             raise ValueError(

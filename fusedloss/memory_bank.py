@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
+from .losses import catalog
 
 
 class MemoryBank(nn.Module):
@@ -20,8 +21,9 @@ class MemoryBank(nn.Module):
     of each row as an anchor. A loss with `negatives` (InfoNCE) takes the last `size` keys as its queue.
 
     Args:
-        loss: a loss of fusedloss, as a function or a module, that takes `ref_embeddings` and `ref_labels`, or
-            `negatives`. Its parameters (a margin) are trained and saved with the bank.
+        loss: a loss of fusedloss, as a function, a `functools.partial` of one, or a module, or any other callable, that
+            takes `ref_embeddings` and `ref_labels`, or `negatives`. A module's parameters (a margin) are trained and
+            saved with the bank.
         size: rows kept, at least 1; in float32 they take size x dim x 4 bytes.
         dim: D of the embeddings.
         dtype: of the rows kept; they are compared in the dtype of the embeddings.
@@ -65,15 +67,16 @@ class MemoryBank(nn.Module):
         super().__init__()
         for name, value in (("size", size), ("dim", dim)):
             checks.index(name, value, low=1)
-        function = getattr(loss, "function", getattr(loss, "forward", loss))
-        takes = inspect.signature(function).parameters
-        if not {"ref_embeddings", "negatives"} & takes.keys():
+        known = catalog.find(loss)
+        function = known.function if known else getattr(loss, "function", getattr(loss, "forward", loss))
+        takes = known.tensors if known else inspect.signature(function).parameters
+        labelled = {"ref_embeddings", "ref_labels"} <= takes.keys()
+        if not labelled and "negatives" not in takes:
             name = getattr(function, "__name__", type(loss).__name__)
             raise TypeError(
                 f"loss must take ref_embeddings and ref_labels, or negatives, got {name}({', '.join(takes)})"
             )
-        self.loss, self.size, self.dim = loss, size, dim
-        self.labelled = "ref_embeddings" in takes
+        self.loss, self.size, self.dim, self.labelled = loss, size, dim, labelled
         self.filled = 0  # rows of the buffer in use; the host's, so that no shape depends on the device
         self.register_buffer("embeddings", torch.zeros(size, dim, dtype=dtype, device=device))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64, device=device))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .losses import centers, classes, logits, pairs, softmax, structured, triplets
+from .losses import catalog, centers, classes, logits, pairs, softmax, structured, triplets
 
 
 class LossModule(nn.Module):
@@ -60,9 +60,11 @@ class ClassLossModule(LossModule):
 
     rows: ClassVar[str]  # the parameter's name
 
-    def __init_subclass__(cls, function: Callable[..., Any], **kwargs: Any) -> None:
+    def __init_subclass__(cls, function: Callable[..., Any] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(function, **kwargs)
-        cls.rows = list(inspect.signature(function).parameters)[1]
+        if function is None:
+            return
+        [cls.rows] = catalog.CATALOG[function.__name__].named(catalog.Role.CLASSES)
         own = inspect.signature(ClassLossModule.__init__).parameters
         options = cls.__signature__.parameters.values()  # type: ignore[attr-defined]
         cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

@@ -100,7 +100,8 @@ def fold(
     own, xl = load(x.norms, r, N)[:, None], load(x.labels, r, N)
     xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
     up, down = load_numbers(pos.numbers), load_numbers(neg.numbers)
-    pos_folds, neg_folds = empty_folds(pos.kinds, BM), empty_folds(neg.kinds, BM)
+    pos_folds = empty_folds(pos.kinds, BM) if len(pos.kinds) > 0 else ()  # Triton 3.3 cannot call for nothing
+    neg_folds = empty_folds(neg.kinds, BM) if len(neg.kinds) > 0 else ()
 
     start, end = split_columns(M, BN)
     for c0 in range(start, end, BN):
@@ -125,8 +126,10 @@ def fold(
                 store_folds(at, of_tile, len(pos.kinds), c, M)
 
     out = states_ptr + tl.program_id(1).to(tl.int64) * (len(pos.kinds) + len(neg.kinds)) * N
-    store_folds(out, pos_folds, 0, r, N)
-    store_folds(out, neg_folds, len(pos.kinds), r, N)
+    if len(pos.kinds) > 0:
+        store_folds(out, pos_folds, 0, r, N)
+    if len(neg.kinds) > 0:
+        store_folds(out, neg_folds, len(pos.kinds), r, N)
 
 
 @triton.jit

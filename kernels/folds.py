@@ -3,9 +3,9 @@
     sum   (value,)        the sum of the terms
     lse   (value, mass)   log sum exp: the running maximum, and the sum of exp(term - maximum)
 
-each [n]. A loss says which folds it wants of its positives and which of its negatives; fold k takes term k. Kernels are
-told what a fold keeps beside its value: () for a sum, (MASS,) for a log sum exp (`KINDS`), and then go by the lengths of
-these tuples, since not every Triton takes tuples of strings.
+each [n]. A loss says which folds it wants of its positives and which of its negatives; fold k takes term k. Kernels
+are told what a fold keeps beside its value: () for a sum, (MASS,) for a log sum exp (`KINDS`), and then go by the
+lengths of these tuples, since not every Triton takes tuples of strings.
 """
 
 import triton

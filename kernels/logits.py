@@ -17,8 +17,8 @@ from .tiles import load
 def load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES: tl.constexpr):
     """Addresses and logits of a tile, its inside, the rows' own classes, and every class's share. [BM, BC] each
 
-    The share of class c in the sum of the logits is its weight, for probabilities q times `kept` q + `spread`, which are
-    (1 - label smoothing, label smoothing / C).
+    The share of class c in the sum of the logits is its weight, for probabilities q times kept q + spread, which are
+    1 - label smoothing and label smoothing / C.
     """
     at = ((r // P) * C * P + r % P)[:, None] + c.to(tl.int64)[None, :] * P
     inside = (r < R)[:, None] & (c < C)[None, :]

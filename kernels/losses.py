@@ -6,8 +6,8 @@
 tuple for each fold a loss may want of its terms. A term with no derivatives is a constant. What is not used costs
 nothing: the compiler drops it.
 
-Without Triton the losses run too, on tensors of PyTorch (`backends/blocked/losses.py`): they are arithmetic, `tl.where`,
-`tl.exp`, and the functions above the first loss, of which PyTorch has its own.
+Without Triton the losses run too, on tensors of PyTorch (`backends/blocked/losses.py`): they are arithmetic,
+`tl.where`, `tl.exp`, and the functions above the first loss, of which PyTorch has its own.
 """
 
 import triton

@@ -26,7 +26,7 @@ class Rows(NamedTuple):
 class Numbers(NamedTuple):
     """Numbers of a loss: given by value, or as pointers to fp32 scalars on the device."""
 
-    values: tuple
+    given: tuple
     pointers: tuple
 
 
@@ -57,7 +57,7 @@ def load_numbers(numbers):
             loaded = loaded + (tl.load(numbers.pointers[k]),)
         return loaded
     else:
-        return numbers.values
+        return numbers.given
 
 
 @triton.jit
@@ -176,7 +176,7 @@ def share_labels(xl, yl):
 def prepare(
     x_ptr, rounded_ptr, norms_ptr, N, D, ROUND: tl.constexpr, INVERSE: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr
 ):
-    """One pass over the rows before the engine: round them to the compute format, and the fp32 norms of the rounded rows.
+    """One pass over the rows before the engine: their values in the compute format, and the fp32 norms of these.
 
     norms[i] = |x_i|^2, or 1 / max(|x_i|, 1e-8) if INVERSE. Grid: (row blocks,).
     ROUND: "" leaves the rows alone (16-bit inputs, fp32-grade products); "tf32" and "bf16" also write the rounded rows.

@@ -13,7 +13,16 @@ if not torch.cuda.is_available():
 os.environ["FUSEDLOSS_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), "fusedloss-tests")
 os.environ.pop("FUSEDLOSS_AUTOTUNE", None)
 
+from tests import grid
 from tests.grid import running
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="the whole grids: `make test-all`")
+
+
+def pytest_configure(config):
+    grid.FULL = config.getoption("--full")  # before the tests are imported, whose cases depend on it
 
 
 @pytest.fixture(params=["blocked", "triton"])

@@ -13,6 +13,16 @@ import torch
 from torch import Tensor
 
 import fusedloss
+from fusedloss.losses import catalog
+from fusedloss.losses.catalog import CATALOG, Role
+
+FULL = False  # whether this is `make test-all`
+
+
+def in_full(*cases: Any) -> tuple[Any, ...]:
+    """Cases that only `make test-all` has: what they cover, smaller ones cover too."""
+    return cases if FULL else ()
+
 
 METRICS = ("euclidean", "sqeuclidean", "cosine", "manhattan")
 LOSSES = [getattr(fusedloss, name) for name in fusedloss.__all__ if name.endswith("_loss")]
@@ -90,9 +100,12 @@ def cases(
     """Tests (backend, case): a covering grid for each backend, of the given strength, over the axes, dtypes and plans.
 
     A fault needs one option, or two together (a metric and a path, a dtype and a reduction): strength 2 finds it in
-    some 30 cases where the full product has thousands. The blocked backend is fast enough for triples.
+    some 30 cases where the full product has thousands, and is what `make test` has; `make test-all` has the triples too
+    where the backend is fast enough for them.
     """
     params = []
+    if not FULL:
+        blocked, triton = min(blocked, 2), min(triton, 2)
     for backend, strength in (("blocked", blocked), ("triton", triton)):
         own_plans = plans if backend == "triton" else ("default", "small")
         for case in covering({**axes, "dtype": DTYPES[backend], "plan": own_plans}, strength):
@@ -132,30 +145,34 @@ def middle(distances: Tensor) -> float:
     return ordered[(len(ordered) - 1) // 2 :][:2].mean().float().item()
 
 
-GIVEN_LOGITS = [loss for loss in LOSSES if "logits" in inspect.signature(loss).parameters]
-ELEMENTS = [fusedloss.binary_cross_entropy_loss, fusedloss.sigmoid_focal_loss]  # their targets are of every logit
-CLASSES = ("weight", "proxies", "centers")  # what losses of embeddings and classes call one row a class
-WITH_CLASSES = [
-    loss
-    for loss in LOSSES
-    for p in inspect.signature(loss).parameters.values()
-    if p.name in CLASSES and p.default is p.empty
-]
+def taking(role: Role) -> list[Callable[..., Tensor]]:
+    """The losses that take a tensor of a role."""
+    return [loss.function for loss in CATALOG.values() if loss.named(role)]
+
+
+IN_BATCH, WITH_CLASSES = taking(Role.REF_ROWS), taking(Role.CLASSES)
+GIVEN_LOGITS, ELEMENTS = taking(Role.LOGITS), taking(Role.ANSWERS)
+
+
+# A loss of every family of kernels, and of every combination of pieces that losses fold.
+SAMPLE = list({(loss.family, loss.pieces): loss.function for loss in CATALOG.values()}.values())
 
 
 def example(loss: Callable[..., Any], N: int = 9, D: int = 5, *, M: int = 7, refs: bool = False) -> dict[str, Any]:
     """Tensors for a loss by the names of its parameters, float32; of M classes, or D where logits are given."""
+    others = (Role.REF_ROWS, Role.REF_LABELS, Role.QUEUE)
+    tensors = CATALOG[loss.__name__].tensors if loss.__name__ in CATALOG else catalog.IN_BATCH  # `hardest_pairs`
     arguments = {}
-    for seed, p in enumerate(inspect.signature(loss).parameters.values()):
-        optional = p.name.startswith("ref_") or p.name == "negatives"
-        if p.kind is p.KEYWORD_ONLY or (optional and not refs):
+    for seed, (name, role) in enumerate(tensors.items()):
+        if role in others and not refs:
             continue
-        if p.name == "target" and loss in ELEMENTS:
-            arguments[p.name] = (batch(N, D, seed=seed)[0] > 0).long()
-            continue
-        if p.name.startswith("logit_"):
-            arguments[p.name] = torch.tensor(dict(logit_scale=2.0, logit_bias=-1.0)[p.name])
-            continue
-        rows, labels = batch(M if optional or p.name in CLASSES else N, D, classes=2, seed=seed)
-        arguments[p.name] = labels if "label" in p.name or p.name == "target" else rows.float()
+        rows, labels = batch(M if role in (*others, Role.CLASSES) else N, D, classes=2, seed=seed)
+        made = {
+            **dict.fromkeys((Role.LABELS, Role.REF_LABELS, Role.CLASS), labels),
+            **dict.fromkeys((Role.SIMILAR, Role.MAYBE_SIMILAR), labels % 2),
+            Role.ANSWERS: (rows > 0).long(),
+            Role.SCALE: torch.tensor(2.0),
+            Role.BIAS: torch.tensor(-1.0),
+        }
+        arguments[name] = made.get(role, rows.float())
     return arguments

@@ -10,9 +10,10 @@ from torch import nn
 
 import fusedloss
 from fusedloss import checks
+from fusedloss.losses.catalog import CATALOG, Role
 from fusedloss.ops import folds
 from tests.compare import check, differentiate
-from tests.grid import CLASSES, PLANS, WITH_CLASSES, batch, cases, example, running
+from tests.grid import PLANS, WITH_CLASSES, batch, cases, example, in_full, running
 
 # Rows, classes, dimensions: ragged for tiles of any size. D below, above and not a multiple of a chunk.
 SHAPES = ((23, 37, 37), (11, 41, 3), (41, 5, 4), (17, 13, 101))
@@ -27,7 +28,7 @@ def of_classes(loss, case):
     """Rows, classes of which some have none, targets, and which of them are constants."""
     N, C, D = case["shape"]
     (x, _), (w, _) = batch(N, D), batch(C, D, seed=1)
-    name = next(name for name in CLASSES if name in example(loss))
+    [name] = CATALOG[loss.__name__].named(Role.CLASSES)
     arguments = {"embeddings": x, name: w, "target": (3 * torch.arange(N) + 1) % max(C - 2, 2)}
     fixed = dict(both=[], rows=[name], classes=["embeddings"])[case.get("trained", "both")]
     return arguments | dict(reduction=case["reduction"]), fixed
@@ -74,12 +75,21 @@ OPTIONS = {
 
 
 @cases(
-    dict(shape=SHAPES, reduction=REDUCTIONS, numbers=NUMBERS, trained=TRAINED), blocked=3, triton=2, plans=tuple(PLANS)
+    dict(
+        loss=[(loss, *o.items()) for loss, options in OPTIONS.items() for o in options],
+        shape=SHAPES,
+        reduction=REDUCTIONS,
+        numbers=NUMBERS,
+        trained=TRAINED,
+    ),
+    blocked=3,
+    triton=2,
+    plans=tuple(PLANS),
 )
-@pytest.mark.parametrize(("loss", "options"), [(loss, o) for loss, options in OPTIONS.items() for o in options])
-def test_losses_on_the_sphere_are_as_exact_as_eager(backend, case, loss, options):
+def test_losses_on_the_sphere_are_as_exact_as_eager(backend, case):
+    loss, *options = case["loss"]
     arguments, fixed = of_classes(loss, case)
-    arguments |= {name: number(case, value) for name, value in options.items()}
+    arguments |= {name: number(case, value) for name, value in options}
     with running(backend, case["plan"]) as device:
         check(loss, arguments, case["dtype"], device, constant=fixed, roundings=SCALED_WEIGHTS)
 
@@ -121,7 +131,7 @@ def test_arcface_is_exact_and_finite_where_the_cosine_is_one(backend, device, dt
     assert found["embeddings"][2].count_nonzero()
 
 
-@pytest.mark.parametrize("D", [16, 200])
+@pytest.mark.parametrize("D", [16, *in_full(200)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_arcface_of_rows_at_their_class_is_finite_and_pulls_no_further(backend, device, dtype, D):
     """Cosines are 1 up to rounding, on either side of it: sin(theta) is noise, and must not be divided by."""
@@ -272,7 +282,8 @@ def test_a_weight_of_islands_that_is_no_number_is_an_error(weight):
 def modules(**options):
     for loss in WITH_CLASSES:
         module = next(m for m in vars(fusedloss).values() if getattr(m, "function", None) is loss)
-        yield loss, next(name for name in CLASSES if name in example(loss)), module(7, 5, **options)
+        [name] = CATALOG[loss.__name__].named(Role.CLASSES)
+        yield loss, name, module(7, 5, **options)
 
 
 def test_modules_own_one_row_a_class():

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import fusedloss
-from tests.grid import CLASSES, GIVEN_LOGITS, LEARNABLE, LOSSES, example
+from fusedloss.losses.catalog import CATALOG, Role
+from tests.grid import GIVEN_LOGITS, IN_BATCH, LEARNABLE, LOSSES, example
 
 OPTIONS = {
     "metric": ["minkowski", None, 2],
@@ -141,7 +142,7 @@ def test_rows_that_do_not_fit_the_first_are_errors(loss, name):
     arguments = example(loss, refs=True)
     x = arguments[name]
     wrong = [(x[:, :-1], ValueError), (x.double(), TypeError), (x.half(), TypeError), (x.to("meta"), ValueError)]
-    if not name.startswith("ref_") and name not in ("negatives", *CLASSES):
+    if CATALOG[loss.__name__].tensors[name] not in (Role.REF_ROWS, Role.QUEUE, Role.CLASSES):
         wrong.append((x[:-1], ValueError))
     for value, error in wrong:
         with pytest.raises(error, match=f"^{name} must have the|^{name} must be on"):
@@ -169,7 +170,7 @@ def test_labels_and_targets_that_do_not_fit_are_errors(loss, name):
             loss(**{**arguments, name: value})
 
 
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if "ref_labels" in example(loss, refs=True)])
+@pytest.mark.parametrize("loss", IN_BATCH)
 @pytest.mark.parametrize("missing", ["ref_labels", "ref_embeddings"])
 def test_references_come_with_their_labels(loss, missing):
     arguments = example(loss, refs=True)

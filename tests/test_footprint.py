@@ -6,10 +6,12 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from fusedloss.tools.footprint import Watch, footprint
 from fusedloss.kernels import configs
+from fusedloss.losses.catalog import CATALOG, Role
+from fusedloss.tools.footprint import Watch, footprint
 from fusedloss.tools.roofline import GPUS
-from fusedloss.tools.workloads import LOSSES, VARIANTS, Workload, arguments
+from fusedloss.tools.workloads import Workload, arguments
+from tests.grid import FULL, in_full
 
 CLASSES = 1024
 
@@ -17,15 +19,19 @@ CLASSES = 1024
 def numbers(work: Workload) -> int:
     """(N + M) D of the score matrix: those of both sides, of which a batch compared with itself is either."""
     matrices = [t for t in arguments(work, "meta").values() if t.dim() == 2]
-    itself = len(matrices) == 1 or work.loss == "nt_xent_loss"
+    itself = len(matrices) == 1 or bool(CATALOG[work.loss].named(Role.VIEW))
     return (1 + itself) * sum(t.numel() for t in matrices)
 
 
-@pytest.mark.parametrize("N", [1024, 4096, 65_536, 1_048_576])
-@pytest.mark.parametrize("name", LOSSES)
+# At a million rows the triplets take thousands of launches.
+SIZES = [(name, N) for N in (1024, 65_536, 1_048_576) for name in CATALOG]
+SIZES = [size for size in SIZES if size != ("batch_all_triplet_loss", 1_048_576) or FULL]
+
+
+@pytest.mark.parametrize(("name", "N"), [*SIZES, *in_full(*((name, 4096) for name in CATALOG))])
 def test_memory_is_linear_up_to_a_million_rows(name, N):
     """16 bytes for each number of both sides, and a constant workspace."""
-    for options in ({}, *VARIANTS.get(name, ())):
+    for options in ({}, *CATALOG[name].variants):
         for dtype, D in (("bf16", 256), ("fp32", 64)):
             work = Workload(name, N, D, dtype, options=tuple(options.items()), classes=CLASSES)
             parts = configs.SPLIT_TARGET * 128 * D * 4  # of programs that share the columns of their rows

@@ -88,6 +88,28 @@ def test_wide_rows_are_as_exact_as_eager(backend, loss, options, D, dtype):
         check(loss, arguments, dtype, device, roundings=WEIGHTS)
 
 
+# A pair's share of a mean over many, of a loss that counts little, is below the least number of float16.
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+@pytest.mark.parametrize(
+    ("loss", "options", "M"),
+    [
+        (fusedloss.pairwise_contrastive_loss, dict(neg_margin=2.0), 1000),
+        (fusedloss.supcon_loss, dict(temperature=1.0), 1000),
+        (fusedloss.batch_all_triplet_loss, dict(margin=0.5), 60),
+    ],
+)
+@pytest.mark.parametrize("backend", ["blocked", "triton"])
+def test_gradients_of_float16_rows_are_exact_however_small_or_large_their_weights(backend, loss, options, M, factor):
+    (x, labels), (y, ref_labels) = batch(4, 16, classes=2), batch(M, 16, classes=2, seed=1)
+    arguments = dict(embeddings=x, labels=labels, ref_embeddings=y, ref_labels=ref_labels, **options)
+    oracle = getattr(reference, loss.__name__)
+    with running(backend, "default") as device:
+        check(
+            lambda **given: factor * loss(**given), arguments, torch.float16, device,
+            constant=["ref_embeddings"], oracle=lambda **given: factor * oracle(**given), roundings=WEIGHTS,
+        )  # fmt: skip
+
+
 # sum_j w_ij y_j and x_i sum_j w_ij cancel where y_j is near x_i, while w grows as 1 / d.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("apart", [0.0, 1e-3, 1e-2])

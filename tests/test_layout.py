@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import graphlib
 import importlib
 import inspect
 import pkgutil
@@ -20,38 +21,32 @@ FUNCTIONS = [
     f for f in vars(fusedloss).values() if inspect.isfunction(f) and f.__module__.startswith("fusedloss.losses")
 ]
 
-# What each layer may import besides the standard library, of which kernels take two modules. backends finds its own by
-# name at run time.
+# What each layer may import besides the standard library, by string too; of that kernels take three modules.
+LEAVES = ("torch", "fusedloss.checks.")
 LAYERS = {
     "kernels": ("triton", "kernels."),
-    "fusedloss/reference.py": ("torch",),
-    "fusedloss/states.py": ("torch",),
-    "fusedloss/blocked": ("torch", "fusedloss.backends.dtypes", "fusedloss.backends.blocked."),
     "fusedloss/checks.py": ("torch",),
-    "fusedloss/tuning.py": ("torch", "fusedloss.kernels."),
-    "fusedloss/launch": (
-        "torch",
-        "fusedloss.backends.dtypes",
-        "fusedloss.backends.triton.tuning",
-        "fusedloss.kernels.",
-        "fusedloss.backends.triton.",
+    "fusedloss/reference.py": ("torch",),
+    "fusedloss/backends/dtypes.py": ("torch",),
+    "fusedloss/backends/request.py": (*LEAVES, "fusedloss.backends.dtypes."),
+    "fusedloss/backends/__init__.py": ("torch", "fusedloss.backends.triton", "fusedloss.backends.blocked"),
+    "fusedloss/backends/blocked": (*LEAVES, *(f"fusedloss.backends.{m}." for m in ("dtypes", "request", "blocked"))),
+    "fusedloss/backends/triton": (
+        *LEAVES, *(f"fusedloss.backends.{m}." for m in ("dtypes", "request", "triton")), "fusedloss.kernels.",
     ),
-    "fusedloss/backends.py": ("torch",),
-    "fusedloss/ops.py": (
-        "torch",
-        "fusedloss.backends.dtypes",
-        "fusedloss.backends.triton.tuning",
-        "fusedloss.backends.",
-    ),
-    "fusedloss/logit_ops.py": ("torch", "fusedloss.backends.dtypes", "fusedloss.backends.", "fusedloss.ops."),
-    "fusedloss/losses": ("torch", *(f"fusedloss.{m}" for m in ("checks", "logit_ops", "ops", "states", "losses."))),
+    "fusedloss/ops": (*LEAVES, "fusedloss.backends", "fusedloss.ops."),
+    "fusedloss/losses": (*LEAVES, "fusedloss.checks", "fusedloss.backends.dtypes.", "fusedloss.ops", "fusedloss.losses."),
     "fusedloss/modules.py": ("torch", "fusedloss.losses."),
-    "fusedloss/memory_bank.py": ("torch", "fusedloss.checks"),
-}
+    "fusedloss/memory_bank.py": ("torch", "fusedloss.checks", "fusedloss.losses."),
+    # FUSEDLOSS_AUTOTUNE=1 is the one thing for which the library calls a tool: it fills the hook of the backends.
+    "fusedloss/__init__.py": tuple(
+        f"fusedloss.{m}" for m in ("reference", "backends.", "losses.", "memory_bank.", "modules.", "tools.autotune")
+    ),
+}  # fmt: skip
 
 
 def imported(path):
-    """Full names of everything that a file imports."""
+    """Full names of everything that a file imports, inside functions and by string too."""
     own = path.relative_to(ROOT).with_suffix("").parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -59,6 +54,26 @@ def imported(path):
         elif isinstance(node, ast.ImportFrom):
             package = own[: -node.level] if node.level else ()
             yield from (".".join([*package, *filter(None, [node.module]), alias.name]) for alias in node.names)
+        elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func) and node.args:
+            yield from by_string(node.args[0], own)
+
+
+def by_string(name, own):
+    """The names that a call may import: of one that is put together, all modules that it may be."""
+    text = ast.unparse(name)
+    if isinstance(name, ast.Constant) and isinstance(name.value, str):
+        relative = name.value.startswith(".")
+        yield ".".join([*own[:-1], name.value[1:]]) if relative else name.value
+    elif isinstance(name, ast.JoinedStr) and text.startswith(("f'.{", 'f".{')):
+        yield from (
+            ".".join([*own[:-1], m.name]) for m in pkgutil.iter_modules([str(ROOT.joinpath(*own[:-1]))]) if m.ispkg
+        )
+    else:
+        yield f"<{text}>"  # any module: no layer may
+
+
+# What may import by a name that comes from outside: a maker to be measured, a kernel to be compiled.
+OPEN = {"fusedloss/tools/measure.py", "fusedloss/tools/compiling.py"}
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -67,13 +82,38 @@ def test_imports_go_one_way(layer):
     files = sorted((ROOT / layer).glob("*.py")) or [ROOT / layer]
     for path in files:
         for name in imported(path):
-            assert name.split(".")[0] in standard or name.startswith(LAYERS[layer]), f"{path.name} imports {name}"
+            allowed = name.split(".")[0] in standard or f"{name}.".startswith(LAYERS[layer])
+            assert allowed, f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_kernels_is_a_relative_symlink_without_an_init():
-    link = ROOT / "fusedloss" / "kernels"
-    assert link.is_symlink() and link.readlink() == Path("../kernels")
-    assert not (ROOT / "kernels" / "__init__.py").exists()
+def module_of(path):
+    """The name of a file's module; a package is its __init__."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_import_runs_in_a_circle_and_nothing_imports_the_tools():
+    modules = {module_of(p): p for p in ROOT.glob("fusedloss/**/*.py") if "kernels" not in p.parts}
+    graph = {}
+    for module, path in modules.items():
+        names = [
+            name for name in imported(path) if not name.startswith("<") or path.relative_to(ROOT).as_posix() not in OPEN
+        ]
+        # A name may be a module, or something in one.
+        found = {name if name in modules else name.rpartition(".")[0] for name in names}
+        graph[module] = (found & modules.keys()) - {module}
+        assert not any(name.startswith("<") for name in names), f"{module} imports {names}"
+        if "tools" not in module and module not in ("fusedloss.__main__", "fusedloss"):
+            assert not any(".tools" in name for name in names), f"{module} imports a tool"
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def test_the_packaged_kernels_are_those_at_the_top():
+    """By a relative link in git, as a copy in an sdist, which has PKG-INFO."""
+    top, packaged = ROOT / "kernels", ROOT / "fusedloss" / "kernels"
+    if not (ROOT / "PKG-INFO").exists():
+        assert packaged.is_symlink() and packaged.readlink() == Path("../kernels")
+    assert {p.name: p.read_text() for p in packaged.glob("*.py")} == {p.name: p.read_text() for p in top.glob("*.py")}
+    assert not (top / "__init__.py").exists()
 
 
 WITHOUT_TRITON = """
@@ -83,6 +123,7 @@ import torch, fusedloss
 x = torch.randn(9, 5, requires_grad=True)
 fusedloss.batch_hard_triplet_loss(x, torch.arange(9) % 3).backward()
 fusedloss.PairwiseContrastiveLoss()(x, torch.arange(9) % 3).backward()
+fusedloss.CircleLoss()(x, torch.arange(9) % 3).backward()  # whose pieces are the device code
 assert x.grad.count_nonzero()
 """
 

@@ -4,18 +4,22 @@ import pytest
 
 from bench.workloads import CASES
 from fusedloss.tools.measure import measure
+from tests.grid import in_full
 
 N = 4096
 
 
+@pytest.mark.parametrize("n", [1024, *in_full(N)])
 @pytest.mark.parametrize("case", ["linear cross entropy, 100,000 classes", "arcface, 100,000 classes"])
-def test_a_hundred_thousand_classes_take_less_than_a_gibibyte(case):
-    """Their logits alone take 1.5."""
-    found = measure("bench.workloads:in_batch", case=case, implementation="fusedloss", n=N, d=128, repeats=1)
-    assert 0 < found.peak_bytes < 2**30
+def test_a_hundred_thousand_classes_take_less_memory_than_their_logits(case, n):
+    """Of 4,096 rows these take 1.5 GiB, where less than one is asked for."""
+    found = measure("bench.workloads:in_batch", case=case, implementation="fusedloss", n=n, d=128, repeats=1)
+    assert 0 < found.peak_bytes < min(2**30, n * 100_000 * 4)
 
 
-@pytest.mark.parametrize("case", ["contrastive", "batch-hard", "all triplets, 32 classes", "semi-hard", "supcon"])
+@pytest.mark.parametrize(
+    "case", ["contrastive", "batch-hard", "all triplets, 32 classes", "supcon", *in_full("semi-hard")]
+)
 def test_a_batch_takes_less_memory_than_its_distances(case):
     assert case in CASES
     found = measure("bench.workloads:in_batch", case=case, implementation="fusedloss", n=N, d=128, repeats=1)

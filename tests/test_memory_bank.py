@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusedloss
 from fusedloss import MemoryBank, reference
-from tests.grid import LOSSES, batch, example
+from tests.grid import IN_BATCH, batch
 
-LABELLED = [loss for loss in LOSSES if "ref_labels" in example(loss, refs=True)]
 SIZES = [7, 5, 13, 4]  # of the batches
 
 
@@ -21,7 +21,7 @@ def batches(sizes=SIZES, D=5):
 
 
 @pytest.mark.parametrize("size", [3, 10, 100])
-@pytest.mark.parametrize("loss", LABELLED)
+@pytest.mark.parametrize("loss", IN_BATCH)
 def test_a_step_is_the_loss_against_the_batch_and_the_last_rows(backend, device, loss, size):
     bank = MemoryBank(loss, size, 5).to(device)
     past, past_labels = torch.zeros(0, 5, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
@@ -47,6 +47,24 @@ def test_keys_are_the_queue_of_info_nce(backend, device, size):
         want = fusedloss.info_nce_loss(query, key, queue, in_batch_negatives=False)
         torch.testing.assert_close(bank(query, key), want)
         queue = torch.cat([queue, key])[-size:]
+
+
+@pytest.mark.parametrize("loss", [fusedloss.supcon_loss, fusedloss.SupConLoss(), reference.supcon_loss])
+def test_a_loss_may_be_partial_or_one_that_fusedloss_has_not(loss):
+    """The reference's functions are any others: only the names of what they take say what they are."""
+    bank = MemoryBank(partial(loss, temperature=0.5), 10, 5)
+    want = MemoryBank(fusedloss.SupConLoss(temperature=0.5), 10, 5)
+    for x, labels in batches():
+        torch.testing.assert_close(bank(x, labels), want(x, labels))
+
+
+def test_a_queue_may_be_that_of_a_partial_or_of_another_loss():
+    def other(query, key, negatives):
+        return fusedloss.info_nce_loss(query, key, negatives, in_batch_negatives=False)
+
+    banks = [MemoryBank(loss, 10, 5) for loss in (other, partial(fusedloss.info_nce_loss, in_batch_negatives=False))]
+    for x, _ in batches():
+        torch.testing.assert_close(*(bank(x, x.roll(1, 0)) for bank in banks))
 
 
 def test_a_bank_goes_on_from_its_saved_state():
@@ -109,6 +127,8 @@ def test_bad_arguments_are_named():
             MemoryBank(fusedloss.supcon_loss, 5, size)
     with pytest.raises(TypeError, match=r"^loss must take ref_embeddings .*got contrastive_loss\(x1, x2, target"):
         MemoryBank(fusedloss.ContrastiveLoss(), 5, 5)
+    with pytest.raises(TypeError, match=r"^loss must take ref_embeddings .*got <lambda>\(x, ref_embeddings\)"):
+        MemoryBank(lambda x, ref_embeddings: x, 5, 5)
     bank = MemoryBank(fusedloss.supcon_loss, 5, 3)
     with pytest.raises(ValueError, match=r"^embeddings must have the D of the bank, 3, got shape \(7, 5\)"):
         bank(*batches()[0])

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 import fusedloss
-from tests.grid import CLASSES, LEARNABLE, LOSSES, WITH_CLASSES, example
+from fusedloss.losses.catalog import CATALOG, Role
+from fusedloss.modules import ClassLossModule
+from tests.grid import LEARNABLE, LOSSES, WITH_CLASSES, example
 
 MODULES = {cls.function: cls for cls in vars(fusedloss).values() if inspect.isclass(cls) and hasattr(cls, "function")}
 
@@ -24,9 +26,10 @@ def test_every_loss_has_a_module_of_its_name_and_options():
 
 def with_its_rows(loss, arguments, **options):
     """A module of a loss, its classes taken from the arguments, and the arguments that remain."""
-    rows = next((name for name in CLASSES if name in arguments), None)
-    if rows is None:
+    owned = CATALOG[loss.__name__].named(Role.CLASSES)
+    if not owned:
         return MODULES[loss](**options), arguments
+    [rows] = owned
     module = MODULES[loss](*arguments[rows].shape, **options)
     module.load_state_dict({rows: arguments[rows]}, strict=False)
     return module, {name: v for name, v in arguments.items() if name != rows}
@@ -53,10 +56,23 @@ def test_a_parameter_given_as_a_number_is_trained_and_saved(backend, device, los
     before.backward()
     torch.optim.SGD(module.parameters(), lr=0.1).step()
     assert module(**arguments) < before
-    assert module.state_dict().keys() == {name, *(n for n in CLASSES if hasattr(module, n) and loss in WITH_CLASSES)}
+    assert module.state_dict().keys() == {name, *CATALOG[loss.__name__].named(Role.CLASSES)}
     assert module.state_dict()[name] != torch.tensor(start)
 
 
 def test_an_unknown_module_option_is_an_error_that_lists_the_options():
     with pytest.raises(TypeError, match="ContrastiveLoss has no option 'p'; it has margin, metric, similar, reduction"):
         fusedloss.ContrastiveLoss(p=2)
+
+
+@pytest.mark.parametrize("module", MODULES.values())
+def test_a_module_can_be_a_base_class(module):
+    class Derived(module):
+        def forward(self, *tensors, **named):
+            return 2 * super().forward(*tensors, **named)
+
+    arguments = example(module.function)
+    of_base, arguments = with_its_rows(module.function, arguments)
+    derived = Derived(*[7, 5][: 2 * isinstance(of_base, ClassLossModule)])
+    derived.load_state_dict(of_base.state_dict())
+    assert torch.equal(derived(**arguments), 2 * of_base(**arguments))

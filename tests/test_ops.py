@@ -1,14 +1,12 @@
 """Integration: custom ops, torch.compile, autocast, no_grad, the choice of backend and the matmul precision."""
 
 import os
-from inspect import signature
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.checkpoint import checkpoint
-
 from torch.library import CustomOpDef
+from torch.utils.checkpoint import checkpoint
 
 import fusedloss
 from fusedloss import backends, checks
@@ -31,7 +29,7 @@ from fusedloss.checks import Batch
 from fusedloss.ops import folds, logits, rows, triplets
 from fusedloss.ops.registration import flat
 from tests.compare import differentiate
-from tests.grid import GIVEN_LOGITS, LEARNABLE, LOSSES, batch, example, running
+from tests.grid import FULL, GIVEN_LOGITS, IN_BATCH, LEARNABLE, LOSSES, SAMPLE, batch, example, running
 
 OPS = [op for module in (folds, triplets, rows, logits) for op in vars(module).values() if isinstance(op, CustomOpDef)]
 
@@ -128,12 +126,15 @@ def test_every_custom_op_passes_opcheck(backend, device, op):
         torch.library.opcheck(op, (*arguments, backend))
 
 
-WITH_REFS = [
-    (loss, refs) for loss in LOSSES for refs in (False, True) if not refs or "ref_labels" in signature(loss).parameters
-]
+WITH_REFS = [(loss, False) for loss in LOSSES] + [(loss, True) for loss in IN_BATCH]
 
 
-@pytest.mark.parametrize(("loss", "refs"), WITH_REFS)
+# The front of both backends is the same code: with Triton's interpreter, which is slow, a sample of the losses.
+FRONT = [("blocked", loss, refs) for loss, refs in WITH_REFS]
+FRONT += [("triton", loss, refs) for loss, refs in WITH_REFS if loss in SAMPLE or FULL]
+
+
+@pytest.mark.parametrize(("backend", "loss", "refs"), FRONT)
 def test_compiled_without_graph_breaks_equals_eager(backend, device, loss, refs):
     torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
@@ -143,7 +144,11 @@ def test_compiled_without_graph_breaks_equals_eager(backend, device, loss, refs)
         assert_equal_outcomes(compiled, loss, arguments, device)
 
 
-@pytest.mark.parametrize("function", [*LOSSES, fusedloss.hardest_pairs])
+@pytest.mark.parametrize(
+    ("backend", "function"),
+    [("blocked", f) for f in (*LOSSES, fusedloss.hardest_pairs)]
+    + [("triton", f) for f in (LOSSES if FULL else SAMPLE)],
+)
 def test_compiled_for_inputs_that_need_no_gradient_equals_eager(backend, device, function):
     torch._dynamo.reset()
     arguments = {name: v.to(device) for name, v in example(function).items()}

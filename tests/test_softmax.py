@@ -11,7 +11,7 @@ from fusedloss import ops
 from fusedloss.checks import Batch
 from fusedloss.ops import folds
 from tests.compare import check, differentiate
-from tests.grid import PLANS, REFS, batch, cases, example, references, running
+from tests.grid import PLANS, REFS, batch, cases, example, in_full, references, running
 
 # Primes: ragged in rows, columns and dimensions for tiles of any size. D below, above and not a multiple of a chunk.
 SHAPES = ((23, 37, 37), (11, 41, 3), (41, 5, 4), (17, 13, 101))
@@ -141,7 +141,7 @@ def exact_nt_xent(z1, z2, temperature):
     return against_negatives(z @ z.T / temperature, pos, ~pos & ~itself).mean()
 
 
-@pytest.mark.parametrize(("D", "noise"), [(64, 0.0), (64, 0.01), (384, 0.0), (1152, 0.1)])
+@pytest.mark.parametrize(("D", "noise"), [(64, 0.0), (64, 0.01), (192, 0.1), *in_full((384, 0.0), (1152, 0.1))])
 @pytest.mark.parametrize("backend", ["blocked", "triton"])
 def test_well_aligned_unit_pairs_at_temperature_001_are_exact_and_not_negative(backend, D, noise):
     with running(backend, "default") as device:  # the tiles as they ship
@@ -200,6 +200,15 @@ def test_logits_up_to_ten_thousand_have_exact_values_and_gradients(backend, devi
     }
     for loss, arguments in losses.items():
         check(loss, arguments | dict(reduction="none"), device=device)  # of one number, eager's error may be luck
+
+
+def test_a_queue_of_logits_far_below_zero_is_exact(backend, device):
+    """The log sum exp of the queue is about -20,000, and so is that of the batch: nothing may be clamped there."""
+    common = batch(1, 32)[0]
+    x, y, queue = (100 * F.normalize(common + 0.05 * batch(n, 32, seed=n)[0]) for n in (21, 22, 23))
+    assert -2.0 * (x @ queue.T).min() < -19_000
+    arguments = dict(query=x, key=-y[:21], negatives=-queue, temperature=0.5, normalize=False, reduction="none")
+    check(fusedloss.info_nce_loss, arguments, device=device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

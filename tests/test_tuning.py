@@ -13,9 +13,9 @@ import torch
 
 import fusedloss
 from fusedloss import tuning
+from fusedloss.backends.triton.tuning import Key, Tuned
 from fusedloss.kernels import configs
 from fusedloss.kernels.configs import Tile
-from fusedloss.backends.triton.tuning import Key, Tuned
 from fusedloss.tools.workloads import Workload, step
 
 pytest.importorskip("triton")

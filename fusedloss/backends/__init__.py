@@ -1,4 +1,4 @@
-"""The choice of backend, `triton` or `blocked` (PyTorch): modules with the same functions of the records of `request`."""
+"""The choice of backend, `triton` or `blocked` (PyTorch): modules with the same functions of `request`'s records."""
 
 from __future__ import annotations
 

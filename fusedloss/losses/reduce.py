@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import IGNORED
 from ..backends.dtypes import loss_dtype
+from ..checks import IGNORED
 
 REDUCTIONS = ("mean", "sum", "none")
 

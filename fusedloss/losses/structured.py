@@ -218,8 +218,8 @@ def lifted_structure_loss(
 
 
 def _lifted(
-    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None, ref_labels: Tensor | None, ref_offset: int | None,
-    neg_margin: float, pos_margin: float, normalize: bool, reduction: str,
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None, ref_labels: Tensor | None,
+    ref_offset: int | None, neg_margin: float, pos_margin: float, normalize: bool, reduction: str,
 ) -> tuple[checks.Batch, str]:  # fmt: skip
     """The checked batch and its distance."""
     checks.number("neg_margin", neg_margin, tensor=False)

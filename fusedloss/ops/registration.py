@@ -1,4 +1,4 @@
-"""Custom ops of the backends' functions: their schemas, fakes and derivatives, from the records of `backends/request.py`.
+"""Custom ops of the backends' functions: schemas, fakes and derivatives, from the records of `backends/request.py`.
 
 The arguments of an op are the leaves of its record, then the backend's name. The backward is registered on the op
 (PyTorch makes the `torch.autograd.Function` from it): a `Function` of our own around an op cannot be traced by

@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import fusedloss
-
-from ..ops.registration import FUNCTIONS
+from ..backends import use_backend
 from ..backends.triton import tuning
 from ..backends.triton.launch import recording
+from ..ops.registration import FUNCTIONS
 from .workloads import Workload, arguments, step
 
 NO_LAUNCH = ("empty", "new_empty", "detach", "alias", "_unsafe_view", "_reshape_alias")  # beside the views
@@ -71,7 +70,7 @@ class Watch(TorchDispatchMode):
 
 def footprint(work: Workload, arch: str) -> Footprint:
     """Of a workload with default tiles."""
-    with fusedloss.use_backend("triton"), tuning.defaults(), recording(arch) as launches:
+    with use_backend("triton"), tuning.defaults(), recording(arch) as launches:
         inputs = arguments(work, "meta")
         run = step(work, "meta", inputs)
         with Watch(inputs.values()) as watch:

@@ -24,9 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import fusedloss
-
 from .. import reference
+from ..losses.catalog import CATALOG
 
 WARM_SECONDS = 0.05  # of work until a GPU's clocks are up
 WARM_ROWS = 256  # large enough for every library to start its threads, small beside anything worth measuring
@@ -228,7 +227,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 # name -> (name of the loss, its options) -> a function of embeddings and labels
 IMPLEMENTATIONS: dict[str, Callable[[str, dict[str, Any]], Loss]] = {
-    "fusedloss": lambda loss, options: partial(getattr(fusedloss, loss), **options),
+    "fusedloss": lambda loss, options: partial(CATALOG[loss].function, **options),
     "reference": lambda loss, options: partial(getattr(reference, loss), **options),
 }
 

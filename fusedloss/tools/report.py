@@ -12,14 +12,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fusedloss
-
+from ..backends import use_backend
 from ..backends.triton import tuning
+from ..backends.triton.launch import Launch, recording
+from ..kernels import configs
 from .compiling import Source, compile_all, source, target, triton_version
 from .console import progress, show
 from .footprint import Footprint, footprint
-from ..kernels import configs
-from ..backends.triton.launch import Launch, recording
 from .roofline import GPUS, floor_seconds, kernel_seconds, occupancy
 from .workloads import Workload, step, workloads
 
@@ -44,7 +43,7 @@ class Compiled(NamedTuple):
 
 def launches(work: Workload, arch: str) -> list[Launch]:
     """Those of a forward and backward."""
-    with fusedloss.use_backend("triton"), tuning.defaults(), recording(arch) as recorded:
+    with use_backend("triton"), tuning.defaults(), recording(arch) as recorded:
         step(work, "meta")()
     return recorded
 

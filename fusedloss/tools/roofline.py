@@ -6,13 +6,13 @@ issue of its instructions, one a cycle for each of the four schedulers of a mult
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from .workloads import LOSSES, Workload
+from ..losses.catalog import CATALOG, Role
+from .workloads import Workload
 
 if TYPE_CHECKING:
     from ..backends.triton.launch import Launch  # which needs Triton
@@ -39,17 +39,6 @@ GPUS = {
     "sm_100": GPU("B200", 32, 2250e12, 375e12, 8e12, 148, 1.85e9, 228 << 10, 64, 1 << 16),
     "gfx942": GPU("MI300X", 64, 1307e12, 163e12, 5.3e12, 304, 2.1e9, 64 << 10, 32, 1 << 17),
 }
-
-# The fewest full products of all pairs, forward and backward; the others are bound by memory.
-PRODUCTS = {
-    "pairwise_contrastive_loss": 1.5,
-    "batch_hard_triplet_loss": 1,
-    "batch_semihard_triplet_loss": 1,
-    "batch_all_triplet_loss": 3,
-    "info_nce_loss": 3,
-    "clip_loss": 4,
-}
-OTHERS = 3  # of the losses that compare every row with every other, or with every class
 
 
 def occupancy(found: dict[str, Any], warps: int, arch: str) -> float:
@@ -92,17 +81,11 @@ def tensors_of(args: Any) -> list[torch.Tensor]:
 def floor_seconds(work: Workload, arch: str) -> float:
     """The fewest products at the tensor cores' rate; without products, the fewest bytes: read twice, written once."""
     gpu, itemsize = GPUS[arch], 4 if work.dtype == "fp32" else 2
-    names = inspect.signature(LOSSES[work.loss]).parameters
-    if "logits" in names:
-        return 3 * work.N * work.classes * itemsize / gpu.bandwidth
-    if "centers" in names:
-        return 3 * (work.N + work.classes) * work.D * itemsize / gpu.bandwidth
-    if {"x1", "negative"} & set(names):
-        ends = 3 if "negative" in names else 2
-        return 3 * ends * work.N * work.D * itemsize / gpu.bandwidth
+    loss, classes = CATALOG[work.loss], work.classes
+    if loss.products is None:
+        numbers = {Role.ROWS: work.N * work.D, Role.CLASSES: classes * work.D, Role.LOGITS: work.N * classes}
+        return 3 * sum(numbers.get(role, 0) for role in loss.tensors.values()) * itemsize / gpu.bandwidth
     if work.metric == "manhattan":
         return 0.0
     rate = gpu.fp32_flops if work.dtype == "fp32" else gpu.flops
-    rows = 2 * work.N if work.loss == "nt_xent_loss" else work.N  # both views
-    columns = work.classes if {"weight", "proxies"} & set(names) else rows
-    return PRODUCTS.get(work.loss, OTHERS) * 2.0 * rows * columns * work.D / rate
+    return loss.products * 2.0 * math.prod(loss.sides(work.N, classes)) * work.D / rate

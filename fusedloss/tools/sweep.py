@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,18 +15,16 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-import fusedloss
-
 from .. import backends
 from ..backends.triton import tuning
+from ..backends.triton.launch import Launch, architecture, recording
+from ..backends.triton.tuning import Key, Tuned
+from ..kernels import configs
+from ..kernels.configs import Tile
 from . import measure
 from .compiling import compile_all, shared_limit, source, target
 from .console import progress, show
-from ..kernels import configs
-from ..kernels.configs import Tile
-from ..backends.triton.launch import Launch, architecture, recording
 from .measure import Run
-from ..backends.triton.tuning import Key, Tuned
 from .workloads import step, workloads
 
 Timer = Callable[[Sequence[Run]], float]
@@ -169,7 +166,7 @@ def milliseconds(t: float | None) -> str:
 def run(n: Sequence[int], **which: Any) -> None:
     """The command: tiles for losses, each the best for all batch sizes together."""
     tuning.wanted = backends.after_call = None  # not at first use as well
-    fusedloss.set_backend("triton")
+    backends.set_backend("triton")
     found: list[Tuned] = []
     sizes = [list(workloads(n=[N], **which)) for N in n]
     for works in zip(*sizes, strict=True):

@@ -10,27 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import fusedloss
-
+from ..losses.catalog import CATALOG, Role
 from .measure import Run
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    name: f
-    for name, f in vars(fusedloss).items()
-    if name.endswith("_loss") and inspect.isfunction(f) and f.__module__.startswith("fusedloss.losses")
-}
-CLASSES = ("weight", "proxies", "centers")  # what losses of embeddings and classes call one row a class
-NUMBERS = {"logit_scale": 10.0, "logit_bias": -10.0}  # learned, where they are no options
+LOSSES = CATALOG  # every loss is a workload
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Options that other kernels, or other pieces of them, compute.
-VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
-    "batch_all_triplet_loss": ({"soft_margin": True}, {"triplets": "semihard"}),
-    "batch_hard_triplet_loss": ({"negatives": "semihard"},),
-    "cross_entropy_loss": ({"label_smoothing": 0.1},),
-    "info_nce_loss": ({"symmetric": True},),
-    "linear_cross_entropy_loss": ({"label_smoothing": 0.1},),
-    "pairwise_contrastive_loss": ({"power": 1},),
-}
 
 
 class Workload(NamedTuple):
@@ -59,16 +43,16 @@ def workloads(
 ) -> Iterator[Workload]:  # fmt: skip
     """Losses as called by default, with each of the metrics, and their variants."""
     for name, N, D, kind in itertools.product(loss, n, d, dtype):
-        default = inspect.signature(LOSSES[name]).parameters.get("metric")
+        default = inspect.signature(LOSSES[name].function).parameters.get("metric")
         for score in [""] if default is None else metric or [default.default]:
-            for options in ({}, *VARIANTS.get(name, ())):
+            for options in ({}, *LOSSES[name].variants):
                 yield Workload(name, N, D, kind, score, tuple(options.items()), classes)
 
 
 def arguments(work: Workload, device: str, seed: int = 0) -> dict[str, Any]:
     """Random rows that want their gradient, about as far apart as in training, and labels of 32 rows a class."""
     generator = torch.Generator("cpu" if device == "meta" else device).manual_seed(seed)
-    loss, dtype = LOSSES[work.loss], DTYPES[work.dtype]
+    dtype = DTYPES[work.dtype]
 
     def rows(n: int, d: int) -> Tensor:
         if device == "meta":
@@ -81,30 +65,28 @@ def arguments(work: Workload, device: str, seed: int = 0) -> dict[str, Any]:
             return torch.empty(work.N, dtype=torch.int64, device=device)
         return torch.randint(most, (work.N,), generator=generator, device=device)
 
-    found: dict[str, Any] = {}
-    parameters = [p for p in inspect.signature(loss).parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    names = {p.name for p in parameters}
-    for name in (p.name for p in parameters if p.default is p.empty):
-        if name == "logits":
-            found[name] = rows(work.N, work.classes)
-        elif name == "target" and names & {"x1", "x2"}:
-            found[name] = indices(2)
-        elif name == "target" and loss in (fusedloss.binary_cross_entropy_loss, fusedloss.sigmoid_focal_loss):
-            found[name] = (rows(work.N, work.classes).detach() > 0).to(dtype)
-        elif name in ("labels", "target"):
-            found[name] = indices(work.classes if name == "target" else max(2, work.N // 32))
-        elif name in NUMBERS:
-            found[name] = torch.tensor(NUMBERS[name], device=device, requires_grad=True)
-        else:
-            found[name] = rows(work.classes if name in CLASSES else work.N, work.D)
-    return found
+    def learned(value: float) -> Tensor:
+        return torch.tensor(value, device=device, requires_grad=True)
+
+    made: dict[Role, Callable[[], Tensor]] = {
+        **dict.fromkeys((Role.ROWS, Role.KEYS, Role.VIEW), lambda: rows(work.N, work.D)),
+        Role.LABELS: lambda: indices(max(2, work.N // 32)),
+        Role.SIMILAR: lambda: indices(2),
+        Role.CLASSES: lambda: rows(work.classes, work.D),
+        Role.CLASS: lambda: indices(work.classes),
+        Role.LOGITS: lambda: rows(work.N, work.classes),
+        Role.ANSWERS: lambda: (rows(work.N, work.classes).detach() > 0).to(dtype),
+        Role.SCALE: lambda: learned(10.0),
+        Role.BIAS: lambda: learned(-10.0),
+    }
+    return {name: made[role]() for name, role in LOSSES[work.loss].required.items()}
 
 
 def step(work: Workload, device: str, inputs: dict[str, Any] | None = None) -> Run:
     """Forward and backward of a workload: the value, and the gradients of all that want one."""
     inputs = inputs or arguments(work, device)
     wanted = [t for t in inputs.values() if t.requires_grad]
-    loss = LOSSES[work.loss]
+    loss = LOSSES[work.loss].function
 
     def run() -> tuple[Tensor, ...]:
         value = loss(**inputs, **work.keywords)

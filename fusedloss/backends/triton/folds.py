@@ -79,9 +79,10 @@ def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     xs, ys = sides(b, f.metric, sort=sort)
 
     def anchors(side: Side, first: int) -> Side:
+        if g.states.shape[1] < first + side.n:  # its rows are no anchors
+            return side
         parts = (t[:, first : first + side.n].contiguous() for t in (g.states, dstates))
-        found = engine.Anchors(*(reorder(t, side.order, 1) for t in parts))
-        return side._replace(anchors=found) if g.states.shape[1] >= first + side.n else side
+        return side._replace(anchors=engine.Anchors(*(reorder(t, side.order, 1) for t in parts)))
 
     of_x, of_y = f.split_offsets
     xs = with_offsets(anchors(xs, 0), of_x)

@@ -1,4 +1,4 @@
-"""Choosing and remembering tiles: those a sweep found on this device (`tools/sweep.py`), else those of `kernels/configs.py`.
+"""Choosing and remembering tiles: those that `tools/sweep.py` found on this device, else those of `kernels/configs.py`.
 
 What a sweep found is kept in DEVICE.json in $FUSEDLOSS_CACHE_DIR, else in fusedloss/ of the user's cache directory. It
 holds for every batch size and for all D of a bucket, so that another batch size neither tunes nor compiles again.

@@ -1,0 +1,137 @@
+"""The catalog: one row a loss, with what the modules, the tools, the tests and the benchmarks need to know of it.
+
+A loss takes tensors, and a role says what each of them is, whatever it is called. A new loss is one more row here; then
+its module knows what it owns, and the tests, the compile report and the benchmarks know how to call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from . import centers, classes, logits, pairs, softmax, structured, triplets
+
+
+class Role(Enum):
+    """What a tensor is to a loss of N samples of D dimensions, and of C classes."""
+
+    ROWS = "[N, D]: one row a sample"
+    KEYS = "[N, D] or more rows: row i is the positive of row i of ROWS, and a negative of the others"
+    VIEW = "[N, D]: the same samples once more; both views are one batch, which is compared with itself"
+    LABELS = "[N], integers: rows with equal ones are positives of each other"
+    REF_ROWS = "[M, D], optional: what the rows are compared with, instead of with each other"
+    REF_LABELS = "[M], optional: the labels of REF_ROWS"
+    QUEUE = "[K, D], optional: negatives of every row"
+    SIMILAR = "[N]: which of the given pairs are similar"
+    MAYBE_SIMILAR = "[N], optional: which of the given pairs are similar; all of them without it"
+    CLASSES = "[C, D]: one row a class, which a module owns and trains"
+    CLASS = "[N]: the class of every sample, from 0 to C - 1"
+    LOGITS = "[N, C]: given logits"
+    ANSWERS = "[N, C]: the target of every logit, from 0 to 1"
+    SCALE = "a number that may be learned: the factor of all logits"
+    BIAS = "a number that may be learned: what is added to all logits"
+
+    @property
+    def optional(self) -> bool:
+        """Whether a call may leave the tensor out."""
+        return self in (Role.REF_ROWS, Role.REF_LABELS, Role.QUEUE, Role.MAYBE_SIMILAR)
+
+
+# Tensors that several losses take.
+REFERENCES = {"ref_embeddings": Role.REF_ROWS, "ref_labels": Role.REF_LABELS}
+IN_BATCH = {"embeddings": Role.ROWS, "labels": Role.LABELS, **REFERENCES}
+GIVEN_PAIRS = {"x1": Role.ROWS, "x2": Role.ROWS, "target": Role.SIMILAR}
+IMAGE_TEXT = {"image": Role.ROWS, "text": Role.KEYS, "logit_scale": Role.SCALE}
+WEIGHT = {"embeddings": Role.ROWS, "weight": Role.CLASSES, "target": Role.CLASS}
+PROXIES = {"embeddings": Role.ROWS, "proxies": Role.CLASSES, "target": Role.CLASS}
+CENTERS = {"embeddings": Role.ROWS, "centers": Role.CLASSES, "target": Role.CLASS}
+OF_LOGITS = {"logits": Role.LOGITS, "target": Role.CLASS}
+OF_ELEMENTS = {"logits": Role.LOGITS, "target": Role.ANSWERS}
+
+
+class Loss(NamedTuple):
+    """A public loss function and what is known of it.
+
+    The families are "folds" (row states of all pairs), "triplets" (all triplets), "mined" (one or two pairs of every
+    anchor, found or known), "rows" (given pairs and triplets), "logits" (softmax over given logits) and "elements"
+    (every given logit is a question of its own).
+    """
+
+    function: Callable[..., Tensor]
+    family: str  # of the kernels that compute it
+    tensors: Mapping[str, Role]  # the names of its tensors, in order, and their roles
+    products: float | None = None  # fewest full products of all pairs, forward and backward; None: bound by memory
+    pieces: tuple[str, ...] = ()  # the functions of `kernels/losses.py` that it folds
+    variants: tuple[dict[str, Any], ...] = ()  # options that other kernels, or other pieces, compute
+
+    def named(self, role: Role) -> list[str]:
+        """The names of its tensors that have a role."""
+        return [name for name, its_role in self.tensors.items() if its_role is role]
+
+    @property
+    def required(self) -> dict[str, Role]:
+        """Its tensors without the optional ones."""
+        return {name: role for name, role in self.tensors.items() if not role.optional}
+
+    @property
+    def paired(self) -> bool:
+        """Whether the positive of a row is told by its place in a second tensor, and not by labels."""
+        return bool(self.named(Role.KEYS) or self.named(Role.VIEW))
+
+    def sides(self, N: int, C: int) -> tuple[int, int]:
+        """The shape of its score matrix for tensors of N rows, and for C classes."""
+        anchors = 2 * N if self.named(Role.VIEW) else N
+        return anchors, C if self.named(Role.CLASSES) else anchors
+
+
+# Function, family, tensors, products, pieces and variants.
+_LOSSES = (
+    Loss(pairs.contrastive_loss, "rows", GIVEN_PAIRS),
+    Loss(pairs.euclidean_distance_loss, "rows", GIVEN_PAIRS),
+    Loss(pairs.cosine_similarity_loss, "rows", GIVEN_PAIRS | {"target": Role.MAYBE_SIMILAR}),
+    Loss(pairs.cosine_embedding_loss, "rows", GIVEN_PAIRS),
+    Loss(pairs.pairwise_contrastive_loss, "folds", IN_BATCH, 1.5, ("contrastive", "linear_contrastive"),
+         ({"power": 1},)),
+    Loss(triplets.triplet_margin_loss, "rows", {"anchor": Role.ROWS, "positive": Role.ROWS, "negative": Role.ROWS}),
+    Loss(triplets.batch_hard_triplet_loss, "mined", IN_BATCH, 1, variants=({"negatives": "semihard"},)),
+    Loss(triplets.batch_semihard_triplet_loss, "triplets", IN_BATCH, 1),
+    Loss(triplets.batch_all_triplet_loss, "triplets", IN_BATCH, 3,
+         variants=({"soft_margin": True}, {"triplets": "semihard"})),
+    Loss(softmax.info_nce_loss, "folds", {"query": Role.ROWS, "key": Role.KEYS, "negatives": Role.QUEUE}, 3,
+         ("softmax",), ({"symmetric": True},)),
+    Loss(softmax.nt_xent_loss, "folds", {"z1": Role.ROWS, "z2": Role.VIEW}, 3, ("softmax",)),
+    Loss(softmax.clip_loss, "folds", IMAGE_TEXT, 4, ("softmax",)),
+    Loss(softmax.siglip_loss, "folds", IMAGE_TEXT | {"logit_bias": Role.BIAS}, 3, ("sigmoid",)),
+    Loss(softmax.supcon_loss, "folds", IN_BATCH, 3, ("softmax",)),
+    Loss(softmax.n_pair_loss, "folds", {"anchor": Role.ROWS, "positive": Role.KEYS}, 3, ("softmax",)),
+    Loss(structured.multi_similarity_loss, "folds", IN_BATCH, 3, ("softmax",)),
+    Loss(structured.circle_loss, "folds", IN_BATCH, 3, ("circle",)),
+    Loss(structured.generalized_lifted_structure_loss, "folds", IN_BATCH, 3, ("softmax",)),
+    Loss(structured.lifted_structure_loss, "folds", IN_BATCH, 3, ("softmax", "contrastive")),
+    Loss(classes.linear_cross_entropy_loss, "folds", WEIGHT, 3, ("softmax",), ({"label_smoothing": 0.1},)),
+    Loss(classes.arcface_loss, "folds", WEIGHT, 3, ("softmax",)),
+    Loss(classes.cosface_loss, "folds", WEIGHT, 3, ("softmax",)),
+    Loss(classes.normalized_softmax_loss, "folds", WEIGHT, 3, ("softmax",)),
+    Loss(classes.proxy_nca_loss, "folds", PROXIES, 3, ("softmax",)),
+    Loss(classes.proxy_anchor_loss, "folds", PROXIES, 3, ("softmax",)),
+    Loss(centers.center_loss, "mined", CENTERS),
+    Loss(centers.island_loss, "mined", CENTERS),
+    Loss(logits.cross_entropy_loss, "logits", OF_LOGITS, variants=({"label_smoothing": 0.1},)),
+    Loss(logits.focal_loss, "logits", OF_LOGITS),
+    Loss(logits.binary_cross_entropy_loss, "elements", OF_ELEMENTS),
+    Loss(logits.sigmoid_focal_loss, "elements", OF_ELEMENTS),
+)  # fmt: skip
+CATALOG: dict[str, Loss] = {loss.function.__name__: loss for loss in _LOSSES}
+
+
+def find(loss: object) -> Loss | None:
+    """The row of a loss of fusedloss: a function, a module (its class or an object), or a `partial` of these."""
+    while isinstance(loss, partial):
+        loss = loss.func
+    function = getattr(loss, "function", loss)
+    row = CATALOG.get(getattr(function, "__name__", ""))
+    return row if row is not None and row.function is function else None

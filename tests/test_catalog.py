@@ -1,0 +1,104 @@
+"""The catalog says of every loss what is true of it: its tensors, its kernels, what it folds, what its module owns."""
+
+import inspect
+from functools import partial
+
+import pytest
+import torch
+
+import fusedloss
+from fusedloss import ops, reference
+from fusedloss.backends.request import PIECES
+from fusedloss.losses.catalog import CATALOG, Role, find
+from fusedloss.tools.workloads import Workload, arguments
+from tests.grid import LOSSES, example
+
+# The family of each function of `ops`.
+FAMILIES = {
+    "fold": "folds",
+    "fold_triplets": "triplets",
+    "mine": "mined",
+    "mined_distances": "mined",
+    "row_distances": "rows",
+    "fold_logits": "logits",
+    "fold_elements": "elements",
+}
+OF_ALL_PAIRS = {"fold", "fold_triplets", "mine"}
+MODULES = [m for m in vars(fusedloss).values() if inspect.isclass(m) and hasattr(m, "function")]
+
+
+def test_every_public_loss_is_in_the_catalog_and_nothing_else():
+    assert {loss.function for loss in CATALOG.values()} == set(LOSSES)
+    assert all(loss.function.__name__ == name for name, loss in CATALOG.items())
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_its_tensors_are_the_parameters_that_are_no_options(name):
+    parameters = inspect.signature(CATALOG[name].function).parameters.values()
+    tensors = {p.name: p.default for p in parameters if p.kind is not p.KEYWORD_ONLY}
+    assert list(CATALOG[name].tensors) == list(tensors)
+    assert all(isinstance(role, Role) for role in CATALOG[name].tensors.values())
+    optional = [name for name, role in CATALOG[name].tensors.items() if role.optional]
+    assert optional == [name for name, default in tensors.items() if default is None]
+    assert all(default in (None, inspect.Parameter.empty) for default in tensors.values())
+    assert list(CATALOG[name].required) == [name for name in tensors if name not in optional]
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_it_calls_the_ops_of_its_family_and_folds_its_pieces(name, monkeypatch):
+    called, folded = set(), set()
+
+    def spy(op, function, *args, **kwargs):
+        called.add(op)
+        if op == "fold":
+            folded.add(args[1])
+        return function(*args, **kwargs)
+
+    assert set(FAMILIES) == set(ops.__all__) - {"Of", "of"}
+    for op in FAMILIES:
+        monkeypatch.setattr(ops, op, partial(spy, op, getattr(ops, op)))
+    loss = CATALOG[name]
+    for options in ({}, *loss.variants):
+        loss.function(**example(loss.function), **options)
+    assert {FAMILIES[op] for op in called} == {loss.family}
+    assert folded == set(loss.pieces) <= PIECES.keys()
+    assert (loss.products is not None) == bool(OF_ALL_PAIRS & called)
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_its_variants_change_options_that_it_has(name):
+    loss = CATALOG[name]
+    for options in loss.variants:
+        assert options and not {*options} - {*loss.function.__kwdefaults__}
+        assert all(loss.function.__kwdefaults__[option] != value for option, value in options.items())
+
+
+@pytest.mark.parametrize("name", [name for name, loss in CATALOG.items() if loss.family == "folds"])
+def test_the_shape_of_its_scores_is_that_of_the_fold(name, monkeypatch):
+    """In either order: classes may be the anchors."""
+    loss, shapes = CATALOG[name], []
+
+    def fold(batch, *args, **kwargs):
+        shapes.append(sorted((len(batch.x), len(batch.y_labels))))
+        return given(batch, *args, **kwargs)
+
+    given = ops.fold
+    monkeypatch.setattr(ops, "fold", fold)
+    loss.function(**arguments(Workload(name, 12, 8, "fp32", classes=7), "cpu"))
+    assert shapes and all(shape == sorted(loss.sides(12, 7)) for shape in shapes)
+
+
+def test_a_loss_is_found_by_its_function_its_module_and_a_partial_of_either():
+    assert {m.function for m in MODULES} == set(LOSSES)
+    for loss in CATALOG.values():
+        assert find(loss.function) is find(partial(partial(loss.function), reduction="sum")) is loss
+    for module in MODULES:
+        owned = CATALOG[module.function.__name__].named(Role.CLASSES)
+        made = module(*[3, 2][: 2 * len(owned)])
+        assert find(module) is find(made) is find(partial(made, a=1)) is CATALOG[module.function.__name__]
+        assert [name for name, _ in made.named_parameters()] == owned
+
+
+def test_what_is_no_loss_of_fusedloss_is_not_found():
+    for other in (fusedloss.hardest_pairs, reference.supcon_loss, partial(len), torch.nn.CrossEntropyLoss(), None):
+        assert find(other) is None
