@@ -41,13 +41,17 @@ def report(json: Path | None, **options: Any) -> None:
     if importlib.util.find_spec("triton") is None:
         sys.exit("report: Triton is not installed")
     os.environ.pop("TRITON_INTERPRET", None)  # kernels are compiled
-    importlib.import_module(".tools.report", __package__).run(file=json, **options)
+    from .tools.report import run
+
+    run(file=json, **options)
 
 
 def tune(**options: Any) -> None:
     if not torch.cuda.is_available():
         sys.exit("tune: PyTorch finds no GPU here; `python -m fusedloss report` needs none")
-    importlib.import_module(".tools.sweep", __package__).run(**options)
+    from .tools.sweep import run
+
+    run(**options)
 
 
 def positive(text: str) -> int:

@@ -12,16 +12,17 @@ import pytest
 import torch
 
 import fusedloss
-from fusedloss import tuning
+from fusedloss import backends, tools
+from fusedloss.backends.triton import tuning
 from fusedloss.backends.triton.tuning import Key, Tuned
 from fusedloss.kernels import configs
-from fusedloss.kernels.configs import Tile
+from fusedloss.kernels.configs import Tile, Work
 from fusedloss.tools.workloads import Workload, step
 
 pytest.importorskip("triton")
 
-KEY = Key("fold exp", "softmax similarity sum/lse", 2, 128)
-DEFAULT = configs.choose("fold exp", 2, 128, "sm_90")
+KEY = Key("fold", "exp", 2, "softmax similarity sum/lse", 128)
+DEFAULT = configs.choose(KEY.work, 128, "sm_90")
 FOUND = Tuned(KEY, Tile(64, 32, 64, 4, 2, 128), 1e-3, 2e-3, "2026-11-23")
 
 
@@ -32,11 +33,11 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(tuning, "device_name", lambda: "Test GPU 9000")
+    monkeypatch.setattr(tuning, "wanted", None)
+    monkeypatch.setattr(backends, "after_call", None)
     tuning.remembered.cache_clear()
-    tuning.wanted.clear()
     yield tmp_path
     tuning.remembered.cache_clear()
-    tuning.wanted.clear()
 
 
 def test_a_tile_is_remembered_for_its_device_and_every_d_of_its_bucket(gpu):
@@ -81,16 +82,19 @@ def tile(**sizes):
         (lambda path: path.write_bytes(b"\xff\xfe"), "codec"),
         (broken(lambda content: content.update(device="Other GPU")), "device must be 'Test GPU 9000', got 'Other GPU'"),
         (broken(lambda content: content.update(triton="1.0")), "triton must be"),
-        (broken(lambda content: content.update(format=99)), "format must be 1, got 99"),
+        (broken(lambda content: content.update(format=99)), "format must be 2, got 99"),
         (broken(lambda content: content.pop("tiles")), "tiles"),
-        (tile(BM=100), "BM of 'fold exp' must be one of .*, got 100"),
-        (tile(BN=True), "BN of 'fold exp' must be one of .*, got True"),
+        (tile(BM=100), "BM of 'fold' must be one of .*, got 100"),
+        (tile(BN=True), "BN of 'fold' must be one of .*, got True"),
         (tile(num_warps="8"), "num_warps .*, got '8'"),
         (tile(BX=1), "BX"),
         (entry(seconds=-1.0), "seconds must be positive numbers, got -1.0"),
         (entry(seconds="fast"), "seconds must be positive numbers, got 'fast'"),
-        (entry(key={"kernel": "sort", "use": "", "itemsize": 2, "D": 128}), "no kernel has the key 'sort'"),
-        (entry(key={"kernel": "fold", "use": "", "itemsize": 2, "D": 100}), "no tile is chosen by"),
+        (
+            entry(key={"kernel": "sort", "terms": "", "itemsize": 2, "use": "", "D": 128}),
+            "no kernel has the key .*'sort'",
+        ),
+        (entry(key={"kernel": "fold", "terms": "", "itemsize": 2, "use": "", "D": 100}), "no tile is chosen by"),
     ],
 )
 def test_a_broken_or_foreign_file_is_ignored_with_a_warning(gpu, edit, said):
@@ -115,7 +119,7 @@ def test_a_tile_under_trial_comes_first(gpu):
 
 
 def test_the_report_is_of_default_tiles_whatever_was_tuned_here(gpu, monkeypatch):
-    monkeypatch.setenv("FUSEDLOSS_AUTOTUNE", "1")
+    tools.autotune()
     report = importlib.import_module("fusedloss.tools.report")
     work = Workload("info_nce_loss", 1024, 128, "bf16")
     before = [launch.options for launch in report.launches(work, "sm_90")]
@@ -128,7 +132,7 @@ def test_the_report_is_of_default_tiles_whatever_was_tuned_here(gpu, monkeypatch
 
 @pytest.mark.parametrize("arch", list(configs.TILES))
 def test_every_default_tile_is_made_of_sizes_that_a_sweep_may_try(arch):
-    for (kernel, _), rows in configs.TILES[arch].items():
+    for (kernel, _, _), rows in configs.TILES[arch].items():
         for _, tile in rows:
             assert all(size in configs.SIZES[name] for name, size in tile._asdict().items()), tile
             assert tile in configs.shapes(tile)
@@ -164,17 +168,17 @@ def test_a_sweep_leaves_out_what_spills_or_does_not_fit_and_keeps_the_fastest(gp
     runs = [step(Workload("info_nce_loss", N, 128, "bf16"), "meta") for N in (1024, 4096)]
     with fusedloss.use_backend("triton"):
         found = {tuned.key.kernel: tuned for tuned in sweep.tune(runs, timer=timer)}
-    assert set(found) == {"fold exp", "grad exp"}
-    assert found["fold exp"].tile == deeper and found["fold exp"].seconds == 1e-3
-    assert found["fold exp"].default_seconds == 5e-3
+    assert [tuned.key.work for tuned in found.values()] == [Work("fold", "exp", 2), Work("grad", "exp", 2)]
+    assert found["fold"].tile == deeper and found["fold"].seconds == 1e-3
+    assert found["fold"].default_seconds == 5e-3
     shapes = {tile[:2] for tile in timed}
     assert spilling[:2] not in shapes and large[:2] not in shapes and len(shapes) > 5
     assert len(timed) == len({(tile, i < len(timed) / 2) for i, tile in enumerate(timed)})  # none twice for a kernel
     assert set(tuning.remembered().values()) == set(found.values())
-    (row,) = [sweep.config_row(tuned) for tuned in found.values() if tuned.key.kernel == "fold exp"]
-    assert row.startswith(f'("fold exp", 2): [(128, Tile({", ".join(map(str, deeper))}))],  # Test GPU 9000, ')
+    row = sweep.config_row(found["fold"])
+    assert row.startswith(f'Work("fold", "exp", 2): [(128, Tile({", ".join(map(str, deeper))}))],  # Test GPU 9000, ')
     code, _, _ = row.partition("  #")
-    assert eval(f"{{{code}}}", {"Tile": Tile}) == {("fold exp", 2): [(128, deeper)]}
+    assert eval(f"{{{code}}}", {"Tile": Tile, "Work": Work}) == {Work("fold", "exp", 2): [(128, deeper)]}
 
 
 def test_what_cannot_run_is_not_kept(gpu, monkeypatch):
@@ -183,15 +187,15 @@ def test_what_cannot_run_is_not_kept(gpu, monkeypatch):
     monkeypatch.setattr(sweep, "compile_all", lambda jobs, progress: dict.fromkeys(jobs, fits))
     monkeypatch.setattr(sweep, "architecture", lambda: "sm_90")
     runs = [step(Workload("nt_xent_loss", 256, 64, "bf16"), "meta")]
-    default = configs.choose("fold exp", 2, 64, "sm_90")
+    default = configs.choose(Work("fold", "exp", 2), 64, "sm_90")
 
     def timer(runs):
         (now,) = tuning._trial.items()
-        return 1e-3 if now[0].kernel == "fold exp" and now[1] != default else math.inf
+        return 1e-3 if now[0].kernel == "fold" and now[1] != default else math.inf
 
     with fusedloss.use_backend("triton"):
         (found,) = sweep.tune(runs, timer=timer)
-    assert found.key.kernel == "fold exp" and found.tile != default and found.default_seconds is None
+    assert found.key.kernel == "fold" and found.tile != default and found.default_seconds is None
     assert "does not fit" in sweep.cells(found) and "default does not fit" in sweep.config_row(found)
     assert tuning.remembered() == {found.key: found}
 
@@ -206,7 +210,7 @@ def test_tiles_with_other_results_do_not_count():
 
 
 def test_at_first_use_a_kernel_is_tuned_once(gpu, monkeypatch):
-    monkeypatch.setenv("FUSEDLOSS_AUTOTUNE", "1")
+    tools.autotune()
     calls = []
 
     def tune(runs, keys):
@@ -223,15 +227,25 @@ def test_at_first_use_a_kernel_is_tuned_once(gpu, monkeypatch):
         for _ in range(2):
             fusedloss.supcon_loss(x, labels).backward()
         fusedloss.supcon_loss(torch.cat([x, x]), torch.cat([labels, labels])).backward()  # another batch size
-    assert [[key.kernel for key in keys] for keys in calls] == [["fold exp"], ["grad exp"]]
+    assert [[key.kernel for key in keys] for keys in calls] == [["fold"], ["grad"]]
     assert not tuning.wanted
 
 
 def test_while_a_graph_is_captured_nothing_is_tuned(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(importlib.import_module("fusedloss.tools.sweep"), "tune", lambda *_: pytest.fail("tuned"))
+    tools.autotune()
     tuning.wanted.add(KEY)
-    tuning.tune_wanted(lambda: None, [])
+    backends.after_call(lambda: None, ())
+
+
+def test_at_first_use_is_what_the_environment_asks_for(monkeypatch):
+    called = "import fusedloss.backends as b; print(b.after_call)"
+    for value, said in (("1", "tune_wanted"), ("0", "None")):
+        script = f"import torch; torch.cuda.is_available = lambda: True\n{called}"
+        environment = {**os.environ, "FUSEDLOSS_AUTOTUNE": value}
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+        assert said in done.stdout, done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

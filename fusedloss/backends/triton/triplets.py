@@ -122,8 +122,8 @@ def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
     s = Sorted.of(t)
     du, unit = reorder(g.dsums, s.x.order).float(), None
     if x.dtype == torch.float16 and len(x):
-        # The products take fp16 operands: a row may be in M triplets or in one, so bring the root of M near 1. A power of
-        # two leaves numbers of triplets whole where all anchors have the same derivative.
+        # The products take fp16 operands: a row may be in M triplets or in one, so bring the root of M near 1. A power
+        # of two leaves numbers of triplets whole where all anchors have the same derivative.
         unit = du.abs().amax().clamp_min(1e-30) * 2.0 ** (s.y.n.bit_length() // 2)
         du = du / unit
     chosen = s.plan("triplets_grad", "nearest" if t.triplets == "nearest" else "exp" if t.soft else "")
