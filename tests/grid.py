@@ -109,9 +109,15 @@ def cases(
     for backend, strength in (("blocked", blocked), ("triton", triton)):
         own_plans = plans if backend == "triton" else ("default", "small")
         for case in covering({**axes, "dtype": DTYPES[backend], "plan": own_plans}, strength):
-            values = [getattr(v, "__name__", str(v)).removeprefix("torch.").replace(" ", "") for v in case.values()]
-            params.append(pytest.param(backend, case, id="-".join([backend, *values])))
+            params.append(pytest.param(backend, case, id="-".join([backend, *map(named, case.values())])))
     return pytest.mark.parametrize(("backend", "case"), params)
+
+
+def named(value: Any) -> str:
+    """A value in the name of a test."""
+    if isinstance(value, tuple) and any(map(callable, value)):
+        return "+".join(map(named, value))
+    return getattr(value, "__name__", str(value)).removeprefix("torch.").replace(" ", "")
 
 
 def batch(N: int, D: int, *, classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -58,8 +58,11 @@ OWN: dict[str, Callable[..., Any]] = {  # what PyTorch computes in one pass
 def device_code() -> dict[str, Any]:
     """The functions of `kernels/losses.py`."""
     path = Path(__file__).parents[2] / "kernels" / "losses.py"
-    known = {"triton": TRITON, "triton.language": TRITON}  # `import triton.language as tl` takes it from the first
-    namespace: dict[str, Any] = {"__builtins__": {**vars(builtins), "__import__": lambda name, *_: known[name]}}
+
+    def imported(name: str, *others: Any) -> Any:  # PyTorch imports too, in the middle of a call
+        return TRITON if name.startswith("triton") else __import__(name, *others)
+
+    namespace: dict[str, Any] = {"__builtins__": {**vars(builtins), "__import__": imported}}
     exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
     namespace.update(OWN)
     return namespace

@@ -1,0 +1,122 @@
+"""The pieces of losses: written once, as device code; what the CPU has of its own is equal, and wrong uses show."""
+
+import itertools
+
+import pytest
+import torch
+
+import fusedloss
+from fusedloss import backends, ops
+from fusedloss.backends.blocked import losses
+from fusedloss.backends.request import PIECES, Fold
+from fusedloss.checks import Batch
+from tests.grid import batch, running
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def terms_of(form, name, s, numbers, positive):
+    """Of every term its value, whether it is a constant, and its derivatives by the numbers and by the scores."""
+    found = []
+    values = [term.value().clone() for term in form(s.clone(), numbers, positive)]
+    for value, term in zip(values, form(s.clone(), numbers, positive), strict=True):
+        parts = [value]
+        if term.by_s is not None:
+            parts += [torch.as_tensor(by).expand(s.shape).clone() for by in term.by_numbers()]
+            parts.append(torch.as_tensor(term.by_s()).expand(s.shape).clone())
+        found.append(parts)
+    return found
+
+
+def scores(dtype):
+    """Many of them on a kink of some loss, and some that are not finite."""
+    edges = [-torch.inf, -3.0, -0.4, 0.0, 0.4, 0.6, 1.0, 1.4, 3.0, 1e4, torch.inf, torch.nan]
+    return torch.cat([torch.tensor(edges), torch.linspace(-2, 2, 52)]).to(dtype).view(8, 8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "positive"), list(itertools.product(losses.FASTER, (True, False))))
+def test_a_faster_form_is_equal_to_the_device_code(name, positive, dtype):
+    numbers = [0.4, 3.0][: len(PIECES[name].numbers)]
+    s = scores(dtype)
+    own, device = (
+        terms_of(form, name, s, numbers, positive) for form in (losses.FASTER[name], losses.written_once(name))
+    )
+    assert [len(parts) for parts in own] == [len(parts) for parts in device]
+    for (value, *derivatives), (want, *wanted) in zip(own, device, strict=True):
+        torch.testing.assert_close(value, want.to(value.dtype), rtol=1e-6, atol=0, equal_nan=True)
+        for a, b in zip(derivatives, wanted, strict=True):  # those of a NaN do not matter
+            torch.testing.assert_close(a[~s.isnan()], b[~s.isnan()].to(a.dtype), rtol=1e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize("name", PIECES)
+def test_a_piece_has_the_terms_numbers_and_derivatives_that_its_row_says(name, positive):
+    piece = PIECES[name]
+    numbers = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in [0.3, 2.0][: len(piece.numbers)]]
+    s = torch.linspace(-1.9, 2.1, 64, dtype=torch.float64).view(8, 8).requires_grad_()
+    assert len(list(losses.loss(name)(s, numbers, positive))) == piece.terms
+    for value, *derivatives in terms_of(losses.written_once(name), name, s, numbers, positive):
+        if not derivatives:
+            continue
+        *by_numbers, by_s = derivatives
+        if name != "circle":  # whose weight is a constant to the derivative
+            wanted = torch.autograd.grad(value.sum(), [s, *numbers], retain_graph=True, allow_unused=True)
+            torch.testing.assert_close(by_s.to(s.dtype), wanted[0])
+            for by, want in zip(by_numbers, wanted[1:], strict=True):
+                torch.testing.assert_close(by.to(s.dtype).sum(), want)
+
+
+def test_the_device_code_does_not_depend_on_the_default_dtype():
+    s = scores(torch.float32)
+    want = terms_of(losses.written_once("contrastive"), "contrastive", s, [0.4], True)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        found = terms_of(losses.written_once("contrastive"), "contrastive", s, [0.4], True)
+    finally:
+        torch.set_default_dtype(before)
+    for a, b in zip(itertools.chain(*found), itertools.chain(*want), strict=True):
+        assert a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def rows(device):
+    x, labels = (t.to(device) for t in batch(9, 5, classes=2))
+    return Batch(x.float(), None, labels, labels, 0)
+
+
+WRONG = [
+    (dict(loss="circle", pos=["lse", "lse"], numbers=2), "circle has 1 terms"),
+    (dict(loss="softmax", pos=["sum"] * 4, numbers=2), "softmax has 3 terms"),
+    (dict(loss="softmax", pos=["max"], numbers=2), "each to be folded as"),
+    (dict(loss="softmax", pos=["lse"], numbers=1), "softmax takes scale, bias for positives and for negatives"),
+    (dict(loss="contrastive", pos=["sum"], numbers=2), "contrastive takes margin for positives and for negatives"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), WRONG)
+def test_more_folds_than_terms_or_other_numbers_are_an_error_on_both_backends(backend, device, wrong, said):
+    numbers = torch.ones(2, wrong["numbers"])
+    request = Fold(rows(device), numbers, None, wrong["loss"], "euclidean", wrong["pos"], [], False)
+    with pytest.raises(ValueError, match=said):
+        backends.module(backend).fold(request)
+
+
+@pytest.mark.parametrize("numbers", [{}, {"margin": 1.0}, {"bias": 1.0}, {"scale": 1.0, "base": 0.5}], ids=str)
+def test_numbers_are_given_by_their_names(numbers):
+    with pytest.raises(ValueError, match="softmax takes the numbers scale, bias, got"):
+        ops.fold(rows("cpu"), "softmax", "dot", pos=ops.of("sum", **numbers))
+
+
+def test_a_choice_of_backend_is_of_its_thread():
+    from concurrent.futures import ThreadPoolExecutor
+
+    x = torch.ones(1)
+    with ThreadPoolExecutor(1) as pool, running("triton", "default"):
+        assert backends.resolve_backend(x) == "triton"
+        assert pool.submit(backends.resolve_backend, x).result() == "blocked"
+        fusedloss.set_backend("triton")
+        try:
+            assert pool.submit(backends.resolve_backend, x).result() == "triton"
+        finally:
+            fusedloss.set_backend("auto")
