@@ -45,9 +45,9 @@ def compared(piece: str, rounds: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"own": [], "device code": []}
     for turn in range(rounds + 1):
         for form in list(seconds)[:: 1 if turn % 2 else -1]:
-            losses.FASTER[piece] = own if form == "own" else losses.written_once(piece)
+            losses.LOSSES[piece] = own if form == "own" else losses.written_once(piece)
             seconds[form].append(timed(run))
-    losses.FASTER[piece] = own
+    losses.LOSSES[piece] = own
     pairs = list(zip(*(times[1:] for times in seconds.values()), strict=True))  # the first turn is the warm-up
     found = {form: median(times[1:]) for form, times in seconds.items()}
     return {"piece": piece, "loss": LOSSES[piece][0], **found, "ratio": median(b / a for a, b in pairs)}

@@ -128,8 +128,10 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
 
 def choose(work: Work, D: int, arch: str) -> Tile:
     """The default tile for D dimensions."""
-    rows = TILES.get(arch, TILES["other"])[work]
-    return next(tile for largest, tile in rows if largest == 0 or largest >= D)
+    for largest, tile in TILES.get(arch, TILES["other"])[work]:
+        if largest == 0 or largest >= D:
+            return tile
+    raise KeyError(f"no tile of {work} for {D} dimensions on {arch}")
 
 
 SIZES = {  # what a tile may be made of

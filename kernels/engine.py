@@ -70,10 +70,8 @@ def shift(s, x, y, r, c, N, M):
         return s + (high + tl.log(1.0 + apart)), tl.where(v < w, apart, 1.0) / (1.0 + apart)
     elif len(x.offsets) > 0:
         return s + v, 1.0
-    elif len(y.offsets) > 0:
-        return s + w, 1.0
     else:
-        return s, 1.0
+        return s + w, 1.0
 
 
 @triton.jit
@@ -108,7 +106,8 @@ def fold(
         c = c0 + tl.arange(0, BN)
         yl = load(y.labels, c, M)
         s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
-        s, _share = shift(s, x, y, r, c, N, M)
+        if len(x.offsets) + len(y.offsets) > 0:
+            s, _share = shift(s, x, y, r, c, N, M)
         positive, negative = pair_masks(xl, yl, r, c, M, ref_offset)
         if len(neg.kinds) > 0:
             neg_folds = fold_tile(neg_folds, LOSS(s, down, False), negative, 1)
@@ -208,7 +207,8 @@ def grad(
         acc = acc + (tl.zeros([BM, BD], tl.float32),)
     row_share = tl.zeros([BM], tl.float32)  # sum_j w_ij t_ij
     BY: tl.constexpr = len(up) if BY_NUMBERS else 0
-    by_up, by_down, by_offset = zeros(BY, BM), zeros(BY, BM), tl.zeros([BM], tl.float32)
+    by_up = zeros(BY, BM) if BY > 0 else ()
+    by_down, by_offset = by_up, tl.zeros([BM], tl.float32)
 
     start, end = split_columns(M, BN)
     for c0 in range(start, end, BN):
@@ -219,7 +219,9 @@ def grad(
         ys = load_chunks(y.rows, c, M, D, BD, CHUNKS)
         e = accumulate(x.rows, y.rows, xs, ys, r, c, N, M, D, BD, PRECISION)
         s, d_e, t, _f = SCORE(e, own, other)
-        s, share = shift(s, x, y, r, c, N, M)
+        share = 1.0
+        if len(x.offsets) + len(y.offsets) > 0:
+            s, share = shift(s, x, y, r, c, N, M)
         positive, negative = pair_masks(xl, yl, r, c, M, ref_offset)
         g = tl.zeros([BM, BN], tl.float32)
         if len(neg.kinds) > 0:

@@ -80,7 +80,7 @@ def tuning(monkeypatch, tmp_path):
 def test_doctor_shows_the_tuned_tiles(tuning, capsys):
     facts, _ = doctor(capsys)
     assert facts["tuned tiles"].startswith(f"none of this GPU in {tuning.file()}; `python -m fusedloss tune`")
-    key = tuning.Key("grad", "exp", 2, use="softmax similarity sum/lse", D=128)
+    key = tuning.Key(tuning.Work("grad", "exp", 2), "softmax similarity sum/lse", 128)
     tile = tuning.Tile(64, 32, 64, 4, 2, 128)
     tuning.remember([tuning.Tuned(key, tile, 1e-3, 2e-3, "2026-11-25")])
     facts, printed = doctor(capsys)

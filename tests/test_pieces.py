@@ -8,7 +8,7 @@ import torch
 import fusedloss
 from fusedloss import backends, ops
 from fusedloss.backends.blocked import losses
-from fusedloss.backends.request import PIECES, Fold
+from fusedloss.backends.request import PIECES
 from fusedloss.checks import Batch
 from tests.grid import batch, running
 
@@ -55,7 +55,7 @@ def test_a_piece_has_the_terms_numbers_and_derivatives_that_its_row_says(name, p
     piece = PIECES[name]
     numbers = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in [0.3, 2.0][: len(piece.numbers)]]
     s = torch.linspace(-1.9, 2.1, 64, dtype=torch.float64).view(8, 8).requires_grad_()
-    assert len(list(losses.loss(name)(s, numbers, positive))) == piece.terms
+    assert len(list(losses.LOSSES[name](s, numbers, positive))) == piece.terms
     for value, *derivatives in terms_of(losses.written_once(name), name, s, numbers, positive):
         if not derivatives:
             continue
@@ -86,26 +86,23 @@ def rows(device):
 
 
 WRONG = [
-    (dict(loss="circle", pos=["lse", "lse"], numbers=2), "circle has 1 terms"),
-    (dict(loss="softmax", pos=["sum"] * 4, numbers=2), "softmax has 3 terms"),
-    (dict(loss="softmax", pos=["max"], numbers=2), "each to be folded as"),
-    (dict(loss="softmax", pos=["lse"], numbers=1), "softmax takes scale, bias for positives and for negatives"),
-    (dict(loss="contrastive", pos=["sum"], numbers=2), "contrastive takes margin for positives and for negatives"),
+    ("circle", ops.of("lse", "lse", margin=0.4, gamma=2.0), "circle has 1 terms, each to be folded as one of"),
+    ("softmax", ops.of("sum", "sum", "sum", "sum", scale=1.0), "softmax has 3 terms"),
+    ("softmax", ops.of("max", scale=1.0), "softmax has 3 terms"),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "said"), WRONG)
-def test_more_folds_than_terms_or_other_numbers_are_an_error_on_both_backends(backend, device, wrong, said):
-    numbers = torch.ones(2, wrong["numbers"])
-    request = Fold(rows(device), numbers, None, wrong["loss"], "euclidean", wrong["pos"], [], False)
-    with pytest.raises(ValueError, match=said):
-        backends.module(backend).fold(request)
+@pytest.mark.parametrize(("loss", "folded", "said"), WRONG)
+def test_more_folds_than_terms_or_others_are_an_error_on_both_backends(backend, device, loss, folded, said):
+    for kinds in (dict(pos=folded), dict(neg=folded)):
+        with pytest.raises(ValueError, match=said):
+            ops.fold(rows(device), loss, "euclidean", **kinds)
 
 
 @pytest.mark.parametrize("numbers", [{}, {"margin": 1.0}, {"bias": 1.0}, {"scale": 1.0, "base": 0.5}], ids=str)
-def test_numbers_are_given_by_their_names(numbers):
+def test_numbers_are_given_by_their_names(backend, device, numbers):
     with pytest.raises(ValueError, match="softmax takes the numbers scale, bias, got"):
-        ops.fold(rows("cpu"), "softmax", "dot", pos=ops.of("sum", **numbers))
+        ops.fold(rows(device), "softmax", "dot", pos=ops.of("sum", **numbers))
 
 
 def test_a_choice_of_backend_is_of_its_thread():

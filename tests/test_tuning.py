@@ -21,7 +21,7 @@ from fusedloss.tools.workloads import Workload, step
 
 pytest.importorskip("triton")
 
-KEY = Key("fold", "exp", 2, "softmax similarity sum/lse", 128)
+KEY = Key(Work("fold", "exp", 2), "softmax similarity sum/lse", 128)
 DEFAULT = configs.choose(KEY.work, 128, "sm_90")
 FOUND = Tuned(KEY, Tile(64, 32, 64, 4, 2, 128), 1e-3, 2e-3, "2026-11-23")
 
@@ -91,10 +91,10 @@ def tile(**sizes):
         (entry(seconds=-1.0), "seconds must be positive numbers, got -1.0"),
         (entry(seconds="fast"), "seconds must be positive numbers, got 'fast'"),
         (
-            entry(key={"kernel": "sort", "terms": "", "itemsize": 2, "use": "", "D": 128}),
+            entry(work={"kernel": "sort", "terms": "", "itemsize": 2}),
             "no kernel has the key .*'sort'",
         ),
-        (entry(key={"kernel": "fold", "terms": "", "itemsize": 2, "use": "", "D": 100}), "no tile is chosen by"),
+        (entry(D=100), "no tile is chosen by"),
     ],
 )
 def test_a_broken_or_foreign_file_is_ignored_with_a_warning(gpu, edit, said):
@@ -167,7 +167,7 @@ def test_a_sweep_leaves_out_what_spills_or_does_not_fit_and_keeps_the_fastest(gp
     monkeypatch.setattr(sweep, "architecture", lambda: "sm_90")
     runs = [step(Workload("info_nce_loss", N, 128, "bf16"), "meta") for N in (1024, 4096)]
     with fusedloss.use_backend("triton"):
-        found = {tuned.key.kernel: tuned for tuned in sweep.tune(runs, timer=timer)}
+        found = {tuned.key.work.kernel: tuned for tuned in sweep.tune(runs, timer=timer)}
     assert [tuned.key.work for tuned in found.values()] == [Work("fold", "exp", 2), Work("grad", "exp", 2)]
     assert found["fold"].tile == deeper and found["fold"].seconds == 1e-3
     assert found["fold"].default_seconds == 5e-3
@@ -191,11 +191,11 @@ def test_what_cannot_run_is_not_kept(gpu, monkeypatch):
 
     def timer(runs):
         (now,) = tuning._trial.items()
-        return 1e-3 if now[0].kernel == "fold" and now[1] != default else math.inf
+        return 1e-3 if now[0].work.kernel == "fold" and now[1] != default else math.inf
 
     with fusedloss.use_backend("triton"):
         (found,) = sweep.tune(runs, timer=timer)
-    assert found.key.kernel == "fold" and found.tile != default and found.default_seconds is None
+    assert found.key.work.kernel == "fold" and found.tile != default and found.default_seconds is None
     assert "does not fit" in sweep.cells(found) and "default does not fit" in sweep.config_row(found)
     assert tuning.remembered() == {found.key: found}
 
@@ -227,7 +227,7 @@ def test_at_first_use_a_kernel_is_tuned_once(gpu, monkeypatch):
         for _ in range(2):
             fusedloss.supcon_loss(x, labels).backward()
         fusedloss.supcon_loss(torch.cat([x, x]), torch.cat([labels, labels])).backward()  # another batch size
-    assert [[key.kernel for key in keys] for keys in calls] == [["fold"], ["grad"]]
+    assert [[key.work.kernel for key in keys] for keys in calls] == [["fold"], ["grad"]]
     assert not tuning.wanted
 
 

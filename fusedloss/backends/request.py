@@ -30,7 +30,7 @@ PIECES = {
     "sigmoid": Piece({"scale": None, "bias": 0.0}, terms=1),
     "circle": Piece({"margin": None, "gamma": None}, terms=1),
 }
-FOLDS = ("sum", "lse")
+FOLDS = ("sum", "lse")  # of terms: their sum, and log sum exp
 
 
 class Fold(NamedTuple):
@@ -44,21 +44,6 @@ class Fold(NamedTuple):
     pos: list[str]  # folds of the positives, of FOLDS; fold k takes the loss's term k
     neg: list[str]
     columns: bool  # the rows of y are anchors too, whose states follow those of x
-
-    def checked(self) -> Piece:
-        """The loss, if the folds and numbers are those that it has.
-
-        Raises:
-            ValueError: they are not.
-        """
-        piece = PIECES[self.loss]
-        for kinds in (self.pos, self.neg):
-            if len(kinds) > piece.terms or not set(kinds) <= set(FOLDS):
-                raise ValueError(f"{self.loss} has {piece.terms} terms, each to be folded as {FOLDS}, got {kinds}")
-        if self.numbers.shape != (2, len(piece.numbers)):
-            wanted = f"{self.loss} takes {', '.join(piece.numbers)} for positives and for negatives"
-            raise ValueError(f"{wanted}, got shape {tuple(self.numbers.shape)}")
-        return piece
 
     @property
     def kinds(self) -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backends import resolve_backend
 from ..backends.dtypes import loss_dtype, state_dtype
-from ..backends.request import PIECES, Fold, FoldGrad
+from ..backends.request import FOLDS, PIECES, Fold, FoldGrad
 from ..checks import Batch
 from .registration import differentiable, flat, register, register_grad
 
@@ -75,18 +75,28 @@ def fold(
 
 
 def numbers_of(loss: str, kind: Of) -> list[float | Tensor]:
-    """The loss's numbers for one kind of pairs, in its order; they do not matter if nothing is folded."""
-    known = PIECES[loss].numbers
-    given = kind.numbers.keys()
-    if given - known.keys() or (kind.folds and any(known[name] is None for name in known.keys() - given)):
-        raise ValueError(f"{loss} takes the numbers {', '.join(known)}, got {', '.join(given) or 'none'}")
-    return [kind.numbers.get(name, default or 0.0) for name, default in known.items()]
+    """The loss's numbers for one kind of pairs, in its order; they do not matter if nothing is folded.
+
+    Raises:
+        ValueError: the loss has other numbers, or no such terms to be folded.
+    """
+    piece, numbers, missing = PIECES[loss], [], False
+    for name, default in piece.numbers.items():
+        value = kind.numbers.get(name, default)
+        missing |= value is None
+        numbers.append(0.0 if value is None else value)
+    if (missing and kind.folds) or kind.numbers.keys() - piece.numbers.keys():
+        given = ", ".join(kind.numbers) or "none"
+        raise ValueError(f"{loss} takes the numbers {', '.join(piece.numbers)}, got {given}")
+    if len(kind.folds) > piece.terms or not set(kind.folds) <= set(FOLDS):
+        raise ValueError(f"{loss} has {piece.terms} terms, each to be folded as one of {FOLDS}, got {kind.folds}")
+    return numbers
 
 
 def as_tensor(numbers: list[float | Tensor], x: Tensor) -> Tensor:
     """A loss's numbers: on the CPU, where reading them takes no sync, unless one of them is a tensor on the device."""
     dtype = loss_dtype(x)
-    tensors = [p for p in numbers if isinstance(p, Tensor)]
+    tensors = list(filter(torch.is_tensor, numbers))
     if not tensors:
         return torch.tensor(numbers, dtype=dtype)
     device = x.device if any(p.device.type != "cpu" for p in tensors) else torch.device("cpu")

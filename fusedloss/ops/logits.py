@@ -19,12 +19,12 @@ def _dz_ops(name: str, kind: Any) -> tuple[Any, Any]:
 
     def into_new(z: Tensor, *arguments: Any) -> Tensor:
         out = torch.empty_like(z, memory_format=torch.contiguous_format)
-        call(name, kind, (z, *arguments[:-1]), arguments[-1], out)
+        call(name, kind, z, *arguments, out=(out,))
         return out
 
     def in_place(z: Tensor, *arguments: Any) -> None:
         if z.is_contiguous():
-            call(name, kind, (z, *arguments[:-1]), arguments[-1], z)
+            call(name, kind, z, *arguments, out=(z,))
         else:
             z.copy_(into_new(z, *arguments))
 

@@ -8,8 +8,10 @@ The arguments of an op are the leaves of its record, then the backend's name. Th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import filterfalse
+from operator import itemgetter
 from typing import Any, get_type_hints
 
 import torch
@@ -25,26 +27,31 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {}  # what an op calls, by its name
 
 
 @functools.cache
+def inner(kind: Any) -> Any:
+    """The record in the first field of a record, if there is one."""
+    first = next(iter(get_type_hints(kind).values()))
+    return first if hasattr(first, "_fields") else None
+
+
+@functools.cache
 def leaves(kind: Any) -> dict[str, Any]:
-    """The types of a record's leaves by their names; the fields of a record inside it are leaves too."""
-    found: dict[str, Any] = {}
-    for name, hint in get_type_hints(kind).items():
-        found |= leaves(hint) if hasattr(hint, "_fields") else {name: hint}
-    return found
+    """The types of a record's leaves by their names: those of the record inside it, then its own."""
+    hints = get_type_hints(kind)
+    return hints if inner(kind) is None else leaves(inner(kind)) | dict(list(hints.items())[1:])
 
 
 def flat(record: Any) -> list[Any]:
     """The leaves of a record."""
-    found: list[Any] = []
-    for value in record:
-        found += flat(value) if hasattr(value, "_fields") else [value]
-    return found
+    first, *others = record
+    return [*flat(first), *others] if isinstance(first, tuple) else [*record]
 
 
-def rebuilt(kind: Any, values: Iterator[Any]) -> Any:
+def rebuilt(kind: Any, values: Sequence[Any]) -> Any:
     """The record of these leaves."""
-    hints = get_type_hints(kind).values()
-    return kind(*(rebuilt(hint, values) if hasattr(hint, "_fields") else next(values) for hint in hints))
+    if inner(kind) is None:
+        return kind(*values)
+    own = len(kind._fields) - 1
+    return kind(rebuilt(inner(kind), values[: len(values) - own]), *values[len(values) - own :])
 
 
 def schema(kind: Any, returns: str) -> str:
@@ -52,32 +59,32 @@ def schema(kind: Any, returns: str) -> str:
     return f"({arguments}, str backend) -> {returns}"
 
 
-def call(name: str, kind: Any, values: Sequence[Any], backend: str, *out: Tensor) -> Any:
-    """A function of a backend on the record of these leaves, with contiguous tensors."""
-    x = values[0]
-    contiguous = (v.contiguous() if isinstance(v, Tensor) else v for v in values)
-    arguments = (rebuilt(kind, contiguous), *out)
-    function = getattr(backends.module(backend), name)
-    device = x.device.type
-    autocast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+def call(name: str, kind: Any, *arguments: Any, out: tuple[Tensor, ...] = ()) -> Any:
+    """A function of a backend on the record of these leaves, with contiguous tensors. The last names the backend."""
+    *leaves, backend = arguments
+    for i, value in enumerate(leaves):
+        if isinstance(value, Tensor):
+            leaves[i] = value.contiguous()
+    function, given = getattr(backends.module(backend), name), (rebuilt(kind, leaves), *out)
+    device = leaves[0].device
+    autocast = torch.amp.is_autocast_available(device.type)
     # Kernels launch on the current device; products inside a backend keep their precision under autocast.
-    with torch.cuda.device_of(x), autocast:
-        found = function(*arguments)
+    with torch.cuda.device_of(leaves[0]), torch.autocast(device.type, enabled=False) if autocast else nullcontext():
+        found = function(*given)
         if backends.after_call is not None:
-            backends.after_call(function, arguments)
+            backends.after_call(function, given)
         return found
 
 
 def register(name: str, kind: Any, returns: str, fake: Callable[[Any], Any]) -> Any:
     """The custom op of a backend's function. On the device "meta" the Triton backend goes as far as its launches."""
 
-    def function(*arguments: Any) -> Any:
-        return call(name, kind, arguments[:-1], arguments[-1])
+    function = functools.partial(call, name, kind)
 
     def shapes(*arguments: Any) -> Any:
         if arguments[0].is_meta and arguments[-1] == "triton":
             return function(*arguments)
-        return fake(rebuilt(kind, iter(arguments[:-1])))
+        return fake(rebuilt(kind, arguments[:-1]))
 
     return custom_op(name, function, schema(kind, returns), shapes)
 
@@ -107,23 +114,30 @@ def differentiable(
 
     `wanted` is a record of whether each leaf wants its gradient; the gradients of others are dropped.
     """
-    names = list(leaves(kind))
+    names = [*leaves(kind)]
     tensors = [i for i, hint in enumerate(leaves(kind).values()) if hint in (Tensor, Tensor | None)]
+    saved_leaves = itemgetter(*tensors)
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         outputs = output if isinstance(output, tuple) else (output,)
-        ctx.mark_non_differentiable(*(o for o in outputs if not o.is_floating_point()))
-        ctx.save_for_backward(*(inputs[i] for i in tensors), *(outputs if saves_outputs else ()))
-        ctx.leaves = [None if i in tensors else value for i, value in enumerate(inputs)]
+        ctx.mark_non_differentiable(*filterfalse(torch.is_floating_point, outputs))
+        ctx.save_for_backward(*saved_leaves(inputs), *(outputs if saves_outputs else ()))
+        ctx.leaves = [*inputs]
+        for i in tensors:
+            ctx.leaves[i] = None
 
     def run(ctx: Any, *derivatives: Tensor) -> Any:
         saved = ctx.saved_tensors  # read once: activation checkpointing unpacks them as they are read
         *values, backend = ctx.leaves
         for i, tensor in zip(tensors, saved, strict=False):
             values[i] = tensor
-        needed = ctx.needs_input_grad
-        record, wanted = rebuilt(kind, iter(values)), rebuilt(kind, iter(needed))
-        found = backward(record, wanted, backend, saved[len(tensors) :], derivatives)
-        return *(found.get(name) if need else None for name, need in zip(names, needed, strict=False)), None
+        *needed, _ = ctx.needs_input_grad
+        outputs = saved[len(tensors) :]
+        found = backward(rebuilt(kind, values), rebuilt(kind, needed), backend, outputs, derivatives)
+        gradients: list[Tensor | None] = [None] * len(ctx.leaves)
+        for i, name in enumerate(names):
+            if needed[i]:
+                gradients[i] = found.get(name)
+        return tuple(gradients)
 
     op.register_autograd(run, setup_context=setup)

@@ -81,4 +81,4 @@ def print_tuned_tiles() -> None:
         print(f"tuned tiles: none of this GPU in {tuning.file()}; `python -m fusedloss tune` finds and keeps some")
         return
     print(f"tuned tiles: {len(tuned)} in {tuning.file()}")
-    show(tuning.device_name(), (*COLUMNS, "bits"), [[*cells(t), str(8 * t.key.itemsize)] for t in tuned])
+    show(tuning.device_name(), (*COLUMNS, "bits"), [[*cells(t), str(8 * t.key.work.itemsize)] for t in tuned])

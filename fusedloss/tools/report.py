@@ -63,7 +63,7 @@ def distinct(work: Workload, arch: str, candidates: bool) -> Iterable[Compiled]:
     add(recorded, True)
     for key in {launch.key for launch in recorded if candidates and launch.key}:
         tile = configs.choose(key.work, work.D, arch)
-        for other in (*configs.shapes(tile), *configs.depths(tile, key.kernel, key.D)):
+        for other in (*configs.shapes(tile), *configs.depths(tile, key.work.kernel, key.D)):
             with tuning.trying(key, other):
                 add([launch for launch in launches(work, arch) if launch.key == key], False)
     return kept.values()

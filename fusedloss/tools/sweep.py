@@ -79,7 +79,7 @@ def fitting(runs: Sequence[Run], key: Key, tiles: Iterable[Tile], arch: str) -> 
     for tile in dict.fromkeys(tiles):
         with tuning.trying(key, tile):
             sources[tile] = {source(launch) for launch in launches(runs, arch) if launch.key == key}
-    with progress(f"compiling {key.kernel}") as advance:
+    with progress(f"compiling {key.work.kernel}") as advance:
         found = compile_all(((code, target(arch)) for codes in sources.values() for code in codes), advance)
     spills = {}
     for tile, codes in sources.items():
@@ -94,9 +94,9 @@ def sweep(runs: Sequence[Run], key: Key, arch: str, timer: Timer) -> Tuned:
     default = best = configs.choose(key.work, key.D or ANY_D, arch)
     with tuning.trying(key, default):
         seconds = {default: timer(runs)}
-    for near in (configs.shapes, lambda tile: configs.depths(tile, key.kernel, key.D)):
+    for near in (configs.shapes, lambda tile: configs.depths(tile, key.work.kernel, key.D)):
         todo = [tile for tile in fitting(runs, key, [best, *near(best)], arch) if tile not in seconds]
-        with progress(f"timing {key.kernel}") as advance:
+        with progress(f"timing {key.work.kernel}") as advance:
             for done, tile in enumerate(todo):
                 advance(done, len(todo))
                 with tuning.trying(key, tile):
@@ -155,7 +155,7 @@ def cells(tuned: Tuned) -> list[str]:
     most = f"<= {tuned.key.D}" if tuned.key.D else "any"
     times = [milliseconds(t) for t in (tuned.default_seconds, tuned.seconds)]
     gain = f"{tuned.default_seconds / tuned.seconds:.2f}x" if tuned.default_seconds else "-"
-    kernel = f"{tuned.key.kernel} {tuned.key.terms}".rstrip()
+    kernel = f"{tuned.key.work.kernel} {tuned.key.work.terms}".rstrip()
     return [kernel, tuned.key.use, most, *times, tile, gain]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..dtypes import state_dtype
 from ..request import Fold, FoldGrad
-from .losses import Term, loss
+from .losses import LOSSES, Term
 from .tiles import Side, Tile, add_tile, all_zero, gradients, sides, tiles
 
 EMPTY = {"sum": 0.0, "lse": -torch.inf}  # what a fold over no pair is
@@ -31,7 +31,7 @@ def folded(f: Fold, t: Tile, s: Tensor, numbers: Sequence[Any]) -> Iterator[Fold
     """The folds of the positives of a tile, if it has any, and of its negatives."""
     for positive, kinds, mask in ((True, f.pos, t.pos), (False, f.neg, t.neg)):
         if kinds and (mask is not None or not positive):
-            terms = loss(f.loss)(s, numbers[not positive], positive)
+            terms = LOSSES[f.loss](s, numbers[not positive], positive)
             for k, (kind, term) in enumerate(zip(kinds, terms, strict=False), 0 if positive else len(f.pos)):
                 yield Folded(k, kind, mask, positive, term)
 
@@ -46,13 +46,12 @@ def listed(numbers: Tensor) -> Sequence[Any]:
 
 def fold(f: Fold) -> Tensor:
     """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
-    f.checked()
     b = f.batch
     xs, ys = sides(b, f.metric, sort=True)
-    v, w = walked(f, xs, ys)
+    v, w = (None, None) if f.offsets is None else walked(f, xs, ys)
     numbers = listed(f.numbers)
-    by_row = empty_states(f.kinds, b.x)
-    by_column = by_row if b.y is None else empty_states(f.kinds, b.y)
+    by_row = empty_states(f, b.x)
+    by_column = by_row if b.y is None else empty_states(f, b.y)
     for t in tiles(xs, ys, f.metric):
         s = t.s if w is None else shift(t, v, w)[0]
         for k, kind, mask, _, of in folded(f, t, s, numbers):
@@ -65,9 +64,12 @@ def fold(f: Fold) -> Tensor:
     return torch.cat([found, ys.restore(by_column, 1)], 1) if f.columns else found
 
 
-def empty_states(kinds: Sequence[str], x: Tensor) -> Tensor:
+def empty_states(f: Fold, x: Tensor) -> Tensor:
     """What the states of rows x are before any pair. [folds, N]"""
-    return torch.stack([x.new_full((len(x),), EMPTY[kind], dtype=state_dtype(x)) for kind in kinds])
+    states = x.new_zeros(len(f.pos) + len(f.neg), len(x), dtype=state_dtype(x))
+    for state, kind in zip(states, [*f.pos, *f.neg], strict=True):
+        state.fill_(EMPTY[kind])
+    return states
 
 
 def fold_tile(term: Tensor, kind: str, columns: bool) -> tuple[Tensor, Tensor | None]:
@@ -124,17 +126,22 @@ def shift(t: Tile, v: Tensor | None, w: Tensor) -> tuple[Tensor, Tensor | None]:
 # --------------------------------------------------------------------------------------------------------- backward
 
 
+class Anchors(NamedTuple):
+    """What is known of a side's anchors: of all folds [folds, n], or of one, as it meets a tile."""
+
+    states: Tensor
+    dstates: Tensor  # dL/dstates
+
+
 def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     f, b = g.fold, g.fold.batch
-    f.checked()
     N, numbers = len(b.x), listed(f.numbers)
     xs, ys = sides(b, f.metric, sort=True)
-    v, w = walked(f, xs, ys)
-    # (states, their derivatives) [folds, n]; row j of a self batch is an anchor too
-    rows = [xs.ordered(t[:, :N]) for t in (g.states, g.dstates)]
-    columns = rows if b.y is None else []
+    v, w = (None, None) if f.offsets is None else walked(f, xs, ys)
+    rows = Anchors(xs.ordered(g.states[:, :N]), xs.ordered(g.dstates[:, :N]))
+    columns = rows if b.y is None else None  # row j of a self batch is an anchor too
     if g.states.shape[1] > N:
-        columns = [ys.ordered(t[:, N:]) for t in (g.states, g.dstates)]
+        columns = Anchors(ys.ordered(g.states[:, N:]), ys.ordered(g.dstates[:, N:]))
     of_x, of_y = gradients(xs, ys, g.want_x, g.want_y)
     by_numbers = torch.zeros_like(f.numbers)
 
@@ -144,9 +151,9 @@ def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         for k, kind, mask, positive, term in folded(f, t, s, numbers):
             if term.by_s is None:
                 continue
-            anchors = [tuple(part[k, t.r, None] for part in rows)]
-            if columns:
-                anchors.append(tuple(part[k, t.c] for part in columns))
+            anchors = [Anchors(rows.states[k, t.r, None], rows.dstates[k, t.r, None])]
+            if columns is not None:
+                anchors.append(Anchors(columns.states[k, t.c], columns.dstates[k, t.c]))
             weight = term_weight(term, kind, anchors, s.dtype)
             if g.want_numbers:
                 once = 0.5 if t.diagonal else 1.0  # a diagonal tile shows each of its pairs twice
@@ -172,20 +179,32 @@ def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-def term_weight(
-    term: Term, kind: str, anchors: Sequence[tuple[Tensor, ...]], dtype: torch.dtype
-) -> Tensor:  # fmt: skip
-    """dL/dterm of a tile, summed over its anchors: the (state, dL/dstate) of the rows, and of the columns."""
-    if kind == "sum":
-        return total([dstate.to(dtype) for _, dstate in anchors])
-    value = term.value()
-    if value.device.type == "cpu":
-        extremes = [extreme for state, _ in anchors for extreme in state.aminmax()]
-        high = max(extremes).to(value.dtype)
-        if high - min(extremes) < SAFE:  # one exponential serves all
-            scale = total([(dstate * (high - state).exp()).to(value.dtype) for state, dstate in anchors])
-            return (value - high).exp_().mul_(scale)
-    return total([exponential(value, state, dstate) for state, dstate in anchors])
+def term_weight(term: Term, kind: str, anchors: Sequence[Anchors], dtype: torch.dtype) -> Tensor:
+    """dL/dterm of a tile, summed over its anchors: those of the rows, and of the columns."""
+    value = term.value() if kind == "lse" else None
+    shift = None if value is None else common_shift(anchors, dtype)
+    weights = []
+    for state, dstate in anchors:
+        if value is None:
+            weights.append(dstate.to(dtype))
+        elif shift is None:
+            weights.append(exponential(value, state, dstate))
+        else:
+            weights.append((dstate * (shift - state).exp()).to(dtype))
+    weight = weights[0] if len(weights) == 1 else weights[0] + weights[1]
+    return weight if value is None or shift is None else (value - shift).exp_().mul_(weight)
+
+
+def common_shift(anchors: Sequence[Anchors], dtype: torch.dtype) -> Tensor | None:
+    """The highest of the states, if they are so close that one exponential serves all; None where it takes a sync."""
+    low, high = anchors[0].states.aminmax()
+    if low.device.type != "cpu":
+        return None
+    for other in anchors[1:]:
+        least, most = other.states.aminmax()
+        low, high = min(low, least), max(high, most)
+    high = high.to(dtype)
+    return high if high - low < SAFE else None
 
 
 def exponential(term: Tensor, state: Tensor, dstate: Tensor, out: Tensor | None = None) -> Tensor:
@@ -193,10 +212,6 @@ def exponential(term: Tensor, state: Tensor, dstate: Tensor, out: Tensor | None 
     rounded = state.to(term.dtype)
     rest = torch.where(state == rounded, 0.0, state - rounded)  # not inf - inf
     return torch.sub(term, rounded, out=out).exp_().mul_((dstate * (-rest).exp()).to(term.dtype))
-
-
-def total(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 def times(slope: Tensor | float, weight: Tensor, mask: Tensor | None, like: Tensor) -> Tensor:

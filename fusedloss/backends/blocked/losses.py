@@ -18,12 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..request import PIECES
+
 
 class Term(NamedTuple):
     """A term of a loss on a tile, and its derivatives by the scores and by each number; computed when called."""
 
     value: Callable[[], Tensor]
-    by_s: Callable[[], Tensor | float] | None = None  # of the last call, since it may be overwritten; None: a constant
+    by_s: Callable[[], Tensor | float] | None = (
+        None  # the last to be called, since it may be overwritten; None: a constant
+    )
     by_numbers: Callable[[], Sequence[Tensor | float]] = list
 
 
@@ -59,8 +63,10 @@ def device_code() -> dict[str, Any]:
     """The functions of `kernels/losses.py`."""
     path = Path(__file__).parents[2] / "kernels" / "losses.py"
 
+    real = builtins.__import__
+
     def imported(name: str, *others: Any) -> Any:  # PyTorch imports too, in the middle of a call
-        return TRITON if name.startswith("triton") else __import__(name, *others)
+        return TRITON if name.startswith("triton") else real(name, *others)
 
     namespace: dict[str, Any] = {"__builtins__": {**vars(builtins), "__import__": imported}}
     exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
@@ -120,13 +126,10 @@ def softmax(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
     yield Term(lambda: torch.ones_like(s))
 
 
-# What these save, forward + backward of 4,096 rows on 2 cores: see `bench/pieces.py`.
+# What these save is measured by `python -m bench.pieces`.
 FASTER: dict[str, Loss] = {
     "contrastive": contrastive,
     "linear_contrastive": linear_contrastive,
     "softmax": softmax,
 }
-
-
-def loss(name: str) -> Loss:
-    return FASTER.get(name) or written_once(name)
+LOSSES = {name: FASTER.get(name) or written_once(name) for name in PIECES}

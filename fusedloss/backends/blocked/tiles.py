@@ -45,7 +45,8 @@ def side(x: Tensor, labels: Tensor, metric: str, sort: bool) -> Side:
     rows, scale = unit(widen(x)) if metric in SCALED else (widen(x), None)
     bounds = None
     if sort and x.device.type == "cpu":
-        bounds = [(int(b[0]), int(b[-1])) for b in (labels.split(BLOCK) if len(labels) else ())]
+        last = torch.arange(BLOCK - 1, len(labels) + BLOCK - 1, BLOCK).clamp_(max=len(labels) - 1)
+        bounds = list(zip(labels[::BLOCK].tolist(), labels[last].tolist(), strict=True))
     return Side(rows, rows.square().sum(1), scale, labels, order, bounds)
 
 
@@ -76,9 +77,12 @@ def row_tiles(x: Side, y: Side, metric: str, r: slice, first: int = 0) -> Iterat
     for j in range(first, len(y.rows), BLOCK):
         c = slice(j, j + BLOCK)
         s = score(x.rows[r], y.rows[c], x.squares[r], y.squares[c], metric)
-        diagonal = x is y and r == c
+        diagonal, near = x is y and r == c, True  # near: the labels of the blocks say that a pair may be positive
         pos = neg = None
-        if share_labels(x.bounds, y.bounds, r.start // BLOCK, j // BLOCK):
+        if x.bounds is not None and y.bounds is not None:
+            (first_x, last_x), (first_y, last_y) = x.bounds[r.start // BLOCK], y.bounds[j // BLOCK]
+            near = first_x <= last_y and first_y <= last_x
+        if near:
             pos = x.labels[r, None] == y.labels[c]
             neg = ~pos
             if diagonal:
@@ -89,22 +93,14 @@ def row_tiles(x: Side, y: Side, metric: str, r: slice, first: int = 0) -> Iterat
 
 
 def row_blocks(x: Side) -> Iterator[slice]:
-    return (slice(i, i + BLOCK) for i in range(0, len(x.rows), BLOCK))
+    for i in range(0, len(x.rows), BLOCK):
+        yield slice(i, i + BLOCK)
 
 
 def tiles(x: Side, y: Side, metric: str) -> Iterator[Tile]:
     """Every tile; of a self batch only those on and above the diagonal."""
     for r in row_blocks(x):
         yield from row_tiles(x, y, metric, r, first=r.start if x is y else 0)
-
-
-def share_labels(
-    x_bounds: list[tuple[int, int]] | None, y_bounds: list[tuple[int, int]] | None, i: int, j: int
-) -> bool:
-    """Whether two blocks of rows may have a label in common."""
-    if x_bounds is None or y_bounds is None:
-        return True
-    return x_bounds[i][0] <= y_bounds[j][1] and y_bounds[j][0] <= x_bounds[i][1]
 
 
 class Gradient:
@@ -158,4 +154,7 @@ def add_tile(
 
 def all_zero(g: Tensor) -> bool:
     """Whether there is nothing to add; False where reading it would be a sync."""
-    return g.device.type == "cpu" and all(extreme == 0 for extreme in g.aminmax())
+    if g.device.type != "cpu":
+        return False
+    low, high = g.aminmax()
+    return bool(low == 0) and bool(high == 0)

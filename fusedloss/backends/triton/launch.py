@@ -98,7 +98,8 @@ def sides(b: Batch, metric: str, *, sort: bool = False) -> tuple[Side, Side]:
 def prepare(x: Tensor, labels: Tensor, metric: str, sort: bool) -> Side:
     """A side in its compute format."""
     order = labels.argsort(stable=True) if sort else None
-    x, labels = reorder(x, order), reorder(labels, order)
+    if order is not None:
+        x, labels = x.index_select(0, order), labels.index_select(0, order)
     n, D = x.shape
     norms = torch.empty(n, dtype=torch.float32, device=x.device)
     rounding, precision = ("", "manhattan") if metric == "manhattan" else compute_format(x)
@@ -143,26 +144,24 @@ class Plan(NamedTuple):
 
     tile: configs.Tile
     key: tuning.Key
+    slab: int  # chunks of the gradient that one program owns
     options: dict[str, Any]
 
     def splits(self, N: int, M: int) -> int:
         """How many programs share the columns of a row block, so that a small N still fills the device."""
         return max(1, min(configs.SPLIT_TARGET // max(1, cdiv(N, self.tile.BM)), cdiv(M, self.tile.BN)))
 
-    def slab(self, D: int) -> int:
-        """Chunks of the gradient that one program owns."""
-        return cdiv(min(self.tile.held, D), self.tile.BD)
-
 
 def plan(kernel: str, terms: str, use: str, side: Side) -> Plan:
     """The plan of a kernel, see `configs.Work`; `use` names what else its registers depend on."""
     manhattan, D = side.precision == "manhattan", side.D
     work = configs.Work(kernel, "manhattan" if manhattan else terms, 4 if manhattan else side.rows.rows.element_size())
-    key = tuning.Key(*work, use, tuning.bucket(D))
+    key = tuning.Key(work, use, tuning.bucket(D))
     tile = tuning.choose(key, D, architecture())
     chunks = 0 if manhattan or tile.held < D else cdiv(D, tile.BD)
     options = dict(PRECISION=side.precision, BM=tile.BM, BN=tile.BN, BD=tile.BD, CHUNKS=chunks)
-    return Plan(tile, key, options | dict(num_warps=tile.num_warps, num_stages=tile.num_stages))
+    options |= dict(num_warps=tile.num_warps, num_stages=tile.num_stages)
+    return Plan(tile, key, cdiv(min(tile.held, D), tile.BD), options)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -127,7 +127,6 @@ def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
         unit = du.abs().amax().clamp_min(1e-30) * 2.0 ** (s.y.n.bit_length() // 2)
         du = du / unit
     chosen = s.plan("triplets_grad", "nearest" if t.triplets == "nearest" else "exp" if t.soft else "")
-    slab = chosen.slab(s.x.D)
 
     runs = [(s.x, s.y, "self" if y is None else "x")] if g.want_x else []
     runs += [(s.y, s.x, "y")] if y is not None and g.want_y else []
@@ -138,8 +137,8 @@ def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
             for (rows, others, role), out in zip(runs, outs, strict=True):
                 anchors = [turn.anchors if role in of else () for of in (("x", "self"), ("y", "self"))]
                 args = (rows.rows, others.rows, *anchors, out, numbers(t.margin), longest, rows.n, others.n, rows.D)
-                options = dict(KIND=t.triplets, SOFT=t.soft, ADD=turn.first > 0, SLAB=slab)
-                grid = (cdiv(rows.n, chosen.tile.BM), len(out), cdiv(rows.D, slab * chosen.tile.BD))
+                options = dict(KIND=t.triplets, SOFT=t.soft, ADD=turn.first > 0, SLAB=chosen.slab)
+                grid = (cdiv(rows.n, chosen.tile.BM), len(out), cdiv(rows.D, chosen.slab * chosen.tile.BD))
                 Launch(
                     kernels.triplets_grad, grid, (*args, turn.first, turn.width, turn.parts), chosen.options | options,
                     chosen.key, role,

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import warnings
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,15 +31,9 @@ FORMAT = 2
 class Key(NamedTuple):
     """What a tile is chosen by."""
 
-    kernel: str  # the first three as in configs.Work
-    terms: str
-    itemsize: int
+    work: Work
     use: str  # the loss and its scores
     D: int  # the bucket, 0 above the last
-
-    @property
-    def work(self) -> Work:
-        return Work(self.kernel, self.terms, self.itemsize)
 
 
 class Tuned(NamedTuple):
@@ -52,7 +47,7 @@ class Tuned(NamedTuple):
 
 
 def bucket(D: int) -> int:
-    return next((largest for largest in BUCKETS if largest >= D), 0)
+    return (*BUCKETS, 0)[bisect_left(BUCKETS, D)]
 
 
 _trial: dict[Key, Tile] = {}  # tiles under trial
@@ -151,7 +146,8 @@ def parse(content: Any) -> list[Tuned]:
 
 
 def parse_entry(entry: Mapping[str, Any]) -> Tuned:
-    key, tile = Key(**entry["key"]), Tile(**entry["tile"])
+    work, tile = Work(**entry["work"]), Tile(**entry["tile"])
+    key = Key(work, entry["use"], entry["D"])
     if not any(key.work in rows for rows in configs.TILES.values()):
         raise ValueError(f"no kernel has the key {key.work}")
     if not isinstance(key.use, str) or key.D not in (*BUCKETS, 0):
@@ -159,7 +155,7 @@ def parse_entry(entry: Mapping[str, Any]) -> Tuned:
     for name, size in tile._asdict().items():
         allowed = configs.SIZES[name]
         if type(size) is not int or size not in allowed:
-            raise ValueError(f"{name} of {key.kernel!r} must be one of {allowed}, got {size!r}")
+            raise ValueError(f"{name} of {work.kernel!r} must be one of {allowed}, got {size!r}")
     seconds, default = entry["seconds"], entry["default_seconds"]
     if not all(type(t) is float and 0 < t < float("inf") for t in (seconds, seconds if default is None else default)):
         raise ValueError(f"seconds must be positive numbers, got {seconds!r} and {default!r}")
@@ -169,7 +165,10 @@ def parse_entry(entry: Mapping[str, Any]) -> Tuned:
 def remember(found: list[Tuned]) -> Path:
     """Add tiles to this device's file, which is replaced as a whole, and use them from now on."""
     tiles = {**remembered(), **{tuned.key: tuned for tuned in found}}
-    entries = [tuned._asdict() | {"key": tuned.key._asdict(), "tile": tuned.tile._asdict()} for tuned in tiles.values()]
+    entries = []
+    for (work, use, D), tile, *found_by in tiles.values():
+        entry = {"work": work._asdict(), "use": use, "D": D, "tile": tile._asdict()}
+        entries.append(entry | dict(zip(Tuned._fields[2:], found_by, strict=True)))
     path = file()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")
