@@ -24,6 +24,11 @@ def in_full(*cases: Any) -> tuple[Any, ...]:
     return cases if FULL else ()
 
 
+def shapes(*of: tuple[int, int, int]) -> tuple[tuple[int, int, int], ...]:
+    """Rows, columns and dimensions; in `make test` as many of these as make several chunks, slabs and ragged ends."""
+    return tuple((N, M, D if FULL else min(D, 37 if D > 64 else 19)) for N, M, D in of)
+
+
 METRICS = ("euclidean", "sqeuclidean", "cosine", "manhattan")
 LOSSES = [getattr(fusedloss, name) for name in fusedloss.__all__ if name.endswith("_loss")]
 # (loss, name) of every number that may be a tensor and then receives its gradient

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 import fusedloss
 from fusedloss import reference
 from tests.compare import check
-from tests.grid import METRICS, PLANS, REFS, batch, cases, middle, references, running
+from tests.grid import METRICS, PLANS, REFS, batch, cases, middle, references, running, shapes
 
 # Primes: ragged in rows, columns and dimensions for tiles of any size. D below, above and not a multiple of a chunk.
-SHAPES = ((23, 37, 37), (11, 41, 3), (41, 5, 1), (17, 13, 101))
+SHAPES = shapes((23, 37, 37), (11, 41, 3), (41, 5, 1), (17, 13, 101))
 ENGINE = dict(metric=METRICS, shape=SHAPES, refs=REFS)
 
 WEIGHTS = 2  # the weights of the gradient product are rounded as its result is; 1.6 roundings measured

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import fusedloss
 from tests.compare import check
-from tests.grid import batch
+from tests.grid import FULL, batch
 
 pytest.importorskip("pytorch_metric_learning")
 from pytorch_metric_learning import distances, losses, miners, reducers
@@ -80,8 +80,13 @@ def test_easy_and_semihard_selection_is_its_batch_easy_hard_miner(backend, devic
     check(ours, arguments(False), device=device, oracle=theirs)
 
 
-@pytest.mark.parametrize("metric", DISTANCES)
-@pytest.mark.parametrize("soft_margin", [False, True])
+TRIPLETS = [(metric, soft) for metric in DISTANCES for soft in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("backend", "metric", "soft_margin"),
+    [*(("blocked", *of) for of in TRIPLETS), *(("triton", *of) for of in (TRIPLETS if FULL else TRIPLETS[:2]))],
+)
 def test_all_active_triplets_are_its_triplet_loss(backend, device, metric, soft_margin):
     margin, distance = 0 if soft_margin else 0.3, DISTANCES[metric]()
     theirs = losses.TripletMarginLoss(
@@ -93,7 +98,13 @@ def test_all_active_triplets_are_its_triplet_loss(backend, device, metric, soft_
     check(ours, arguments(False), device=device, oracle=theirs)
 
 
-@pytest.mark.parametrize("kind", ["all", "hard", "semihard", "easy"])
+KINDS = ("all", "hard", "semihard", "easy")
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind"),
+    [*(("blocked", kind) for kind in KINDS), *(("triton", kind) for kind in (KINDS if FULL else ("semihard",)))],
+)
 def test_triplets_of_a_kind_are_those_of_its_triplet_miner(backend, device, kind):
     distance = distances.LpDistance(normalize_embeddings=False)
     miner = miners.TripletMarginMiner(margin=0.5, type_of_triplets=kind, distance=distance)

@@ -11,10 +11,10 @@ from fusedloss import ops, reference
 from fusedloss.backends import request
 from fusedloss.checks import Batch
 from tests.compare import check, poisoned_memory
-from tests.grid import FULL, METRICS, REFS, batch, cases, middle, references, running
+from tests.grid import FULL, METRICS, REFS, batch, cases, middle, references, running, shapes
 
 # Ragged in rows, columns, dimensions and classes: 3 or 5 classes of random size, and one row alone in its class.
-SHAPES = ((23, 29, 37), (11, 31, 3), (37, 5, 19), (17, 13, 67))
+SHAPES = shapes((23, 29, 37), (11, 31, 3), (37, 5, 19), (17, 13, 67))
 ENGINE = dict(metric=METRICS, shape=SHAPES, refs=REFS)
 PLANS = ("default", "small", "held", "split", "tight")
 WEIGHTS = 2  # as in test_in_batch
