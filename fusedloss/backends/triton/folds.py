@@ -46,8 +46,8 @@ def fold(f: Fold) -> Tensor:
         out = torch.empty(chosen.splits(x.n, y.n), len(kinds), x.n, dtype=dtype, device=device)
         columns = out if by_column is None else by_column
         args = (x.rows, y.rows, pos, neg, out, columns, optional(offset), x.n, y.n, x.D)
-        own = options | chosen.options | dict(COLUMNS=by_column is not None)
-        Launch(engine.fold, (cdiv(x.n, chosen.tile.BM), len(out)), args, own, chosen.key).run()
+        given = options | chosen.options | dict(COLUMNS=by_column is not None)
+        Launch(engine.fold, (cdiv(x.n, chosen.tile.BM), len(out)), args, given, chosen.key).run()
         return merge(out, kinds)
 
     offset = f.batch.ref_offset
