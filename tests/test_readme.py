@@ -37,17 +37,14 @@ def figures(text: str) -> set[tuple[str, str]]:
 
 def measured(path: Path) -> set[tuple[str, str]]:
     """The figures of a result file: what the README says of it, and the rows that it leaves out."""
-    content = json.loads(path.read_text())
-    rows = content if isinstance(content, list) else content.get("kernels", [])
-    if rows or not {"rows", "timings"} & set(content):  # of the compile report: how many, and for each GPU
-        by_arch = [sum(row["arch"] == arch for row in rows) for arch in {row["arch"] for row in rows}]
-        return {(f"{count:,}", "kernels") for count in (len(rows), *by_arch)}
-    results = files.load(path)
+    results = json.loads(path.read_text())
     if "timings" in results:
         others = gpu_table.others_of(results["timings"])
         rows = [gpu_table.cells(row, others) for row in results["timings"]]
-    else:
+    elif "rows" in results:
         rows = [cpu_table.cells(row) for row in results["rows"]]
+    else:  # of no table in the README
+        return set()
     text = "\n".join([report.section([path]), *(" | ".join(cells) for cells in rows)])
     return figures(VERDICT.sub("", text))
 
