@@ -72,7 +72,7 @@ def check(row):
         assert row["registers"] >= 64, row  # fewer: the compiler gave up and left a trap
         assert row["tensor"] > 0, row
         if row["arch"] == "sm_90" and row["dtype"] != "fp32":
-            assert row["spills"] == 0, row
+            assert row["spills"] == 0, f"registers spill: fewer operations in the piece, or smaller tiles, for {row}"
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -94,7 +94,7 @@ def test_default_tiles_compile_to_tensor_core_code_that_fits_and_never_gets_wors
 
 
 def test_every_loss_is_recorded():
-    missing, gone = CATALOG.keys() - RECORDED.keys(), RECORDED.keys() - CATALOG.keys()
+    missing, gone = sorted(CATALOG.keys() - RECORDED.keys()), sorted(RECORDED.keys() - CATALOG.keys())
     assert not missing, f"record what compilers make of them, and commit the files: {COMMAND} {' '.join(missing)}"
     assert not gone, f"in bench/results/compiled are files of losses that are none: {gone}"
 

@@ -42,6 +42,14 @@ MAY_BE_ZERO = [(loss, "gamma") for loss in (fusedloss.focal_loss, fusedloss.line
 MAY_BE_ZERO += [(fusedloss.sigmoid_focal_loss, name) for name in ("alpha", "gamma")]
 
 
+WITH_TESTS_OF_THEIR_OWN = {"ref_offset", "ignore_index", "bias", "weight", "pos_weight"}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_wrong_values_of_every_option_are_here(loss):
+    assert loss.__kwdefaults__.keys() <= OPTIONS.keys() | {*FLAGS} | WITH_TESTS_OF_THEIR_OWN
+
+
 def takes(name):
     return [loss for loss in LOSSES if name in loss.__kwdefaults__]
 

@@ -80,6 +80,8 @@ def numbers_of(loss: str, kind: Of) -> list[float | Tensor]:
     Raises:
         ValueError: the loss has other numbers, or no such terms to be folded.
     """
+    if loss not in PIECES:
+        raise ValueError(f"loss must be one of PIECES (backends/request.py), {', '.join(PIECES)}, got {loss!r}")
     piece, numbers, missing = PIECES[loss], [], False
     for name, default in piece.numbers.items():
         value = kind.numbers.get(name, default)

@@ -78,10 +78,20 @@ def written_once(name: str) -> Loss:
     """A loss as it stands in the device code."""
 
     def loss(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
+        taken = [s]
         for parts in device_code()[name](s, tuple(numbers), positive):
-            yield term(s, *parts)
+            yield term(s, *(own_tile(part, s, taken) for part in parts))
 
     return loss
+
+
+def own_tile(part: Tensor | float, s: Tensor, taken: list[Tensor]) -> Tensor | float:
+    """A term or derivative in the dtype of the scores, and no other one's tile: a derivative is overwritten."""
+    if isinstance(part, Tensor):
+        if part.dtype != s.dtype or any(part is other for other in taken):
+            part = part.to(s.dtype, copy=True)
+        taken.append(part)
+    return part
 
 
 def term(s: Tensor, value: Tensor | float, *derivatives: Tensor | float) -> Term:
