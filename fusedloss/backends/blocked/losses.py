@@ -136,10 +136,18 @@ def softmax(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
     yield Term(lambda: torch.ones_like(s))
 
 
-# What these save is measured by `python -m bench.pieces`.
+def sigmoid(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
+    scale, bias = numbers
+    z = (s * scale).add_(bias)
+    slope = cache(z.sigmoid)
+    yield Term(lambda: F.logsigmoid(-z).neg_(), lambda: slope() * scale, lambda: [slope() * s, slope().clone()])
+
+
+# What these save is measured by `python -m bench.pieces` (bench/results/pieces-2026-11-25.json).
 FASTER: dict[str, Loss] = {
     "contrastive": contrastive,
     "linear_contrastive": linear_contrastive,
     "softmax": softmax,
+    "sigmoid": sigmoid,
 }
 LOSSES = {name: FASTER.get(name) or written_once(name) for name in PIECES}
