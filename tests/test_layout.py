@@ -105,6 +105,22 @@ def test_no_import_runs_in_a_circle_and_nothing_imports_the_tools():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
 
 
+def functions(folder):
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        if "kernels" not in path.parts or folder == "kernels":
+            found = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
+            yield from ((path.relative_to(ROOT), node) for node in found)
+
+
+def test_no_function_takes_more_than_a_reader_holds():
+    """10 parameters on the host, where what belongs together is a record, and 24 of a kernel; a public loss has more."""
+    public = {f.__name__ for f in FUNCTIONS}
+    for folder, most in (("fusedloss", 10), ("kernels", 24)):
+        for path, node in functions(folder):
+            count = sum(len(kind) for kind in (node.args.posonlyargs, node.args.args, node.args.kwonlyargs))
+            assert count <= most or node.name in public, f"{path}: {node.name} takes {count}"
+
+
 def test_the_packaged_kernels_are_those_at_the_top():
     """By a relative link in git, as a copy in an sdist, which has PKG-INFO."""
     top, packaged = ROOT / "kernels", ROOT / "fusedloss" / "kernels"

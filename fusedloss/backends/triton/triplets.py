@@ -56,8 +56,7 @@ def fold_launch(s: Sorted, chosen: Plan, splits: int, outs: Any, first: int, las
     return Launch(kernels.fold_triplets, (cdiv(s.x.n, chosen.tile.BM), splits), args, options, chosen.key)
 
 
-def semihard_launch(s: Sorted, outs: kernels.Semihard, first: int, last: int) -> Launch:
-    chosen = s.plan("fold_triplets")
+def semihard_launch(s: Sorted, chosen: Plan, outs: kernels.Semihard, first: int, last: int) -> Launch:
     sizes = (s.x.n, s.y.n, s.x.D, first, last, len(outs.columns))
     args = (s.x.rows, s.y.rows, s.ranges, outs, numbers(s.request.margin), *sizes)
     options = chosen.options | dict(K=configs.POSITIVES)
@@ -67,15 +66,14 @@ def semihard_launch(s: Sorted, outs: kernels.Semihard, first: int, last: int) ->
 def fold_triplets(t: Triplets) -> tuple[Tensor, Tensor]:
     s = Sorted.of(t)
     N, M, dtype, device = s.x.n, s.y.n, state_dtype(t.batch.x), t.batch.x.device
-    index = t.new_negatives()
+    index, planned = t.new_negatives(), s.plan("fold_triplets")
     positives, negatives = s.counts
     if t.triplets == "nearest":
         found = torch.empty(2, N, dtype=dtype, device=device)
-        semihard_launch(s, kernels.Semihard(found, index), 0, M).run()
+        semihard_launch(s, planned, kernels.Semihard(found, index), 0, M).run()
         cost, active = found
         chosen = positives * negatives.clamp(max=1)
     else:
-        planned = s.plan("fold_triplets")
         parts = torch.empty(planned.splits(N, M), 3, N, dtype=dtype, device=device)
         fold_launch(s, planned, len(parts), kernels.Sums(parts), 0, M).run()
         cost, chosen, active = total(parts)
@@ -99,16 +97,16 @@ def turns(s: Sorted, du: Tensor, index: Tensor) -> Iterator[Turn]:
     """
     N, M = s.x.n, s.y.n
     start, stop, _ = s.ranges
+    chosen = s.plan("fold_triplets")
     if s.request.triplets == "nearest":
         yield Turn(0, len(index), 1, kernels.Triplets(start, stop, du, index, index))
         width = min(M, max(1, configs.WORKSPACE // (4 * N)))
         found = torch.empty(width if len(index) < M else 0, N, dtype=index.dtype, device=du.device)
         states = torch.empty(2, N, dtype=state_dtype(s.request.batch.x), device=du.device)
         for first in range(len(index), M, width):
-            semihard_launch(s, kernels.Semihard(states, found), first, first + width).run()
+            semihard_launch(s, chosen, kernels.Semihard(states, found), first, first + width).run()
             yield Turn(first, width, 1, kernels.Triplets(start, stop, du, found, found))
         return
-    chosen = s.plan("fold_triplets")
     parts = chosen.splits(N, M)
     width = min(M, max(1, configs.WORKSPACE // (4 * N * (1 + parts))))
     outs = kernels.Slopes(*(torch.empty(*shape, width, N, device=du.device) for shape in ((), (parts,))))
