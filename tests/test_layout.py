@@ -113,7 +113,7 @@ def functions(folder):
 
 
 def test_no_function_takes_more_than_a_reader_holds():
-    """10 parameters on the host, where what belongs together is a record, and 24 of a kernel; a public loss has more."""
+    """10 parameters on the host, where what belongs together is a record, 24 of a kernel; public losses have more."""
     public = {f.__name__ for f in FUNCTIONS}
     for folder, most in (("fusedloss", 10), ("kernels", 24)):
         for path, node in functions(folder):
