@@ -25,7 +25,8 @@ def in_full(*cases: Any) -> tuple[Any, ...]:
 
 
 def shapes(*of: tuple[int, int, int]) -> tuple[tuple[int, int, int], ...]:
-    """Rows, columns and dimensions; in `make test` as many of these as make several chunks, slabs and ragged ends."""
+    """Rows, columns and dimensions, for metrics of which one walks every dimension by itself: in `make test` as many as
+    make several chunks, slabs and ragged ends."""
     return tuple((N, M, D if FULL else min(D, 37 if D > 64 else 19)) for N, M, D in of)
 
 
@@ -167,6 +168,13 @@ GIVEN_LOGITS, ELEMENTS = taking(Role.LOGITS), taking(Role.ANSWERS)
 
 # A loss of every family of kernels, and of every combination of pieces that losses fold.
 SAMPLE = list({(loss.family, loss.pieces): loss.function for loss in CATALOG.values()}.values())
+
+
+def in_front(losses: Sequence[Callable[..., Any]]) -> pytest.MarkDecorator:
+    """Tests (backend, loss) of what happens before a backend: of Triton, whose interpreter is slow, a sample of them."""
+    sample = losses if FULL else [loss for loss in losses if loss in SAMPLE]
+    pairs = [*(("blocked", loss) for loss in losses), *(("triton", loss) for loss in sample)]
+    return pytest.mark.parametrize(("backend", "loss"), pairs)
 
 
 def example(loss: Callable[..., Any], N: int = 9, D: int = 5, *, M: int = 7, refs: bool = False) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from fusedloss import checks
 from fusedloss.losses.catalog import CATALOG, Role
 from fusedloss.ops import folds
 from tests.compare import check, differentiate
-from tests.grid import PLANS, WITH_CLASSES, batch, cases, example, in_full, running, shapes
+from tests.grid import PLANS, WITH_CLASSES, batch, cases, example, in_full, running
 
 # Rows, classes, dimensions: ragged for tiles of any size. D below, above and not a multiple of a chunk.
-SHAPES = shapes((23, 37, 37), (11, 41, 3), (41, 5, 4), (17, 13, 101))
+SHAPES = ((23, 37, 37), (11, 41, 3), (41, 5, 4), (17, 13, 101))
 REDUCTIONS = ("mean", "sum", "none")
 NUMBERS = ("number", "tensor")
 TRAINED = ("both", "rows", "classes")

@@ -6,7 +6,7 @@ import torch
 import fusedloss
 from fusedloss import reference
 from tests.compare import check
-from tests.grid import ELEMENTS, FULL, GIVEN_LOGITS, IN_BATCH, LOSSES, METRICS, batch, example
+from tests.grid import ELEMENTS, FULL, GIVEN_LOGITS, IN_BATCH, LOSSES, METRICS, batch, example, in_front
 
 TRIPLETS = [loss for loss in IN_BATCH if "batch" in loss.__name__]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -178,7 +178,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.uint32])
-@pytest.mark.parametrize("loss", IN_BATCH)
+@in_front(IN_BATCH)
 def test_labels_of_a_narrow_dtype_are_not_those_of_a_wide_one_that_end_in_the_same_bits(backend, device, loss, dtype):
     x, y = (batch(9, 5, seed=seed)[0].float().to(device) for seed in range(2))
     labels = torch.arange(9) % 3
@@ -190,7 +190,7 @@ def test_labels_of_a_narrow_dtype_are_not_those_of_a_wide_one_that_end_in_the_sa
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("loss", LOSSES)
+@in_front(LOSSES)
 def test_the_layout_of_inputs_does_not_matter(backend, device, loss, layout):
     arguments = put(example(loss, refs=True), device)
     value, grads = run(loss, {name: LAYOUTS[layout](v) if v.dim() else v for name, v in arguments.items()})

@@ -29,7 +29,7 @@ from fusedloss.checks import Batch
 from fusedloss.ops import folds, logits, rows, triplets
 from fusedloss.ops.registration import flat
 from tests.compare import differentiate
-from tests.grid import FULL, GIVEN_LOGITS, IN_BATCH, LEARNABLE, LOSSES, SAMPLE, batch, example, running
+from tests.grid import FULL, GIVEN_LOGITS, IN_BATCH, LEARNABLE, LOSSES, SAMPLE, batch, example, in_front, running
 
 OPS = [op for module in (folds, triplets, rows, logits) for op in vars(module).values() if isinstance(op, CustomOpDef)]
 
@@ -169,7 +169,7 @@ def assert_equal_outcomes(compiled, loss, arguments, device):
         torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@in_front(LOSSES)
 def test_checkpointed_equals_eager(backend, device, loss):
     arguments = {name: v.to(device) for name, v in example(loss, refs=True).items()}
     rows = [v.requires_grad_() for v in arguments.values() if v.is_floating_point()]
@@ -177,7 +177,7 @@ def test_checkpointed_equals_eager(backend, device, loss):
     assert all(torch.equal(a, b) for a, b in zip(found, torch.autograd.grad(loss(**arguments), rows), strict=True))
 
 
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss not in GIVEN_LOGITS])
+@in_front([loss for loss in LOSSES if loss not in GIVEN_LOGITS])
 def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_inputs(backend, device, loss):
     arguments = {name: v.to(device) for name, v in example(loss, refs=True).items()}
     rows = [v.requires_grad_() for v in arguments.values() if v.is_floating_point()]
@@ -192,7 +192,7 @@ def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_inputs(back
     assert all(grad.dtype == torch.float32 for grad in grads)
 
 
-@pytest.mark.parametrize("loss", GIVEN_LOGITS)
+@in_front(GIVEN_LOGITS)
 def test_autocast_leaves_given_logits_as_they_are(backend, device, loss):
     arguments = {name: v.to(device) for name, v in example(loss).items()}
     with torch.autocast(device, torch.bfloat16):
@@ -205,7 +205,7 @@ def test_float64_stays_float64_under_autocast():
         assert fusedloss.pairwise_contrastive_loss(*batch(9, 5)).dtype == torch.float64
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@in_front(LOSSES)
 def test_the_backward_uses_the_backend_of_its_forward(backend, device, loss, monkeypatch):
     arguments = {name: v.to(device) for name, v in example(loss).items()}
     wanted = [v.requires_grad_() for v in arguments.values() if v.is_floating_point()]
@@ -230,7 +230,7 @@ def test_use_backend_restores_the_choice_also_after_an_error():
     assert backends.resolve_backend(torch.ones(1, device="meta")) == "blocked"
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@in_front(LOSSES)
 def test_under_no_grad_there_is_a_value_and_no_graph(backend, device, loss):
     arguments = {name: v.to(device) for name, v in example(loss).items()}
     want = loss(**arguments)

@@ -11,10 +11,10 @@ from fusedloss import ops
 from fusedloss.checks import Batch
 from fusedloss.ops import folds
 from tests.compare import check, differentiate
-from tests.grid import PLANS, REFS, batch, cases, example, in_full, references, running, shapes
+from tests.grid import PLANS, REFS, batch, cases, example, in_full, references, running
 
 # Primes: ragged in rows, columns and dimensions for tiles of any size. D below, above and not a multiple of a chunk.
-SHAPES = shapes((23, 37, 37), (11, 41, 3), (41, 5, 4), (17, 13, 101))
+SHAPES = ((23, 37, 37), (11, 41, 3), (41, 5, 4), (17, 13, 101))
 REDUCTIONS = ("mean", "sum", "none")
 NUMBERS = ("number", "tensor")
 WEIGHTS = 2  # the weights of the gradient product are rounded as its result is

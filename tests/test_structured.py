@@ -5,7 +5,7 @@ import torch
 
 import fusedloss
 from tests.compare import check
-from tests.grid import PLANS, REFS, batch, cases, references, running, shapes
+from tests.grid import PLANS, REFS, batch, cases, references, running
 
 STRUCTURED = [
     fusedloss.multi_similarity_loss,
@@ -20,7 +20,7 @@ OPTIONS = {
     fusedloss.generalized_lifted_structure_loss: ({}, dict(neg_margin=1.5, pos_margin=0.2)),
     fusedloss.lifted_structure_loss: ({}, dict(neg_margin=1.5, pos_margin=0.2)),
 }
-SHAPES = shapes((23, 37, 37), (11, 41, 6), (41, 5, 4), (17, 13, 101))
+SHAPES = ((23, 37, 37), (11, 41, 6), (41, 5, 4), (17, 13, 101))
 WEIGHTS = 3  # as in test_softmax
 
 

@@ -27,7 +27,16 @@ def in_batch(case):
     arguments = dict(embeddings=x, labels=labels, metric=case["metric"])
     arguments |= references(case["refs"], x, labels, y, ref_labels)
     margin = middle(reference.pairwise_distance(x, y, case["metric"])) / 3
-    return arguments, margin, ["ref_embeddings"] if case["refs"] == "constant" else []
+    return arguments, clear(margin, x, arguments), ["ref_embeddings"] if case["refs"] == "constant" else []
+
+
+def clear(margin, x, arguments):
+    """A margin near this one from which all triplets, and those of a tenth of it, are apart: rounding may move them."""
+    d = reference.pairwise_distance(x, arguments.get("ref_embeddings", x), arguments["metric"])
+    gaps = (d[:, :, None] - d[:, None]).abs().flatten()
+    candidates = margin * torch.linspace(0.9, 1.1, 41, dtype=torch.float64)
+    room = [min(((gaps - m).abs() / m).min(), ((gaps - m / 10).abs() / m).min()) for m in candidates]
+    return candidates[max(range(41), key=room.__getitem__)].float().item()
 
 
 @cases(
