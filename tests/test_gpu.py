@@ -41,12 +41,13 @@ def test_a_wrong_result_is_not_timed(monkeypatch):
 
 
 def test_a_step_that_is_stopped_passes_as_far_as_it_came(monkeypatch):
+    monkeypatch.setattr(gpu, "GRACE", 2)
     monkeypatch.setitem(gpu.LIMITS, "tests", gpu.GRACE)
     monkeypatch.setattr(gpu, "STARTED", time.perf_counter())
     assert gpu.run("tests", "timeit", "-n", "1", "pass").status == "passed"
     assert gpu.run("tests", "timeit", "-n", "1", "1 / 0").status == "failed"
     stopped = gpu.run("tests", "timeit", "-n", "1", "-s", "import time", "time.sleep(60)")
-    assert stopped.status == "stopped" and stopped.detail.endswith("past its limit of 10 s")
+    assert stopped.status == "stopped" and stopped.detail.endswith("past its limit of 2 s")
     ran = {"tests": 9, "failures": 0, "errors": 0, "skipped": 0, "failed": []}
     row = {"fusedloss": {"seconds": 1.0}, "reference": {"failed": "out of memory"}}
     assert gpu.sound("tests", {"tests": ran}) and gpu.sound("timings", {"timings": [row]})

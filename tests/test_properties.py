@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import fusedloss
-from tests.grid import METRICS, WITH_CLASSES
+from tests.grid import FULL, METRICS, WITH_CLASSES
 
 pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
@@ -31,7 +31,7 @@ def batches(draw):
 
 def on_any_batch(test):
     """Few examples, the same in every run, since the interpreter is slow; the backend fixture suits all of them."""
-    options = dict(derandomize=True, max_examples=4, deadline=None, database=None)
+    options = dict(derandomize=True, max_examples=4 if FULL else 3, deadline=None, database=None)
     return settings(**options, suppress_health_check=[HealthCheck.function_scoped_fixture])(
         given(any_batch=batches())(test)
     )
