@@ -171,7 +171,7 @@ SAMPLE = list({(loss.family, loss.pieces): loss.function for loss in CATALOG.val
 
 
 def in_front(losses: Sequence[Callable[..., Any]]) -> pytest.MarkDecorator:
-    """Tests (backend, loss) of what happens before a backend: of Triton, whose interpreter is slow, a sample."""
+    """Tests (backend, loss) of what losses share: of Triton, whose interpreter is slow, one that has a kernel."""
     sample = losses if FULL else [loss for loss in losses if loss in SAMPLE]
     pairs = [*(("blocked", loss) for loss in losses), *(("triton", loss) for loss in sample)]
     return pytest.mark.parametrize(("backend", "loss"), pairs)

@@ -160,7 +160,7 @@ def test_a_gradient_at_distance_zero_is_zero(backend, device, metric):
         (torch.uint8, [0, 255, 128, 1]),
     ],
 )
-@pytest.mark.parametrize("loss", IN_BATCH)
+@in_front(IN_BATCH)
 def test_labels_of_any_integer_dtype_and_size_select_the_same_pairs(backend, device, loss, dtype, values):
     x = batch(12, 5)[0].float().to(device)
     plain = torch.arange(12, device=device) % 4
@@ -200,7 +200,7 @@ def test_the_layout_of_inputs_does_not_matter(backend, device, loss, layout):
         assert torch.equal(grad, want_grad)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@in_front(LOSSES)
 def test_each_gradient_alone_equals_its_part_of_all(backend, device, loss):
     arguments = put(example(loss, refs=True), device)
     rows = [name for name, v in arguments.items() if v.is_floating_point()]
@@ -212,7 +212,7 @@ def test_each_gradient_alone_equals_its_part_of_all(backend, device, loss):
         assert torch.equal(alone.grad, want)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@in_front(LOSSES)
 def test_two_runs_are_equal_bit_for_bit(backend, device, loss):
     N, D, M = (41, 23, 37) if backend == "blocked" or FULL else (19, 17, 37)
     arguments = put(example(loss, N, D, M=M, refs=True), device)

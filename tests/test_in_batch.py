@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import fusedloss
 from fusedloss import reference
 from tests.compare import check
-from tests.grid import METRICS, PLANS, REFS, batch, cases, middle, references, running, shapes
+from tests.grid import METRICS, PLANS, REFS, batch, cases, in_full, middle, references, running, shapes
 
 # Primes: ragged in rows, columns and dimensions for tiles of any size. D below, above and not a multiple of a chunk.
 SHAPES = shapes((23, 37, 37), (11, 41, 3), (41, 5, 1), (17, 13, 101))
@@ -71,7 +71,12 @@ def test_batch_hard_is_as_exact_as_eager(backend, case):
 # The tiles as they ship, for rows wider than the D they hold on chip.
 @pytest.mark.parametrize(
     ("D", "dtype"),
-    [(384, torch.float32), (512, torch.bfloat16), (768, torch.float16), (1024, torch.bfloat16), (2048, torch.float16)],
+    [
+        (384, torch.float32),
+        (768, torch.float16),
+        (1024, torch.bfloat16),
+        *in_full((512, torch.bfloat16), (2048, torch.float16)),
+    ],
 )
 @pytest.mark.parametrize(
     ("loss", "options"),

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusedloss
 from fusedloss import MemoryBank, reference
-from tests.grid import IN_BATCH, batch
+from tests.grid import IN_BATCH, batch, in_front
 
 SIZES = [7, 5, 13, 4]  # of the batches
 
@@ -21,7 +21,7 @@ def batches(sizes=SIZES, D=5):
 
 
 @pytest.mark.parametrize("size", [3, 10, 100])
-@pytest.mark.parametrize("loss", IN_BATCH)
+@in_front(IN_BATCH)
 def test_a_step_is_the_loss_against_the_batch_and_the_last_rows(backend, device, loss, size):
     bank = MemoryBank(loss, size, 5).to(device)
     past, past_labels = torch.zeros(0, 5, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)

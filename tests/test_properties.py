@@ -31,7 +31,7 @@ def batches(draw):
 
 def on_any_batch(test):
     """Few examples, the same in every run, since the interpreter is slow; the backend fixture suits all of them."""
-    options = dict(derandomize=True, max_examples=4 if FULL else 3, deadline=None, database=None)
+    options = dict(derandomize=True, max_examples=4 if FULL else 2, deadline=None, database=None)
     return settings(**options, suppress_health_check=[HealthCheck.function_scoped_fixture])(
         given(any_batch=batches())(test)
     )

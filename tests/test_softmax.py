@@ -71,13 +71,19 @@ def test_nt_xent_is_as_exact_as_eager(backend, case):
 
 
 @cases(
-    dict(shape=SHAPES, reduction=REDUCTIONS, numbers=NUMBERS, trained=("both", "first", "second")),
+    dict(
+        loss=(fusedloss.clip_loss, fusedloss.siglip_loss),
+        shape=SHAPES,
+        reduction=REDUCTIONS,
+        numbers=NUMBERS,
+        trained=("both", "first", "second"),
+    ),
     blocked=3,
     triton=2,
     plans=tuple(PLANS),
 )
-@pytest.mark.parametrize("loss", [fusedloss.clip_loss, fusedloss.siglip_loss])
-def test_two_towers_are_as_exact_as_eager(backend, case, loss):
+def test_two_towers_are_as_exact_as_eager(backend, case):
+    loss = case["loss"]
     x, y, constant = towers(case)
     arguments = dict(image=x, text=y, logit_scale=number(case, 3.0), reduction=case["reduction"])
     if loss is fusedloss.siglip_loss:
