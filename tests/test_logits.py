@@ -131,7 +131,15 @@ def test_sigmoid_focal_is_as_exact_as_eager(backend, case):
 
 
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
-@pytest.mark.parametrize("shape", [(13, 7), (5, 7, 3), (2, 7, 3, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("backend", "shape"),
+    [
+        *(("blocked", shape) for shape in ((13, 7), (5, 7, 3), (2, 7, 3, 4))),
+        ("triton", (5, 7, 3)),
+        *in_full(("triton", (13, 7)), ("triton", (2, 7, 3, 4))),
+    ],
+    ids=str,
+)
 def test_cross_entropy_is_torchs_over_every_combination_of_options(backend, device, kind, shape):
     given = on_classes(dict(shape=shape, reduction="mean", weight=True, ignored=kind == "indices", last=False))
     z, target, weight = given["logits"].float(), given["target"], given["weight"].float()
