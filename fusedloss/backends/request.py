@@ -46,10 +46,6 @@ class Fold(NamedTuple):
     columns: bool  # the rows of y are anchors too, whose states follow those of x
 
     @property
-    def kinds(self) -> list[str]:
-        return [*self.pos, *self.neg]
-
-    @property
     def split_offsets(self) -> tuple[Tensor | None, Tensor | None]:
         """Those of the rows and those of the columns, the same ones in a self batch."""
         if self.offsets is None or self.batch.y is None:

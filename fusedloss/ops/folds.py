@@ -18,7 +18,7 @@ from .registration import differentiable, flat, register, register_grad
 def _fold_fake(f: Fold) -> Tensor:
     b = f.batch
     anchors = b.x.shape[0] + (b.y_labels.shape[0] if f.columns else 0)
-    return b.x.new_empty(len(f.kinds), anchors, dtype=state_dtype(b.x))
+    return b.x.new_empty(len(f.pos) + len(f.neg), anchors, dtype=state_dtype(b.x))
 
 
 def _fold_grad_fake(g: FoldGrad) -> tuple[Tensor, ...]:

@@ -61,15 +61,15 @@ def schema(kind: Any, returns: str) -> str:
 
 def call(name: str, kind: Any, *arguments: Any, out: tuple[Tensor, ...] = ()) -> Any:
     """A function of a backend on the record of these leaves, with contiguous tensors. The last names the backend."""
-    *leaves, backend = arguments
-    for i, value in enumerate(leaves):
+    *values, backend = arguments
+    for i, value in enumerate(values):
         if isinstance(value, Tensor):
-            leaves[i] = value.contiguous()
-    function, given = getattr(backends.module(backend), name), (rebuilt(kind, leaves), *out)
-    device = leaves[0].device
+            values[i] = value.contiguous()
+    function, given = getattr(backends.module(backend), name), (rebuilt(kind, values), *out)
+    device = values[0].device
     autocast = torch.amp.is_autocast_available(device.type)
     # Kernels launch on the current device; products inside a backend keep their precision under autocast.
-    with torch.cuda.device_of(leaves[0]), torch.autocast(device.type, enabled=False) if autocast else nullcontext():
+    with torch.cuda.device_of(values[0]), torch.autocast(device.type, enabled=False) if autocast else nullcontext():
         found = function(*given)
         if backends.after_call is not None:
             backends.after_call(function, given)

@@ -61,9 +61,7 @@ OWN: dict[str, Callable[..., Any]] = {  # what PyTorch computes in one pass
 @cache
 def device_code() -> dict[str, Any]:
     """The functions of `kernels/losses.py`."""
-    path = Path(__file__).parents[2] / "kernels" / "losses.py"
-
-    real = builtins.__import__
+    path, real = Path(__file__).parents[2] / "kernels" / "losses.py", builtins.__import__
 
     def imported(name: str, *others: Any) -> Any:  # PyTorch imports too, in the middle of a call
         return TRITON if name.startswith("triton") else real(name, *others)
