@@ -47,7 +47,7 @@ def number(
             raise TypeError(f"{name} must be {kind}, got a {value.dtype} tensor of shape {tuple(value.shape)}")
     elif isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    elif not math.isfinite(value) or not low <= float(value) <= high or (above and value == low):
+    elif not abs(value) < math.inf or not low <= value <= high or (above and value == low):
         most = f" and at most {high:g} {unit}".rstrip() if high < math.inf else ""
         raise ValueError(f"{name} must be finite and {'above' if above else 'at least'} {low}{most}, got {value}")
 

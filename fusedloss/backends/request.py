@@ -84,11 +84,11 @@ class Triplets(NamedTuple):
 
     def new_states(self, folds: int) -> Tensor:
         x = self.batch.x
-        return torch.zeros(folds, len(x), dtype=state_dtype(x), device=x.device)
+        return torch.zeros(folds, x.shape[0], dtype=state_dtype(x), device=x.device)
 
     def new_negatives(self) -> Tensor:
-        kept = min(STORED, len(self.batch.y_labels)) if self.triplets == "nearest" else 0
-        return torch.full((kept, len(self.batch.x)), -1, dtype=torch.int32, device=self.batch.x.device)
+        x, kept = self.batch.x, STORED if self.triplets == "nearest" else 0
+        return torch.full((kept, x.shape[0]), -1, dtype=torch.int32, device=x.device)
 
 
 class TripletsGrad(NamedTuple):
