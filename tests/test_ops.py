@@ -26,7 +26,7 @@ from fusedloss.backends.request import (
 )
 from fusedloss.checks import Batch
 from fusedloss.ops import folds, logits, rows, triplets
-from fusedloss.ops.registration import OPERATIONS, flat
+from fusedloss.ops.registration import OPERATIONS, as_tensor, flat
 from tests.compare import differentiate
 from tests.grid import FULL, GIVEN_LOGITS, IN_BATCH, LEARNABLE, LOSSES, SAMPLE, batch, example, in_front, running
 
@@ -124,6 +124,8 @@ def test_every_custom_op_passes_opcheck(backend, device, op):
     for arguments in inputs:
         if op in (folds.fold_op, triplets.fold_triplets_op, rows.mined_distances_op, rows.row_distances_op):
             arguments = [differentiable(v) for v in arguments]
+        for i in op.floats:
+            arguments[i] = as_tensor(arguments[i])
         torch.library.opcheck(op.op, (*arguments, backend))
 
 

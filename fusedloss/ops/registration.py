@@ -4,7 +4,8 @@ An `Operation` is made from one function of the backends, one fake and at most o
 through the Function: it costs a third of what the op costs, whose first call imports torch._dynamo, and `torch.func`
 works through it. What cannot run, or must not be looked into, goes through the op: torch.compile, export, tensors
 that are no plain ones, and code under a dispatch mode (fake tensors, make_fx, selective checkpointing).
-The arguments of both are the leaves of the record of `backends/request.py`, then the backend's name.
+The arguments of both are the leaves of the record of `backends/request.py`, then the backend's name. The op takes
+floats as tensors on the CPU, whose value may change without a new compilation.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import filterfalse
-from operator import itemgetter
 from typing import Any, get_type_hints
 
 import torch
@@ -23,7 +23,7 @@ from .. import backends
 
 TYPES = {
     Tensor: "Tensor", Tensor | None: "Tensor?", str: "str", bool: "bool", int: "int", int | None: "int?",
-    float: "float", list[str]: "str[]", list[float]: "float[]",
+    float: "Tensor", list[str]: "str[]", list[float]: "Tensor",
 }  # fmt: skip
 OPERATIONS: dict[str, Operation] = {}  # by the names of their ops
 
@@ -73,6 +73,13 @@ def plain(values: Sequence[Any]) -> bool:
     )
 
 
+def as_tensor(values: Any) -> Any:
+    """A float, or a list of them, as the op takes it; a product is what compiled code keeps as a product."""
+    if isinstance(values, list):
+        return torch.stack([*map(as_tensor, values)]) if values else torch.empty(0, dtype=torch.float64, device="cpu")
+    return values if isinstance(values, Tensor) else torch.ones((), dtype=torch.float64, device="cpu") * values
+
+
 class Operation:
     """A function of the backends, by its name, on a record of a kind. Without a backward its derivative is an error.
 
@@ -88,7 +95,7 @@ class Operation:
     ) -> None:  # fmt: skip
         self.name, self.kind, self.fake = name, kind, fake
         self.backward, self.saves_outputs, self.out = backward, saves_outputs, out
-        self.tensors = [i for i, hint in enumerate(leaves(kind).values()) if hint in (Tensor, Tensor | None)]
+        self.floats = [i for i, hint in enumerate(leaves(kind).values()) if hint in (float, list[float])]
         self.function = self._function()
         self.op = self._op(schema(kind, returns))
         OPERATIONS[f"fusedloss::{name}"] = self
@@ -97,14 +104,22 @@ class Operation:
         return self.apply(*flat(record), backend)
 
     def apply(self, *arguments: Any) -> Any:
-        return self.function.apply(*arguments) if plain(arguments) else self.op(*arguments)
+        if plain(arguments):
+            return self.function.apply(*arguments)
+        given = [*arguments]
+        for i in self.floats:
+            given[i] = as_tensor(given[i])
+        return self.op(*given)
 
     def run(self, *arguments: Any) -> Any:
         """The backend's function, with contiguous tensors."""
         *values, backend = arguments
-        for i in self.tensors:
-            if values[i] is not None:
-                values[i] = values[i].contiguous()
+        for i in self.floats:
+            if isinstance(values[i], Tensor):
+                values[i] = values[i].tolist()
+        for i, value in enumerate(values):
+            if isinstance(value, Tensor):
+                values[i] = value.contiguous()
         record = rebuilt(self.kind, values)
         out = None if self.out is None else self.out(record)
         function, given = getattr(backends.module(backend), self.name), (record,) if out is None else (record, out)
@@ -129,9 +144,9 @@ class Operation:
             return
         outputs = output if isinstance(output, tuple) else (output,)
         ctx.mark_non_differentiable(*filterfalse(torch.is_floating_point, outputs))
-        ctx.save_for_backward(*(inputs[i] for i in self.tensors), *(outputs if self.saves_outputs else ()))
-        ctx.leaves = [*inputs]
-        for i in self.tensors:
+        ctx.leaves, ctx.places = [*inputs], [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
+        ctx.save_for_backward(*(inputs[i] for i in ctx.places), *(outputs if self.saves_outputs else ()))
+        for i in ctx.places:
             ctx.leaves[i] = None
 
     def gradients(self, ctx: Any, *derivatives: Tensor) -> tuple[Tensor | None, ...]:
@@ -139,10 +154,10 @@ class Operation:
             raise RuntimeError("fusedloss losses can be differentiated once: double backward is not implemented")
         saved = ctx.saved_tensors  # read once: activation checkpointing unpacks them as they are read
         *values, backend = ctx.leaves
-        for i, tensor in zip(self.tensors, saved, strict=False):
+        for i, tensor in zip(ctx.places, saved, strict=False):
             values[i] = tensor
         *needed, _ = ctx.needs_input_grad
-        outputs = saved[len(self.tensors) :]
+        outputs = saved[len(ctx.places) :]
         found = self.backward(rebuilt(self.kind, values), rebuilt(self.kind, needed), backend, outputs, derivatives)
         by_leaf = [found.get(name) if wanted else None for name, wanted in zip(leaves(self.kind), needed, strict=True)]
         return (*by_leaf, None)
