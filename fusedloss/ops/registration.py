@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import backends
 
 TYPES = {
-    Tensor: "Tensor", Tensor | None: "Tensor?", str: "str", bool: "bool", int: "int", int | None: "int?",
+    Tensor: "Tensor", Tensor | None: "Tensor?", str: "str", bool: "bool", int: "int", int | None: "SymInt?",
     float: "Tensor", list[str]: "str[]", list[float]: "Tensor",
 }  # fmt: skip
 OPERATIONS: dict[str, Operation] = {}  # by the names of their ops
