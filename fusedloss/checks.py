@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 METRICS = ("euclidean", "sqeuclidean", "cosine", "manhattan")
+REAL: tuple[type, ...] = (int, float, numbers.Real)  # the last has NumPy's, and is slow to ask
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -27,37 +29,49 @@ class Batch(NamedTuple):
     @property
     def pairs(self) -> int:
         """How many there are, without those of a row with itself."""
-        return len(self.x) * (len(self.y_labels) - (self.ref_offset is not None))
+        return self.x.shape[0] * (self.y_labels.shape[0] - (self.ref_offset is not None))
 
 
-def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
-    if value not in allowed:
+def one_of(name: str, value: object, allowed: Sequence[Any]) -> Any:
+    """The one of them that equals it, so that a NumPy integer becomes an int."""
+    if not isinstance(value, (str, *REAL)) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return allowed[allowed.index(value)]
 
 
 def number(
-    name: str, value: object, *, low: float = 0.0, high: float = math.inf, above: bool = False, tensor: bool = True,
+    name: str, value: Any, *, low: float = 0.0, high: float = math.inf, above: bool = False, learnable: bool = False,
     unit: str = "",
-) -> None:  # fmt: skip
-    """A finite number from low (above it if `above`) to high, or, where a tensor is taken, a 0-d floating one, which is
-    not read."""
+) -> Any:  # fmt: skip
+    """A finite number from low (above it if `above`) to high, as an int or float; or, if `learnable`, a floating tensor
+    of one element, as a 0-d one, which is not read."""
     if isinstance(value, Tensor):
-        if not tensor or value.dim() != 0 or not value.is_floating_point():
-            kind = "a number or a 0-d floating tensor" if tensor else "a number"
+        if not learnable or value.shape not in ((), (1,)) or not value.is_floating_point():
+            kind = "a number or a floating tensor of one element" if learnable else "a number"
             raise TypeError(f"{name} must be {kind}, got a {value.dtype} tensor of shape {tuple(value.shape)}")
-    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value.reshape(()) if value.dim() else value
+    if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    elif not abs(value) < math.inf or not low <= value <= high or (above and value == low):
+    found: Any = value if type(value) in (int, float) else float(value)  # NumPy's become Python's
+    # Comparisons, all False for NaN: under torch.compile a float may be symbolic, which `math.isfinite` does not take.
+    if not (low < found if above else low <= found) or not found <= high or not abs(found) < math.inf:
         most = f" and at most {high:g} {unit}".rstrip() if high < math.inf else ""
         raise ValueError(f"{name} must be finite and {'above' if above else 'at least'} {low}{most}, got {value}")
+    return found
+
+
+def tensor(name: str, values: object) -> Tensor:
+    """A floating tensor."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
+    if values.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {values.dtype}")
+    return values
 
 
 def rows(name: str, x: object) -> Tensor:
     """A floating [N, D] tensor, in the autocast dtype where autocast is on."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.dtype not in FLOATS:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    x = tensor(name, x)
     if x.dim() != 2 or x.shape[1] == 0:
         raise ValueError(f"{name} must have shape (N, D) with D >= 1, got {tuple(x.shape)}")
     device = x.device.type
@@ -95,23 +109,30 @@ def same_dimensions(name: str, x: Tensor, other_name: str, other: object) -> Ten
     return y
 
 
-def flag(name: str, value: object) -> None:
+def flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
-
-
-def index(name: str, value: object, *, low: int = 0) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value}")
     return value
 
 
-def readable(x: Tensor) -> bool:
-    """Whether the values of x can be looked at without waiting for them: a plain CPU tensor, in code not compiled."""
-    plain = type(x) is Tensor or type(x) is torch.nn.Parameter  # a fake one has no values, a distributed one not all
-    return plain and x.device.type == "cpu" and not torch.compiler.is_compiling()
+def index(name: str, value: object, *, low: int = 0) -> int:
+    """An int, or what is one, such as a NumPy integer; no tensor, whose value would have to be read."""
+    if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    found = value if isinstance(value, int) else operator.index(value)  # the first may be symbolic
+    if found < low:
+        raise ValueError(f"{name} must be at least {low}, got {found}")
+    return found
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Whether values can be looked at without waiting for them: plain CPU tensors, in code that is not compiled."""
+    return not torch.compiler.is_compiling() and all(
+        type(t) in (Tensor, torch.nn.Parameter)  # a fake one has no values, a distributed one not all
+        and t.device.type == "cpu"
+        and not torch._C._functorch.is_functorch_wrapped_tensor(t)  # nor has one inside torch.func's transforms
+        for t in tensors
+    )
 
 
 IGNORED, WRONG = -1, -2  # rows without a class: not counted, and out of range
@@ -137,18 +158,14 @@ def class_indices(
     found = given.where(inside, WRONG)
     if ignore_index is not None:
         found = found.masked_fill(given == ignore_index, IGNORED)
-    if readable(x) and bool((found == WRONG).any()):
+    if readable(found) and bool((found == WRONG).any()):
         ignored = "" if ignore_index is None else f" or ignore_index ({ignore_index})"
         raise ValueError(f"{name} must be class indices from 0 to {C - 1}{ignored}, got {given[found == WRONG][0]}")
     return found
 
 
-def floating(name: str, values: object, x: Tensor, *, constant: bool) -> Tensor:
-    """A floating tensor on the device of x, which needs no gradient if it is a constant."""
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
-    if values.dtype not in FLOATS:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {values.dtype}")
+def floating(name: str, values: Tensor, x: Tensor, *, constant: bool) -> Tensor:
+    """A tensor on the device of x, which needs no gradient if it is a constant."""
     if values.device != x.device:
         raise ValueError(f"{name} must be on the device of the rows, {x.device}, got {values.device}")
     if constant and values.requires_grad:
@@ -158,7 +175,7 @@ def floating(name: str, values: object, x: Tensor, *, constant: bool) -> Tensor:
     return values
 
 
-def of_classes(name: str, values: object, C: int, x: Tensor, *, constant: bool) -> Tensor:
+def of_classes(name: str, values: Tensor, C: int, x: Tensor, *, constant: bool) -> Tensor:
     """A floating tensor [C]."""
     found = floating(name, values, x, constant=constant)
     if found.shape != (C,):
@@ -166,7 +183,7 @@ def of_classes(name: str, values: object, C: int, x: Tensor, *, constant: bool) 
     return found
 
 
-def factors(name: str, values: object, z: Tensor) -> Tensor:
+def factors(name: str, values: Tensor, z: Tensor) -> Tensor:
     """A floating tensor that broadcasts to the shape of z; flat, of as many elements as z has or of a period of it."""
     found = floating(name, values, z, constant=True)
     lead = z.dim() - found.dim()
@@ -178,13 +195,9 @@ def factors(name: str, values: object, z: Tensor) -> Tensor:
     return (found if repeats else found.expand(z.shape)).flatten()
 
 
-def logits(x: object, overwrite: object, *, classes: bool = False) -> Tensor:
+def logits(x: object, overwrite: bool, *, classes: bool = False) -> Tensor:
     """A floating tensor, of shape [N, C, ...] if it has classes, whose memory the backward may use where it says so."""
-    flag("overwrite_logits", overwrite)
-    if not isinstance(x, Tensor):
-        raise TypeError(f"logits must be a tensor, got {type(x).__name__}")
-    if x.dtype not in FLOATS:
-        raise TypeError(f"logits must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    x = tensor("logits", x)
     if classes and (x.dim() < 2 or x.shape[1] == 0):
         raise ValueError(f"logits must have shape (N, C, ...) with C >= 1, got {tuple(x.shape)}")
     if overwrite and x.requires_grad and (x if x._base is None else x._base).is_leaf:
@@ -213,14 +226,16 @@ def integers(name: str, labels: object, x: Tensor) -> Tensor:
         raise TypeError(f"{name} must be an integer tensor, got {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor, got {labels.dtype}")
-    if labels.dim() != 1 or len(labels) != len(x):
-        raise ValueError(f"{name} must have shape ({len(x)},), one label a row, got {tuple(labels.shape)}")
+    if labels.shape != x.shape[:1]:
+        raise ValueError(f"{name} must have shape ({x.shape[0]},), one label a row, got {tuple(labels.shape)}")
     if labels.device != x.device:
         raise ValueError(f"{name} must be on the device of the embeddings, {x.device}, got {labels.device}")
     return labels if labels.dtype in (torch.int32, torch.int64) else labels.to(torch.int64)
 
 
-def batch(embeddings: object, labels: object, ref_embeddings: object, ref_labels: object, ref_offset: object) -> Batch:
+def batch(
+    embeddings: object, labels: object, ref_embeddings: object, ref_labels: object, ref_offset: int | None
+) -> Batch:
     x = rows("embeddings", embeddings)
     x_labels = integers("labels", labels, x)
     if (ref_embeddings is None) != (ref_labels is None):
@@ -237,15 +252,14 @@ def batch(embeddings: object, labels: object, ref_embeddings: object, ref_labels
     return Batch(x, y, x_labels, y_labels, place(x, y, x_labels, y_labels, ref_offset))
 
 
-def place(x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, ref_offset: object) -> int | None:
+def place(x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, first: int | None) -> int | None:
     """Where the rows x are among the references y; looked at where that is no sync: elsewhere losses would be wrong."""
-    if ref_offset is None:
+    if first is None:
         return None
-    first = index("ref_offset", ref_offset)
     N, M = x.shape[0], y.shape[0]
     if first + N > M:
         raise ValueError(f"ref_embeddings must have the {N} rows of embeddings from row {first} on, got {M} rows")
-    if readable(x):
+    if readable(x, y):
         own, here = x.detach(), y.detach()[first : first + N]
         apart = ((own != here) & ~((own != own) & (here != here))).any(1)  # NaN is equal to NaN
         if (i := first_of(apart)) is not None:
@@ -253,11 +267,11 @@ def place(x: Tensor, y: Tensor, x_labels: Tensor, y_labels: Tensor, ref_offset: 
                 f"ref_embeddings must have the rows of embeddings from row {first} (ref_offset) on, but row "
                 f"{first + i} is not row {i} of embeddings; where no row of embeddings is a reference leave it out"
             )
-        if (i := first_of(x_labels != y_labels[first : first + N])) is not None:
-            raise ValueError(
-                f"ref_labels must have the labels from row {first} (ref_offset) on, but row {first + i} has label "
-                f"{y_labels[first + i]}, row {i} of labels {x_labels[i]}"
-            )
+    if readable(x_labels, y_labels) and (i := first_of(x_labels != y_labels[first : first + N])) is not None:
+        raise ValueError(
+            f"ref_labels must have the labels from row {first} (ref_offset) on, but row {first + i} has label "
+            f"{y_labels[first + i]}, row {i} of labels {x_labels[i]}"
+        )
     return first
 
 
@@ -266,13 +280,12 @@ def first_of(found: Tensor) -> int | None:
     return int(found.int().argmax()) if found.any() else None
 
 
-def similar_pairs(target: object, similar: object, x: Tensor) -> Tensor:
+def similar_pairs(target: object, similar: int, x: Tensor) -> Tensor:
     """Which given pairs are similar, from a target in either convention. [N] bool"""
-    one_of("similar", similar, (0, 1))
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}")
     if target.shape != x.shape[:1]:
-        raise ValueError(f"target must have shape ({len(x)},), one value a pair, got {tuple(target.shape)}")
+        raise ValueError(f"target must have shape ({x.shape[0]},), one value a pair, got {tuple(target.shape)}")
     if target.device != x.device:
         raise ValueError(f"target must be on the device of x1, {x.device}, got {target.device}")
     return target > 0 if similar == 1 else target == 0

@@ -32,8 +32,8 @@ class Role(Enum):
     CLASS = "[N]: the class of every sample, from 0 to C - 1"
     LOGITS = "[N, C]: given logits"
     ANSWERS = "[N, C]: the target of every logit, from 0 to 1"
-    SCALE = "a number that may be learned: the factor of all logits"
-    BIAS = "a number that may be learned: what is added to all logits"
+    SCALE = "a number that may be learned, and that a module may own: the factor of all logits"
+    BIAS = "the same: what is added to all logits"
 
     @property
     def optional(self) -> bool:

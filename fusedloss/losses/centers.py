@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import checks, ops
+from .. import ops
 from ..backends.dtypes import loss_dtype
+from ..options import number, one_of, options
 from .classes import classified
 from .reduce import REDUCTIONS, reduce_rows
 
 
+@options(reduction=one_of(*REDUCTIONS))
 def center_loss(embeddings: Tensor, centers: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
     r"""Center loss: half the squared distance of every row to the center of its class.
 
@@ -40,7 +42,6 @@ def center_loss(embeddings: Tensor, centers: Tensor, target: Tensor, *, reductio
     >>> center_loss(torch.eye(2), torch.zeros(2, 2), torch.tensor([0, 1]))
     tensor(0.5000)
     """
-    checks.one_of("reduction", reduction, REDUCTIONS)
     x, c, index = classified(embeddings, "centers", centers, target)
     return reduce_rows(_to_centers(x, c, index), reduction, index, x)
 
@@ -51,6 +52,7 @@ def _to_centers(x: Tensor, c: Tensor, index: Tensor) -> Tensor:
     return ops.mined_distances(x, c, mined, "sqeuclidean")[0] / 2
 
 
+@options(weight=number(), reduction=one_of(*REDUCTIONS))
 def island_loss(
     embeddings: Tensor, centers: Tensor, target: Tensor, *, weight: float = 10.0, reduction: str = "mean"
 ) -> Tensor:
@@ -84,10 +86,9 @@ def island_loss(
     >>> island_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), weight=1.0)
     tensor(2.)
     """
-    checks.number("weight", weight, tensor=False)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     x, c, index = classified(embeddings, "centers", centers, target)
+    C = c.shape[0]
     own = c.to(loss_dtype(c)).clone(memory_format=torch.contiguous_format)  # gradients add up in one order
     directions = F.normalize(own, eps=1e-8)
-    apart = directions.sum(0).square().sum() - directions.square().sum() + len(c) * (len(c) - 1)
+    apart = directions.sum(0).square().sum() - directions.square().sum() + C * (C - 1)
     return reduce_rows(_to_centers(x, c, index), reduction, index, x) + weight * apart

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
+from ..options import integer, learnable, number, one_of, optional, options, tensor
 from .reduce import REDUCTIONS, focal, reduce, reduce_rows, softplus
 
 
@@ -20,11 +21,15 @@ def _fold(
     bias: Tensor | None = None, total: bool = False,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The logit of every row's class, log sum exp of the other classes and, if `total`, the sum of their logits."""
-    batch = checks.Batch(x, classes, index, torch.arange(len(classes), device=x.device), None)
+    batch = checks.Batch(x, classes, index, torch.arange(classes.shape[0], device=x.device, dtype=torch.int64), None)
     neg = ops.of("lse", "sum", scale=scale) if total else ops.of("lse", scale=scale)
     return ops.fold(batch, "softmax", metric, pos=ops.of("sum", scale=own_scale), neg=neg, offsets=bias)
 
 
+@options(
+    bias=optional(tensor), gamma=number(), ignore_index=integer(low=-(2**63)), label_smoothing=number(high=1.0),
+    reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def linear_cross_entropy_loss(
     embeddings: Tensor, weight: Tensor, target: Tensor, *, bias: Tensor | None = None, gamma: float = 0.0,
     ignore_index: int = -100, label_smoothing: float = 0.0, reduction: str = "mean",
@@ -62,25 +67,23 @@ def linear_cross_entropy_loss(
     >>> linear_cross_entropy_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
     tensor(0.3133)
     """
-    checks.number("gamma", gamma, tensor=False)
-    checks.number("label_smoothing", label_smoothing, high=1.0, tensor=False)
-    checks.index("ignore_index", ignore_index, low=-(2**63))
-    checks.one_of("reduction", reduction, REDUCTIONS)
     x = checks.rows("embeddings", embeddings)
     w = checks.same_dimensions("embeddings", x, "weight", weight)
+    C = w.shape[0]
     if bias is not None:
-        checks.of_classes("bias", bias, len(w), x, constant=False)
-    index = checks.class_indices("target", target, x.shape[:1], len(w), x, ignore_index)
+        checks.of_classes("bias", bias, C, x, constant=False)
+    index = checks.class_indices("target", target, x.shape[:1], C, x, ignore_index)
     smooth = label_smoothing > 0
     own, others, *total = _fold(x, w, index, "dot", scale=1.0, own_scale=1.0, bias=bias, total=smooth)
     terms = softplus(others - own)
     if total:
-        terms = terms + label_smoothing * (own - (own + total[0]) / max(len(w), 1))
+        terms = terms + label_smoothing * (own - (own + total[0]) / torch.sym_max(C, 1))
     if gamma:
         terms = terms * focal(others - own, gamma)
     return reduce_rows(terms, reduction, index, x)
 
 
+@options(margin=learnable(high=math.pi, unit="radians"), scale=learnable(above=True), reduction=one_of(*REDUCTIONS))
 def arcface_loss(
     embeddings: Tensor, weight: Tensor, target: Tensor, *, margin: float | Tensor = 0.5, scale: float | Tensor = 64.0,
     reduction: str = "mean",
@@ -122,9 +125,6 @@ def arcface_loss(
     >>> arcface_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.5, scale=1.0)
     tensor(0.3477)
     """
-    checks.number("margin", margin, high=math.pi, unit="radians")
-    checks.number("scale", scale, above=True)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     x, w, index = classified(embeddings, "weight", weight, target)
     cos, others = _fold(x, w, index, "similarity", scale=scale, own_scale=1.0)
     sin_squared = 1 - cos.square()
@@ -139,9 +139,10 @@ def classified(embeddings: object, name: str, classes: object, target: object) -
     """Checked rows, those of the classes, and the index of every row's class."""
     x = checks.rows("embeddings", embeddings)
     c = checks.same_dimensions("embeddings", x, name, classes)
-    return x, c, checks.class_indices("target", target, x.shape[:1], len(c), x)
+    return x, c, checks.class_indices("target", target, x.shape[:1], c.shape[0], x)
 
 
+@options(margin=learnable(), scale=learnable(above=True), reduction=one_of(*REDUCTIONS))
 def cosface_loss(
     embeddings: Tensor, weight: Tensor, target: Tensor, *, margin: float | Tensor = 0.35, scale: float | Tensor = 64.0,
     reduction: str = "mean",
@@ -178,14 +179,12 @@ def cosface_loss(
     >>> cosface_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.5, scale=1.0)
     tensor(0.4741)
     """
-    checks.number("margin", margin)
-    checks.number("scale", scale, above=True)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     x, w, index = classified(embeddings, "weight", weight, target)
     cos, others = _fold(x, w, index, "similarity", scale=scale, own_scale=1.0)
     return reduce_rows(softplus(others - scale * (cos - margin)), reduction, index, x)
 
 
+@options(temperature=learnable(above=True), reduction=one_of(*REDUCTIONS))
 def normalized_softmax_loss(
     embeddings: Tensor, weight: Tensor, target: Tensor, *, temperature: float | Tensor = 0.05, reduction: str = "mean"
 ) -> Tensor:
@@ -218,8 +217,6 @@ def normalized_softmax_loss(
     >>> normalized_softmax_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), temperature=1.0)
     tensor(0.3133)
     """
-    checks.number("temperature", temperature, above=True)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     x, w, index = classified(embeddings, "weight", weight, target)
     return _cosine_softmax(x, w, index, 1 / temperature, reduction)
 
@@ -229,6 +226,7 @@ def _cosine_softmax(x: Tensor, w: Tensor, index: Tensor, scale: float | Tensor, 
     return reduce_rows(softplus(others - own), reduction, index, x)
 
 
+@options(scale=learnable(above=True), reduction=one_of(*REDUCTIONS))
 def proxy_nca_loss(
     embeddings: Tensor, proxies: Tensor, target: Tensor, *, scale: float | Tensor = 1.0, reduction: str = "mean"
 ) -> Tensor:
@@ -266,12 +264,11 @@ def proxy_nca_loss(
     >>> proxy_nca_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
     tensor(0.1269)
     """
-    checks.number("scale", scale, above=True)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     x, p, index = classified(embeddings, "proxies", proxies, target)
     return _cosine_softmax(x, p, index, 2 * scale, reduction)
 
 
+@options(margin=learnable(), alpha=learnable(above=True), reduction=one_of(*REDUCTIONS))
 def proxy_anchor_loss(
     embeddings: Tensor, proxies: Tensor, target: Tensor, *, margin: float | Tensor = 0.1, alpha: float | Tensor = 32.0,
     reduction: str = "mean",
@@ -313,16 +310,13 @@ def proxy_anchor_loss(
     >>> proxy_anchor_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.0, alpha=1.0)
     tensor(1.0064)
     """
-    checks.number("margin", margin)
-    checks.number("alpha", alpha, above=True)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     x, p, index = classified(embeddings, "proxies", proxies, target)
-    batch = checks.Batch(p, x, torch.arange(len(p), device=p.device), index, None)
+    batch = checks.Batch(p, x, torch.arange(p.shape[0], device=p.device, dtype=torch.int64), index, None)
     pos, neg = ops.of("lse", scale=-alpha, bias=alpha * margin), ops.of("lse", scale=alpha, bias=alpha * margin)
     positive, negative = ops.fold(batch, "softmax", "similarity", pos=pos, neg=neg)
     pull, push = softplus(positive), softplus(negative)
-    pull = pull + torch.where((index < 0).any(), torch.nan, 0.0)
+    pull = pull + pull.new_zeros(()).masked_fill((index < 0).any(), torch.nan)
     if reduction != "mean":
-        return reduce(pull + push, reduction, len(p), x)
+        return reduce(pull + push, reduction, p.shape[0], x)
     present = (positive.detach() > -torch.inf).sum()
-    return reduce(pull, "mean", present, x) + reduce(push, "mean", len(p), x)
+    return reduce(pull, "mean", present, x) + reduce(push, "mean", p.shape[0], x)

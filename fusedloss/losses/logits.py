@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .. import checks, ops
+from ..options import flag, integer, number, one_of, optional, options, tensor
 from .reduce import REDUCTIONS, focal, reduce, reduce_rows, softplus
 
 
+@options(
+    weight=optional(tensor), ignore_index=integer(low=-(2**63)), label_smoothing=number(high=1.0),
+    overwrite_logits=flag, reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def cross_entropy_loss(
     logits: Tensor, target: Tensor, *, weight: Tensor | None = None, ignore_index: int = -100,
     label_smoothing: float = 0.0, overwrite_logits: bool = False, reduction: str = "mean",
@@ -50,9 +57,6 @@ def cross_entropy_loss(
     >>> cross_entropy_loss(torch.eye(2), torch.tensor([0, 1]))
     tensor(0.3133)
     """
-    checks.number("label_smoothing", label_smoothing, high=1.0, tensor=False)
-    checks.index("ignore_index", ignore_index, low=-(2**63))
-    checks.one_of("reduction", reduction, REDUCTIONS)
     z = checks.logits(logits, overwrite_logits, classes=True)
     if not isinstance(target, Tensor) or not target.is_floating_point():
         return _of_index(z, target, weight, ignore_index, label_smoothing, 0.0, overwrite_logits, reduction)
@@ -65,7 +69,7 @@ def cross_entropy_loss(
         z_rows, q_rows, w, label_smoothing, sums=True, overwrite=overwrite_logits
     )  # fmt: skip
     terms = shares * lse - part
-    return _shaped(reduce(terms, reduction, len(terms), z), z)
+    return _shaped(reduce(terms, reduction, terms.shape[0], z), z)
 
 
 def _of_index(
@@ -84,7 +88,7 @@ def _of_index(
         terms = terms * focal(others - own, gamma)
     if total:
         whole = C if w is None else w.sum(dtype=own.dtype)
-        terms = (1 - smoothing) * terms + smoothing / max(C, 1) * (whole * (own + entropy) - total[0])
+        terms = (1 - smoothing) * terms + smoothing / C * (whole * (own + entropy) - total[0])
     return _shaped(reduce_rows(terms, reduction, index, z, weights), z)
 
 
@@ -100,6 +104,10 @@ def _shaped(loss: Tensor, z: Tensor) -> Tensor:
     return loss.view(z.shape[:1] + z.shape[2:]) if loss.dim() else loss
 
 
+@options(
+    gamma=number(), weight=optional(tensor), ignore_index=integer(low=-(2**63)), overwrite_logits=flag,
+    reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def focal_loss(
     logits: Tensor, target: Tensor, *, gamma: float = 2.0, weight: Tensor | None = None, ignore_index: int = -100,
     overwrite_logits: bool = False, reduction: str = "mean",
@@ -137,13 +145,11 @@ def focal_loss(
     >>> focal_loss(torch.eye(2), torch.tensor([0, 1]))
     tensor(0.0227)
     """
-    checks.number("gamma", gamma, tensor=False)
-    checks.index("ignore_index", ignore_index, low=-(2**63))
-    checks.one_of("reduction", reduction, REDUCTIONS)
     z = checks.logits(logits, overwrite_logits, classes=True)
     return _of_index(z, target, weight, ignore_index, 0.0, gamma, overwrite_logits, reduction)
 
 
+@options(weight=optional(tensor), pos_weight=optional(tensor), overwrite_logits=flag, reduction=one_of(*REDUCTIONS))
 def binary_cross_entropy_loss(
     logits: Tensor, target: Tensor, *, weight: Tensor | None = None, pos_weight: Tensor | None = None,
     overwrite_logits: bool = False, reduction: str = "mean",
@@ -176,7 +182,6 @@ def binary_cross_entropy_loss(
     >>> binary_cross_entropy_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0]))
     tensor(0.7201)
     """
-    checks.one_of("reduction", reduction, REDUCTIONS)
     z = checks.logits(logits, overwrite_logits)
     w = None if weight is None else checks.factors("weight", weight, z)
     pw = None if pos_weight is None else checks.factors("pos_weight", pos_weight, z)
@@ -192,6 +197,12 @@ def _of_elements(
     return reduce(terms, reduction, z.numel(), z)
 
 
+def _alpha(name: str, value: object) -> Any:
+    """A share, or -1 for no weights."""
+    return -1 if isinstance(value, int | float) and value == -1 else checks.number(name, value, high=1.0)
+
+
+@options(alpha=_alpha, gamma=number(), overwrite_logits=flag, reduction=one_of(*REDUCTIONS))
 def sigmoid_focal_loss(
     logits: Tensor, target: Tensor, *, alpha: float = 0.25, gamma: float = 2.0, overwrite_logits: bool = False,
     reduction: str = "mean",
@@ -233,9 +244,5 @@ def sigmoid_focal_loss(
     >>> sigmoid_focal_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0]))
     tensor(0.0880)
     """
-    if not (isinstance(alpha, int | float) and alpha == -1):
-        checks.number("alpha", alpha, high=1.0, tensor=False)
-    checks.number("gamma", gamma, tensor=False)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     z = checks.logits(logits, overwrite_logits)
     return _of_elements(z, target, "sigmoid_focal", [alpha, gamma], overwrite_logits, reduction)

@@ -7,9 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks, ops
+from ..checks import METRICS
+from ..options import integer, learnable, one_of, optional, options
 from .reduce import REDUCTIONS, reduce
 
 
+@options(margin=learnable(), metric=one_of(*METRICS), similar=one_of(0, 1), reduction=one_of(*REDUCTIONS))
 def contrastive_loss(
     x1: Tensor, x2: Tensor, target: Tensor, *,
     margin: float | Tensor = 1.0, metric: str = "euclidean", similar: int = 1, reduction: str = "mean",
@@ -43,10 +46,10 @@ def contrastive_loss(
     >>> contrastive_loss(x1, x2, torch.tensor([1, 0]), margin=2.0, reduction="none")
     tensor([2.0000, 0.5000])
     """
-    checks.number("margin", margin)
     return _given_pairs_hinge(x1, x2, target, margin, metric, similar, reduction, scale=0.5)
 
 
+@options(margin=learnable(), similar=one_of(0, 1), reduction=one_of(*REDUCTIONS))
 def euclidean_distance_loss(
     x1: Tensor, x2: Tensor, target: Tensor, *, margin: float | Tensor = 1.0, similar: int = 1, reduction: str = "mean"
 ) -> Tensor:
@@ -65,35 +68,25 @@ def euclidean_distance_loss(
     >>> euclidean_distance_loss(x1, x2, torch.tensor([1, 0]), margin=2.0, reduction="none")
     tensor([4., 1.])
     """
-    checks.number("margin", margin)
     return _given_pairs_hinge(x1, x2, target, margin, "euclidean", similar, reduction, scale=1.0)
 
 
 def _given_pairs_hinge(
-    x1: Tensor,
-    x2: Tensor,
-    target: Tensor,
-    margin: float | Tensor,
-    metric: str,
-    similar: int,
-    reduction: str,
+    x1: Tensor, x2: Tensor, target: Tensor, margin: float | Tensor, metric: str, similar: int, reduction: str,
     scale: float,
-) -> Tensor:
-    checks.one_of("metric", metric, checks.METRICS)
-    is_similar, d = _given_distances(x1, x2, target, metric, similar, reduction)
-    return reduce(scale * torch.where(is_similar, d, F.relu(margin - d)).square(), reduction, len(d), x1)
+) -> Tensor:  # fmt: skip
+    is_similar, d = _given_distances(x1, x2, target, metric, similar)
+    return reduce(scale * torch.where(is_similar, d, F.relu(margin - d)).square(), reduction, d.shape[0], x1)
 
 
-def _given_distances(
-    x1: Tensor, x2: Tensor, target: Tensor, metric: str, similar: int, reduction: str
-) -> tuple[Tensor, Tensor]:
+def _given_distances(x1: Tensor, x2: Tensor, target: Tensor, metric: str, similar: int) -> tuple[Tensor, Tensor]:
     """Which pairs are similar, and their distances. [N] each"""
-    checks.one_of("reduction", reduction, REDUCTIONS)
     x1, x2 = checks.same_rows(("x1", "x2"), (x1, x2))
     is_similar = checks.similar_pairs(target, similar, x1)
     return is_similar, ops.row_distances(x1, x2, None, metric)[0]
 
 
+@options(similar=one_of(0, 1), reduction=one_of(*REDUCTIONS))
 def cosine_similarity_loss(
     x1: Tensor, x2: Tensor, target: Tensor | None = None, *, similar: int = 1, reduction: str = "mean"
 ) -> Tensor:
@@ -118,11 +111,12 @@ def cosine_similarity_loss(
         checks.one_of("similar", similar, (0, 1))
         x1, x2 = checks.same_rows(("x1", "x2"), (x1, x2))
         d = ops.row_distances(x1, x2, None, "cosine")[0]
-        return reduce(d, reduction, len(d), x1)
-    is_similar, d = _given_distances(x1, x2, target, "cosine", similar, reduction)
-    return reduce(torch.where(is_similar, 0.5 * d, 1 - 0.5 * d), reduction, len(d), x1)
+        return reduce(d, reduction, d.shape[0], x1)
+    is_similar, d = _given_distances(x1, x2, target, "cosine", similar)
+    return reduce(torch.where(is_similar, 0.5 * d, 1 - 0.5 * d), reduction, d.shape[0], x1)
 
 
+@options(margin=learnable(low=-1.0), similar=one_of(0, 1), reduction=one_of(*REDUCTIONS))
 def cosine_embedding_loss(
     x1: Tensor, x2: Tensor, target: Tensor, *, margin: float | Tensor = 0.0, similar: int = 1, reduction: str = "mean"
 ) -> Tensor:
@@ -141,11 +135,14 @@ def cosine_embedding_loss(
     >>> cosine_embedding_loss(x1, x2, torch.tensor([-1]), margin=0.5)
     tensor(0.5000)
     """
-    checks.number("margin", margin, low=-1.0)
-    is_similar, d = _given_distances(x1, x2, target, "cosine", similar, reduction)
-    return reduce(torch.where(is_similar, d, F.relu(1 - d - margin)), reduction, len(d), x1)
+    is_similar, d = _given_distances(x1, x2, target, "cosine", similar)
+    return reduce(torch.where(is_similar, d, F.relu(1 - d - margin)), reduction, d.shape[0], x1)
 
 
+@options(
+    ref_offset=optional(integer()), pos_margin=learnable(), neg_margin=learnable(), metric=one_of(*METRICS),
+    power=one_of(1, 2), reduction=one_of(*REDUCTIONS, "active"),
+)  # fmt: skip
 def pairwise_contrastive_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
     ref_offset: int | None = None, pos_margin: float | Tensor = 0.0, neg_margin: float | Tensor = 1.0,
@@ -193,11 +190,6 @@ def pairwise_contrastive_loss(
     >>> pairwise_contrastive_loss(x, torch.tensor([0, 1, 1]), reduction="none")
     tensor([0.1250, 3.2500, 3.1250])
     """
-    checks.number("pos_margin", pos_margin)
-    checks.number("neg_margin", neg_margin)
-    checks.one_of("metric", metric, checks.METRICS)
-    checks.one_of("power", power, (1, 2))
-    checks.one_of("reduction", reduction, (*REDUCTIONS, "active"))
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
 
     loss = "contrastive" if power == 2 else "linear_contrastive"

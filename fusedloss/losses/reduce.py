@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends.dtypes import loss_dtype
-from ..checks import IGNORED
+from ..checks import IGNORED, WRONG
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -18,13 +18,13 @@ def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor) -> Ten
     if reduction != "none":
         terms = terms.sum()
     if reduction == "mean":
-        terms = terms / (count.where(count != 0, 1) if isinstance(count, Tensor) else max(count, 1))
+        terms = terms / (count.where(count != 0, 1) if isinstance(count, Tensor) else torch.sym_max(count, 1))
     return terms.to(loss_dtype(x))
 
 
 def reduce_rows(terms: Tensor, reduction: str, index: Tensor, x: Tensor, weights: Tensor | None = None) -> Tensor:
     """`reduce` of the rows that have a class, by their weights; NaN where `checks.class_indices` found none."""
-    terms = torch.where(index >= 0, terms, torch.where(index == IGNORED, 0.0, torch.nan))
+    terms = terms.masked_fill(index == IGNORED, 0.0).masked_fill(index == WRONG, torch.nan)
     counted = (index >= 0) if weights is None else weights.where(index >= 0, 0.0)
     return reduce(terms, reduction, counted.sum(), x)
 

@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
+from ..options import flag, integer, learnable, number, one_of, optional, options
 from .reduce import REDUCTIONS, reduce, softplus
 
 
+@options(
+    temperature=learnable(above=True), normalize=flag, in_batch_negatives=flag, symmetric=flag, offset=integer(),
+    reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def info_nce_loss(
     query: Tensor, key: Tensor, negatives: Tensor | None = None, *,
     temperature: float | Tensor = 0.07, normalize: bool = True, in_batch_negatives: bool = True,
@@ -58,15 +63,10 @@ def info_nce_loss(
     >>> info_nce_loss(q, q, temperature=1.0)
     tensor(0.3133)
     """
-    checks.number("temperature", temperature, above=True)
-    for name, value in dict(normalize=normalize, in_batch_negatives=in_batch_negatives, symmetric=symmetric).items():
-        checks.flag(name, value)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     q = checks.rows("query", query)
     k = checks.same_dimensions("query", q, "key", key)
     queue = None if negatives is None else checks.same_dimensions("query", q, "negatives", negatives)
-    N, M = len(q), len(k)
-    checks.index("offset", offset)
+    N, M = q.shape[0], k.shape[0]
     if N + offset > M or (symmetric and N != M):
         needed = f"{N} rows, one a query" if symmetric else f"{N + offset} rows or more (queries + offset)"
         raise ValueError(f"key must have the {needed}, got shape {tuple(k.shape)}")
@@ -77,7 +77,7 @@ def info_nce_loss(
 
     scale = 1 / temperature
     metric = "similarity" if normalize else "dot"
-    own = torch.arange(offset, offset + N, device=q.device)
+    own = torch.arange(offset, offset + N, device=q.device, dtype=torch.int64)
     if in_batch_negatives:
         positive, negative = _competition(q, k, own, scale, metric, columns=symmetric)
     else:
@@ -94,7 +94,7 @@ def _competition(
     x: Tensor, y: Tensor, labels: Tensor, scale: float | Tensor, metric: str, columns: bool = False
 ) -> tuple[Tensor, ...]:
     """The positive logit of every x and log sum exp of its negatives; labels are rows of y, -1 for none."""
-    rows = torch.arange(len(y), device=y.device)
+    rows = torch.arange(y.shape[0], device=y.device, dtype=torch.int64)
     batch = checks.Batch(x, y, labels, rows, None)
     pos, neg = ops.of("sum", scale=scale), ops.of("lse", scale=scale)
     return ops.fold(batch, "softmax", metric, pos=pos, neg=neg, columns=columns)
@@ -106,6 +106,7 @@ def _log_add_exp(a: Tensor, b: Tensor) -> Tensor:
     return torch.logaddexp(a.clamp(min=lowest), b.clamp(min=lowest))
 
 
+@options(temperature=learnable(above=True), reduction=one_of(*REDUCTIONS))
 def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float | Tensor = 0.5, reduction: str = "mean") -> Tensor:
     r"""NT-Xent, the loss of SimCLR: each of 2N views finds the other view of its sample among all other views.
 
@@ -134,17 +135,20 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float | Tensor = 0.5, r
     >>> nt_xent_loss(z, z, temperature=1.0)
     tensor(0.5514)
     """
-    checks.number("temperature", temperature, above=True)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     first, second = checks.same_rows(("z1", "z2"), (z1, z2))
-    z, labels = torch.cat([first, second]), torch.arange(len(first), device=first.device).repeat(2)
+    z = torch.cat([first, second])
+    labels = torch.arange(first.shape[0], device=z.device, dtype=torch.int64).repeat(2)
     scale = 1 / temperature
     batch = checks.Batch(z, None, labels, labels, 0)
     pos, neg = ops.of("sum", scale=scale), ops.of("lse", scale=scale)
     positive, negative = ops.fold(batch, "softmax", "similarity", pos=pos, neg=neg)
-    return reduce(softplus(negative - positive), reduction, len(z), z)
+    return reduce(softplus(negative - positive), reduction, z.shape[0], z)
 
 
+@options(
+    logit_scale=learnable(low=-torch.inf), logit_bias=optional(learnable(low=-torch.inf)),
+    reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def clip_loss(
     image: Tensor, text: Tensor, logit_scale: float | Tensor, *, logit_bias: float | Tensor | None = None,
     reduction: str = "mean",
@@ -180,18 +184,16 @@ def clip_loss(
     >>> clip_loss(x, x, 1.0)
     tensor(0.3133)
     """
-    checks.number("logit_scale", logit_scale, low=-torch.inf)
-    if logit_bias is not None:
-        checks.number("logit_bias", logit_bias, low=-torch.inf)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     x, y = checks.same_rows(("image", "text"), (image, text))
-    rows = torch.arange(len(x), device=x.device)
+    rows = torch.arange(x.shape[0], device=x.device, dtype=torch.int64)
     positive, negative = _competition(x, y, rows, logit_scale, "dot", columns=True)
     terms = softplus(negative - positive)  # of the images, then of the texts
-    loss = reduce((terms[: len(x)] + terms[len(x) :]) / 2, reduction, len(x), x)
+    N = x.shape[0]
+    loss = reduce((terms[:N] + terms[N:]) / 2, reduction, N, x)
     return loss + 0 * logit_bias if isinstance(logit_bias, Tensor) else loss
 
 
+@options(logit_scale=learnable(low=-torch.inf), logit_bias=learnable(low=-torch.inf), reduction=one_of(*REDUCTIONS))
 def siglip_loss(
     image: Tensor, text: Tensor, logit_scale: float | Tensor, logit_bias: float | Tensor, *, reduction: str = "mean"
 ) -> Tensor:
@@ -224,16 +226,16 @@ def siglip_loss(
     >>> siglip_loss(x, x, 10.0, -10.0)
     tensor(0.6932)
     """
-    checks.number("logit_scale", logit_scale, low=-torch.inf)
-    checks.number("logit_bias", logit_bias, low=-torch.inf)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     x, y = checks.same_rows(("image", "text"), (image, text))
-    rows = torch.arange(len(x), device=x.device)
+    rows = torch.arange(x.shape[0], device=x.device, dtype=torch.int64)
     pos, neg = ops.of("sum", scale=-logit_scale, bias=-logit_bias), ops.of("sum", scale=logit_scale, bias=logit_bias)
     positive, negative = ops.fold(checks.Batch(x, y, rows, rows, None), "sigmoid", "dot", pos=pos, neg=neg)
-    return reduce(positive + negative, reduction, len(x), x)
+    return reduce(positive + negative, reduction, x.shape[0], x)
 
 
+@options(
+    ref_offset=optional(integer()), temperature=learnable(above=True), normalize=flag, reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def supcon_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
     ref_offset: int | None = None, temperature: float | Tensor = 0.1, normalize: bool = True, reduction: str = "mean",
@@ -277,9 +279,6 @@ def supcon_loss(
     >>> supcon_loss(x, labels, temperature=1.0, reduction="none")
     tensor([0.3133, 0.3133, 0.0000])
     """
-    checks.number("temperature", temperature, above=True)
-    checks.flag("normalize", normalize)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     scale = 1 / temperature
     total, positive, count, negative = ops.fold(
@@ -294,6 +293,7 @@ def supcon_loss(
     return reduce(terms, reduction, (count > 0).sum(), batch.x)
 
 
+@options(l2_reg=number(), reduction=one_of(*REDUCTIONS))
 def n_pair_loss(anchor: Tensor, positive: Tensor, *, l2_reg: float = 0.0, reduction: str = "mean") -> Tensor:
     r"""N-pair loss (N-tuple): the positive of an anchor competes with the positives of the other anchors.
 
@@ -321,11 +321,9 @@ def n_pair_loss(anchor: Tensor, positive: Tensor, *, l2_reg: float = 0.0, reduct
     >>> n_pair_loss(x, x, l2_reg=0.5)
     tensor(1.3133)
     """
-    checks.number("l2_reg", l2_reg, tensor=False)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     a, p = checks.same_rows(("anchor", "positive"), (anchor, positive))
-    own, negative = _competition(a, p, torch.arange(len(a), device=a.device), 1.0, "dot")
+    own, negative = _competition(a, p, torch.arange(a.shape[0], device=a.device, dtype=torch.int64), 1.0, "dot")
     terms = softplus(negative - own)
     if l2_reg:
         terms = terms + l2_reg * (a.to(terms.dtype).square() + p.to(terms.dtype).square()).sum(1)
-    return reduce(terms, reduction, len(a), a)
+    return reduce(terms, reduction, a.shape[0], a)

@@ -6,9 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks, ops
+from ..options import flag, integer, number, one_of, optional, options
 from .reduce import REDUCTIONS, reduce, softplus
 
 
+@options(
+    ref_offset=optional(integer()), alpha=number(above=True), beta=number(above=True), base=number(low=-float("inf")),
+    normalize=flag, reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def multi_similarity_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
     ref_offset: int | None = None, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, normalize: bool = True,
@@ -54,17 +59,16 @@ def multi_similarity_loss(
     >>> multi_similarity_loss(x, labels, beta=2.0, reduction="none")
     tensor([0.5557, 0.5557, 0.6181])
     """
-    checks.number("alpha", alpha, above=True, tensor=False)
-    checks.number("beta", beta, above=True, tensor=False)
-    checks.number("base", base, low=-float("inf"), tensor=False)
-    checks.flag("normalize", normalize)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     pos, neg = ops.of("lse", scale=-alpha, bias=alpha * base), ops.of("lse", scale=beta, bias=-beta * base)
     pull, push = ops.fold(batch, "softmax", "similarity" if normalize else "dot", pos=pos, neg=neg)
-    return reduce(softplus(pull) / alpha + softplus(push) / beta, reduction, len(batch.x), batch.x)
+    return reduce(softplus(pull) / alpha + softplus(push) / beta, reduction, batch.x.shape[0], batch.x)
 
 
+@options(
+    ref_offset=optional(integer()), margin=number(), gamma=number(above=True), normalize=flag,
+    reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def circle_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
     ref_offset: int | None = None, margin: float = 0.4, gamma: float = 80.0, normalize: bool = True,
@@ -107,10 +111,6 @@ def circle_loss(
     >>> circle_loss(x, labels, gamma=1.0, reduction="none")
     tensor([0.7133, 0.7133, 0.0000])
     """
-    checks.number("margin", margin, tensor=False)
-    checks.number("gamma", gamma, above=True, tensor=False)
-    checks.flag("normalize", normalize)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     folded = ops.of("lse", margin=margin, gamma=gamma)
     pull, push = ops.fold(batch, "circle", "similarity" if normalize else "dot", pos=folded, neg=folded)
@@ -118,6 +118,10 @@ def circle_loss(
     return reduce(terms, reduction, (terms.detach() > 0).sum(), batch.x)
 
 
+@options(
+    ref_offset=optional(integer()), neg_margin=number(), pos_margin=number(), normalize=flag,
+    reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def generalized_lifted_structure_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
     ref_offset: int | None = None, neg_margin: float = 1.0, pos_margin: float = 0.0, normalize: bool = True,
@@ -157,15 +161,18 @@ def generalized_lifted_structure_loss(
     >>> generalized_lifted_structure_loss(x, labels, reduction="none")
     tensor([1.5858, 1.5858, 0.2789])
     """
-    batch, metric = _lifted(
-        embeddings, labels, ref_embeddings, ref_labels, ref_offset, neg_margin, pos_margin, normalize, reduction
-    )
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    metric = "chord" if normalize else "euclidean"
     pos, neg = ops.of("lse", scale=1.0, bias=-pos_margin), ops.of("lse", scale=-1.0, bias=neg_margin)
     states = ops.fold(batch, "softmax", metric, pos=pos, neg=neg)
     pull, push = (state.masked_fill(state == -float("inf"), 0.0) for state in states)
-    return reduce(F.relu(pull + push), reduction, len(batch.x), batch.x)
+    return reduce(F.relu(pull + push), reduction, batch.x.shape[0], batch.x)
 
 
+@options(
+    ref_offset=optional(integer()), neg_margin=number(), pos_margin=number(), normalize=flag,
+    reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def lifted_structure_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
     ref_offset: int | None = None, neg_margin: float = 1.0, pos_margin: float = 0.0, normalize: bool = True,
@@ -207,24 +214,10 @@ def lifted_structure_loss(
     >>> lifted_structure_loss(x, labels, reduction="none")
     tensor([2.5968, 2.5968, 0.0000])
     """
-    batch, metric = _lifted(
-        embeddings, labels, ref_embeddings, ref_labels, ref_offset, neg_margin, pos_margin, normalize, reduction
-    )
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    metric = "chord" if normalize else "euclidean"
     neg = ops.of("lse", scale=-1.0, bias=neg_margin)
     (push,) = ops.fold(batch, "softmax", metric, neg=neg, columns=batch.y is not None)
     hinges = ops.of("sum", "sum", "sum", margin=pos_margin)  # half their squares, those that are active, and 1 each
     terms, _active, count = ops.fold(batch, "contrastive", metric, pos=hinges, offsets=push)
     return reduce(terms, reduction, count.detach().sum(), batch.x)
-
-
-def _lifted(
-    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None, ref_labels: Tensor | None,
-    ref_offset: int | None, neg_margin: float, pos_margin: float, normalize: bool, reduction: str,
-) -> tuple[checks.Batch, str]:  # fmt: skip
-    """The checked batch and its distance."""
-    checks.number("neg_margin", neg_margin, tensor=False)
-    checks.number("pos_margin", pos_margin, tensor=False)
-    checks.flag("normalize", normalize)
-    checks.one_of("reduction", reduction, REDUCTIONS)
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
-    return batch, "chord" if normalize else "euclidean"

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks, ops
+from ..checks import METRICS
+from ..options import flag, integer, learnable, number, one_of, optional, options
 from .reduce import REDUCTIONS, reduce, softplus
 
 POSITIVES = {"hardest": "farthest", "easiest": "nearest"}
@@ -25,6 +27,10 @@ class HardestPairs(NamedTuple):
     negative_index: Tensor
 
 
+@options(
+    margin=learnable(), metric=one_of(*METRICS), swap=flag, soft_margin=flag, eps=number(),
+    reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def triplet_margin_loss(
     anchor: Tensor, positive: Tensor, negative: Tensor, *,
     margin: float | Tensor = 1.0, metric: str = "euclidean", swap: bool = False, soft_margin: bool = False,
@@ -60,22 +66,20 @@ def triplet_margin_loss(
     >>> triplet_margin_loss(a, a + 2, a + 1, margin=0.5, eps=0.0)
     tensor(1.5000)
     """
-    checks.number("margin", margin)
-    checks.number("eps", eps, tensor=False)
-    checks.flag("swap", swap)
-    checks.flag("soft_margin", soft_margin)
-    checks.one_of("metric", metric, checks.METRICS)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     a, p, n = checks.same_rows(("anchor", "positive", "negative"), (anchor, positive, negative))
     d = ops.row_distances(a, p, n, metric, eps, pairs=3 if swap else 2)
     d_an = torch.minimum(d[1], d[2]) if swap else d[1]
-    return reduce(_hinge(d[0] - d_an, margin, soft_margin), reduction, len(d_an), a)
+    return reduce(_hinge(d[0] - d_an, margin, soft_margin), reduction, d_an.shape[0], a)
 
 
 def _hinge(gap: Tensor, margin: float | Tensor, soft_margin: bool) -> Tensor:
     return softplus(gap) if soft_margin else F.relu(gap + margin)
 
 
+@options(
+    ref_offset=optional(integer()), metric=one_of(*METRICS), positives=one_of(*POSITIVES),
+    negatives=one_of(*NEGATIVES),
+)  # fmt: skip
 def hardest_pairs(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
     ref_offset: int | None = None, metric: str = "euclidean", positives: str = "hardest", negatives: str = "hardest",
@@ -120,15 +124,16 @@ def hardest_pairs(
     >>> found.positive_index, found.negative_index
     (tensor([ 1,  0, -1]), tensor([2, 2, 1]))
     """
-    checks.one_of("metric", metric, checks.METRICS)
-    checks.one_of("positives", positives, tuple(POSITIVES))
-    checks.one_of("negatives", negatives, tuple(NEGATIVES))
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     index = ops.mine(batch, metric, POSITIVES[positives], NEGATIVES[negatives])
     distance = ops.mined_distances(batch.x, batch.y, index, metric)
     return HardestPairs(distance[0], index[0], distance[1], index[1])
 
 
+@options(
+    ref_offset=optional(integer()), margin=learnable(), metric=one_of(*METRICS), soft_margin=flag,
+    positives=one_of(*POSITIVES), negatives=one_of(*NEGATIVES), reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def batch_hard_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
     ref_offset: int | None = None, margin: float | Tensor = 0.2, metric: str = "euclidean", soft_margin: bool = False,
@@ -169,9 +174,6 @@ def batch_hard_triplet_loss(
     >>> batch_hard_triplet_loss(x, labels, margin=0.5, reduction="none")
     tensor([0., 1., 0.])
     """
-    checks.number("margin", margin)
-    checks.flag("soft_margin", soft_margin)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     mined = hardest_pairs(
         embeddings, labels, ref_embeddings, ref_labels,
         ref_offset=ref_offset, metric=metric, positives=positives, negatives=negatives,
@@ -182,6 +184,10 @@ def batch_hard_triplet_loss(
     return reduce(terms, reduction, counts.sum(), embeddings)
 
 
+@options(
+    ref_offset=optional(integer()), margin=learnable(), metric=one_of(*METRICS), soft_margin=flag,
+    triplets=one_of(*TRIPLETS), reduction=one_of(*REDUCTIONS, "active"),
+)  # fmt: skip
 def batch_all_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
     ref_offset: int | None = None, margin: float | Tensor = 0.2, metric: str = "euclidean", soft_margin: bool = False,
@@ -227,11 +233,6 @@ def batch_all_triplet_loss(
     >>> batch_all_triplet_loss(x, labels, margin=0.5, reduction="none")
     tensor([0., 1., 4., 0.])
     """
-    checks.number("margin", margin)
-    checks.one_of("metric", metric, checks.METRICS)
-    checks.flag("soft_margin", soft_margin)
-    checks.one_of("triplets", triplets, TRIPLETS)
-    checks.one_of("reduction", reduction, (*REDUCTIONS, "active"))
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     total, chosen, active = ops.fold_triplets(batch, margin, metric, triplets, soft_margin)
     if reduction == "active":
@@ -239,6 +240,7 @@ def batch_all_triplet_loss(
     return reduce(total, reduction, chosen.detach().sum(), batch.x)
 
 
+@options(ref_offset=optional(integer()), margin=learnable(), metric=one_of(*METRICS), reduction=one_of(*REDUCTIONS))
 def batch_semihard_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
     ref_offset: int | None = None, margin: float | Tensor = 0.2, metric: str = "sqeuclidean", reduction: str = "mean",
@@ -280,9 +282,6 @@ def batch_semihard_triplet_loss(
     >>> batch_semihard_triplet_loss(x, labels, margin=2.0, reduction="none")
     tensor([0.7500, 0.0000, 2.0000, 0.2500])
     """
-    checks.number("margin", margin)
-    checks.one_of("metric", metric, checks.METRICS)
-    checks.one_of("reduction", reduction, REDUCTIONS)
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     total, chosen, _ = ops.fold_triplets(batch, margin, metric, "nearest")
     return reduce(total, reduction, chosen.detach().sum(), batch.x)

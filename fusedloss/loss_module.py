@@ -1,0 +1,167 @@
+"""What the modules of all losses share: the constructor takes a function's options, `forward` its tensors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from inspect import Parameter, Signature
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from . import checks
+from .losses.catalog import CATALOG, Role
+from .options import Arguments, Rule, integer, rules_of
+
+
+class LossModule(nn.Module):
+    """A loss function with its options.
+
+    An option that is an `nn.Parameter` (a margin) is trained and saved with the module, any other tensor (the weights
+    of classes) is saved and moved with it. A class attribute with the name of an option is its default in that class.
+    A scale or bias of all logits, which the function takes as a tensor, may be an option too.
+    """
+
+    function: ClassVar[Callable[..., Any]]
+    options: ClassVar[dict[str, Any]]  # and their defaults
+    own_numbers: ClassVar[list[str]]  # the tensors of the function that are options here
+    built: ClassVar[Arguments]  # what the constructor takes
+    called: ClassVar[Arguments]  # what `forward` takes
+
+    def __init_subclass__(cls, function: Callable[..., Any] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if function is None:  # of the module of a loss, whose signature holds unless it has a constructor of its own
+            if "__init__" in vars(cls):
+                _, *own = inspect.signature(cls.__init__).parameters.values()
+                cls.__signature__ = Signature(own)  # type: ignore[attr-defined]
+            return
+        tensors = CATALOG[function.__name__].tensors
+        parameters = inspect.signature(function).parameters.values()
+        cls.function = staticmethod(function)
+        cls.own_numbers = [name for name, role in tensors.items() if role in (Role.SCALE, Role.BIAS)]
+        options = [
+            p.replace(kind=p.KEYWORD_ONLY, default=None, annotation=f"{p.annotation} | None")
+            for p in parameters
+            if p.name in cls.own_numbers
+        ]
+        options += [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+        cls.options = {p.name: p.default for p in options}
+        cls.called = Arguments(Signature([p for p in parameters if tensors.get(p.name) is not Role.CLASSES]))
+        cls.__signature__ = Signature(cls.constructor(options))  # type: ignore[attr-defined]
+        cls.built = Arguments(cls.__signature__)  # type: ignore[attr-defined]
+        cls.__doc__ = f"`{function.__name__}` as a module.\n\n{inspect.getdoc(function)}"
+
+    @classmethod
+    def constructor(cls, options: list[Parameter]) -> list[Parameter]:
+        """The parameters of the constructor, for these options."""
+        return options
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__()
+        arguments = self.built.bind(type(self).__name__, given, named)
+        rules = rules_of(self.function)
+        for name, default in self.options.items():
+            value = arguments.get(name, getattr(type(self), name, default))
+            if value is not default:
+                value = self._checked(rules[name], name, value)
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def _checked(self, rule: Rule, name: str, value: Any) -> Any:
+        """The value as a rule leaves it, a tensor as it is; an error names the class too."""
+        try:
+            found = rule(name, value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{type(self).__name__}: {error}") from None
+        return value if isinstance(value, Tensor) else found
+
+    def _arguments(self, tensors: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+        """Those of the function: the options, and over them what the call gives."""
+        owner = type(self).__name__
+        given = self.called.bind(f"{owner}.forward", tensors, named, known=self.own_numbers)
+        arguments = {name: getattr(self, name) for name in self.options} | given
+        for name in self.own_numbers:
+            if arguments[name] is None:
+                raise TypeError(f"{owner}.forward: {name} must be given, here or as {owner}({name}=...), got None")
+        return arguments
+
+    def forward(self, *tensors: Any, **named: Any) -> Any:
+        return self.function(**self._arguments(tensors, named))
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={shown(getattr(self, name))}" for name in self.options)
+
+
+def shown(value: object) -> str:
+    """An option in a module's `repr`: of a tensor its kind and its shape, or its one number where it can be read."""
+    if not isinstance(value, Tensor):
+        return repr(value)
+    kind = "Parameter" if isinstance(value, nn.Parameter) else "Tensor"
+    if value.numel() == 1 and checks.readable(value):
+        return f"{kind}({value.item():.4g})"
+    return f"{kind}(shape={tuple(value.shape)})"
+
+
+class ClassLossModule(LossModule):
+    """A loss of embeddings and one row a class, which the module owns and trains, [num_classes, dim].
+
+    The parameter keeps its dtype: embeddings in another one are compared with a copy in theirs.
+    """
+
+    rows: ClassVar[str]  # the parameter's name
+
+    def __init_subclass__(cls, function: Callable[..., Any] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(function, **kwargs)
+        if function is None:
+            return
+        [cls.rows] = CATALOG[function.__name__].named(Role.CLASSES)
+        own_rows = f"`{cls.rows}` is its parameter, [num_classes, dim], of rows that begin with length about 1."
+        if "bias" in cls.options:
+            own_rows += " With `bias=True` it has a parameter for that too, [num_classes], which begins with 0."
+        cls.__doc__ = (cls.__doc__ or "").replace(" as a module.", f" as a module. {own_rows}", 1)
+
+    @classmethod
+    def constructor(cls, options: list[Parameter]) -> list[Parameter]:
+        num_classes, dim, *device_and_dtype = inspect.signature(rows_of_classes).parameters.values()
+        own = (p.replace(annotation=f"bool | {p.annotation}") if p.name == "bias" else p for p in options)
+        return [num_classes, dim, *own, *device_and_dtype]
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        bias = named.get("bias")
+        if isinstance(bias, bool):
+            named["bias"] = None
+        super().__init__(*given, **named)
+        arguments = self.built.bind(type(self).__name__, given, named)
+        self.num_classes, self.dim = (
+            self._checked(integer(low=1), name, arguments[name]) for name in ("num_classes", "dim")
+        )
+        made = {name: arguments.get(name) for name in ("device", "dtype")}
+        setattr(self, self.rows, nn.Parameter(rows_of_classes(self.num_classes, self.dim, **made)))
+        self.begins_with_bias = bias is True
+        if self.begins_with_bias:
+            self.bias = nn.Parameter(torch.empty(self.num_classes, **made))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(getattr(self, self.rows), std=self.dim**-0.5)
+        if self.begins_with_bias:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, *tensors: Any, **named: Any) -> Any:
+        arguments = self._arguments(tensors, named)
+        embeddings, rows = arguments["embeddings"], getattr(self, self.rows)
+        arguments[self.rows] = rows.to(embeddings.dtype) if isinstance(embeddings, Tensor) else rows
+        return self.function(**arguments)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_classes}, {self.dim}, {super().extra_repr()}"
+
+
+def rows_of_classes(
+    num_classes: int, dim: int, *, device: torch.device | str | int | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Memory for one row a class; its parameters are those that the constructor of a `ClassLossModule` adds."""
+    return torch.empty(num_classes, dim, device=device, dtype=dtype)

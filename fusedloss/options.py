@@ -1,0 +1,164 @@
+"""Options are declared once, beside each loss: `@options(margin=learnable(), metric=one_of(*METRICS))`.
+
+A rule takes an option's name and value, and returns the value as the loss takes it or raises a ValueError or TypeError.
+The decorator applies it to what a call gives, modules apply it when they are built.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Container, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from . import checks
+
+Rule = Callable[[str, Any], Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+flag: Rule = checks.flag
+tensor: Rule = checks.tensor
+
+
+def number(**bounds: Any) -> Rule:
+    """A finite number, at least 0 without bounds, see `checks.number`."""
+    return functools.partial(checks.number, **bounds)
+
+
+def learnable(**bounds: Any) -> Rule:
+    """The same, or a floating tensor of one element, which receives its gradient."""
+    return functools.partial(checks.number, learnable=True, **bounds)
+
+
+def integer(low: int = 0) -> Rule:
+    return functools.partial(checks.index, low=low)
+
+
+def one_of(*allowed: object) -> Rule:
+    return functools.partial(checks.one_of, allowed=allowed)
+
+
+def optional(rule: Rule) -> Rule:
+    """None, or what the rule takes."""
+    return functools.partial(_optional, rule=rule)
+
+
+def _optional(name: str, value: object, rule: Rule) -> Any:
+    return None if value is None else rule(name, value)
+
+
+def options(**rules: Rule) -> Callable[[Function], Function]:
+    """Hold what a call gives to the rules. Defaults are not looked at: a test shows that each follows its rule."""
+
+    def decorate(function: Function) -> Function:
+        takes = Arguments(inspect.signature(function))
+
+        @functools.wraps(function)
+        def checked(*given: Any, **named: Any) -> Any:
+            arguments = takes.bind(function.__name__, given, named)
+            for name in arguments:
+                if name in rules:
+                    arguments[name] = rules[name](name, arguments[name])
+            return function(**arguments)
+
+        vars(checked)["rules"] = rules
+        checked.__kwdefaults__ = function.__kwdefaults__  # type: ignore[attr-defined]
+        return checked  # type: ignore[return-value]
+
+    return decorate
+
+
+def rules_of(loss: Callable[..., Any]) -> Mapping[str, Rule]:
+    """The rules that `options` gave to a loss."""
+    return vars(loss)["rules"]
+
+
+class Arguments:
+    """What a call takes, by a signature without *args and **kwargs, and errors that help where it gives others."""
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        parameters = signature.parameters.values()
+        self.names = [*signature.parameters]
+        self.by_place = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        self.required = [p.name for p in parameters if p.default is p.empty]
+
+    def bind(
+        self, owner: str, given: Sequence[Any], named: Mapping[str, Any], known: Container[str] = ()
+    ) -> dict[str, Any]:
+        """The arguments of a call to `owner`, by name. It need not give what is `known`."""
+        if len(given) > len(self.by_place):
+            raise TypeError(f"{owner}: {self._too_many(owner, given)}")
+        arguments = dict(zip(self.by_place, given, strict=False))
+        for name, value in named.items():
+            if name not in self.names:
+                raise TypeError(f"{owner}: {self._unknown(name)}")
+            if name in arguments:
+                raise TypeError(f"{owner}: {name} must be given once, got it by place and by name")
+            arguments[name] = value
+        missing = [name for name in self.required if name not in arguments and name not in known]
+        if missing:
+            raise TypeError(f"{owner}: {' and '.join(missing)} must be given, got {', '.join(arguments) or 'nothing'}")
+        return arguments
+
+    def _too_many(self, owner: str, given: Sequence[Any]) -> str:
+        taken = len(self.by_place)
+        text = f"takes {', '.join(self.by_place) or 'nothing'} by place, got {len(given)} arguments."
+        if taken == len(self.names) or not all(isinstance(value, bool | int | float | str) for value in given[taken:]):
+            return text
+        options = [f"{name}={value!r}" for name, value in zip(self.names[taken:], given[taken:], strict=False)]
+        return f"{text} Options have names: {owner}({', '.join([*self.by_place, *options])})"
+
+    def _unknown(self, name: str) -> str:
+        ours = [own for own in OTHER_NAMES.get(name, ()) if own in self.names]
+        close = get_close_matches(name, self.names, 1)
+        hint = f", which is {ours[0]} here." if ours else f", did you mean {close[0]}?" if close else "."
+        return f"no argument {name!r}{hint} It takes {', '.join(self.names)}"
+
+
+# What other libraries call an argument, and the names that it may have here.
+OTHER_NAMES: dict[str, tuple[str, ...]] = {
+    # pytorch-metric-learning
+    "distance": ("metric",),
+    "embedding_size": ("dim",),
+    "normalize_embeddings": ("normalize", "metric"),
+    "ref_emb": ("ref_embeddings",),
+    "smooth_loss": ("soft_margin",),
+    "softmax_scale": ("scale",),
+    "triplets_per_anchor": ("triplets",),
+    "type_of_triplets": ("triplets",),
+    "reducer": ("reduction",),
+    # torch
+    "anchors": ("anchor",),
+    "in_features": ("dim",),
+    "input": ("logits", "embeddings"),
+    "input1": ("x1",),
+    "input2": ("x2",),
+    "out_features": ("num_classes",),
+    "p": ("metric",),
+    "reduce": ("reduction",),
+    "size_average": ("reduction",),
+    # sentence-transformers, TensorFlow Addons
+    "distance_metric": ("metric",),
+    "similarity_fct": ("metric",),
+    "soft": ("soft_margin",),
+    # open_clip, lightly, MoCo
+    "image_features": ("image",),
+    "text_features": ("text",),
+    "logit_scale": ("scale",),
+    "queue": ("negatives",),
+    # papers and their code
+    "class_weight": ("weight",),
+    "embedding_dim": ("dim",),
+    "feat_dim": ("dim",),
+    "labels": ("target",),
+    "label": ("labels", "target"),
+    "m": ("margin",),
+    "n_classes": ("num_classes",),
+    "num_class": ("num_classes",),
+    "s": ("scale",),
+    "smoothing": ("label_smoothing",),
+    "t": ("temperature",),
+    "target": ("labels",),
+    "tau": ("temperature",),
+}
