@@ -74,5 +74,5 @@ def resolve_backend(x: Tensor) -> str:
 
 
 def module(backend: str) -> Any:
-    """The functions of a backend, which the custom ops call by their names."""
+    """The functions of a backend, which `ops` calls by their names."""
     return importlib.import_module(f".{backend}", __package__)

@@ -1,7 +1,7 @@
 """What is asked of a backend: a record for each of its functions, which travels whole from the losses to a launch.
 
-A function of a backend has the name of a custom op and takes its record. Those named ...Grad hold the record of the
-forward whose gradient they want. The leaves of a record are the arguments of its op, see `ops/registration.py`.
+A function of a backend has the name of an operation and takes its record. Those named ...Grad hold the record of the
+forward whose gradient they want. The leaves of a record are the arguments of the operation, see `ops/registration.py`.
 """
 
 from __future__ import annotations
