@@ -11,8 +11,9 @@ floats as tensors on the CPU, whose value may change without a new compilation.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import filterfalse
 from typing import Any, get_type_hints
 
@@ -73,6 +74,18 @@ def plain(values: Sequence[Any]) -> bool:
     )
 
 
+@contextmanager
+def on_device_of(x: Tensor) -> Iterator[None]:
+    """Kernels launch on the current device; products inside a backend keep their precision under autocast."""
+    kind = x.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    with (
+        torch.cuda.device_of(x) if x.is_cuda else nullcontext(),
+        torch.autocast(kind, enabled=False) if autocast else nullcontext(),
+    ):
+        yield
+
+
 def as_tensor(values: Any) -> Any:
     """A float, or a list of them, as the op takes it; a product is what compiled code keeps as a product."""
     if isinstance(values, list):
@@ -123,10 +136,7 @@ class Operation:
         record = rebuilt(self.kind, values)
         out = None if self.out is None else self.out(record)
         function, given = getattr(backends.module(backend), self.name), (record,) if out is None else (record, out)
-        device = values[0].device
-        autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-        # Kernels launch on the current device; products inside a backend keep their precision under autocast.
-        with torch.cuda.device_of(values[0]), torch.autocast(device.type, enabled=False) if autocast else nullcontext():
+        with on_device_of(values[0]):
             found = function(*given)
             if backends.after_call is not None:
                 backends.after_call(function, given)
@@ -180,8 +190,13 @@ class Operation:
                 "torch.autograd.forward_ad) are not implemented, use torch.func.vjp, grad or jacrev"
             )
 
+        def forward(*arguments: Any) -> Any:
+            return self.run(*arguments)
+
+        # torch.autograd.Function asks for it at every call, and would look through the code for it: 40 us.
+        vars(forward)["__signature__"] = inspect.signature(forward)
         methods = {
-            "forward": self.run, "setup_context": self.setup_context, "backward": self.gradients, "vmap": self.vmap,
+            "forward": forward, "setup_context": self.setup_context, "backward": self.gradients, "vmap": self.vmap,
             "jvp": jvp,
         }  # fmt: skip
         name = "".join(word.title() for word in self.name.split("_"))
