@@ -4,7 +4,8 @@ Layers, each importing only to its right:
 
     tools/  ->  memory_bank  modules  ->  losses/  ->  ops/  ->  backends/  triton/   ->  kernels/ (device code)
                                                                             blocked/  (PyTorch, any device, float64)
-    checks: arguments, at the boundary; reference: every loss in dense PyTorch, the specification; both import none
+    checks: arguments, at the boundary; options: rules of a loss's options, and help with their names; reference: every
+    loss in dense PyTorch, the specification; these import none of the layers
 
 A call of a loss checks its arguments (`checks`), puts what it asks for into a record (`backends/request.py`), whose
 leaves are the arguments of a `torch.autograd.Function` (`ops/registration.py`), and applies a closing formula to what the backend

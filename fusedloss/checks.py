@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 METRICS = ("euclidean", "sqeuclidean", "cosine", "manhattan")
-REAL: tuple[type, ...] = (int, float, numbers.Real)  # the last has NumPy's, and is slow to ask
+REAL: Any = (int, float, numbers.Real)  # the last has NumPy's, and is slow to ask
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -52,7 +52,7 @@ def number(
         return value.reshape(()) if value.dim() else value
     if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    found: Any = value if type(value) in (int, float) else float(value)  # NumPy's become Python's
+    found = value if type(value) in (int, float) else float(value)  # NumPy's become Python's
     # Comparisons, all False for NaN: under torch.compile a float may be symbolic, which `math.isfinite` does not take.
     if not (low < found if above else low <= found) or not found <= high or not abs(found) < math.inf:
         most = f" and at most {high:g} {unit}".rstrip() if high < math.inf else ""

@@ -242,7 +242,7 @@ def test_a_class_out_of_range_is_an_error_on_a_cpu(loss, bad):
 @pytest.mark.parametrize("bad", [7, -1, 2**40, -(2**40)])
 @pytest.mark.parametrize("loss", WITH_CLASSES)
 def test_unseen_a_class_out_of_range_makes_the_loss_nan_and_reads_nothing(backend, device, loss, bad, monkeypatch):
-    monkeypatch.setattr(checks, "readable", lambda x: False)  # as on a GPU
+    monkeypatch.setattr(checks, "readable", lambda *_: False)  # as on a GPU
     arguments = {k: v.to(device) for k, v in example(loss).items()}
     good = loss(**arguments, reduction="none")
     arguments["target"][2] = bad

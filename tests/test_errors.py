@@ -1,12 +1,18 @@
 """Every bad input is an error that names the argument and says what was seen."""
 
+import inspect
 import math
+import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
 import fusedloss
+from fusedloss import checks, options
 from fusedloss.losses.catalog import CATALOG, Role
+from fusedloss.options import rules_of
 from tests.grid import GIVEN_LOGITS, IN_BATCH, LEARNABLE, LOSSES, example
 
 OPTIONS = {
@@ -40,6 +46,94 @@ WRONG_TYPES = ["1", True, torch.ones(2), torch.tensor(1), None]
 
 MAY_BE_ZERO = [(loss, "gamma") for loss in (fusedloss.focal_loss, fusedloss.linear_cross_entropy_loss)]
 MAY_BE_ZERO += [(fusedloss.sigmoid_focal_loss, name) for name in ("alpha", "gamma")]
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, fusedloss.hardest_pairs])
+def test_every_option_has_a_rule_that_its_default_follows(loss):
+    tensors = [] if loss is fusedloss.hardest_pairs else CATALOG[loss.__name__].tensors
+    numbers = [name for name in tensors if tensors[name] in (Role.SCALE, Role.BIAS)]
+    assert rules_of(loss).keys() == {*loss.__kwdefaults__, *numbers}
+    for name, default in loss.__kwdefaults__.items():
+        assert rules_of(loss)[name](name, default) is default
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_number_that_may_be_learned_is_annotated_so(loss):
+    for name, rule in rules_of(loss).items():
+        learnable = "float | Tensor" in inspect.signature(loss).parameters[name].annotation
+        assert learnable == takes_a_tensor(rule, name)
+
+
+def takes_a_tensor(rule, name):
+    try:
+        return rule(name, torch.ones(1)).shape == ()
+    except (TypeError, ValueError):
+        return False
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.float16(0.5), np.int64(1), 1, Fraction(1, 2)])
+def test_numbers_of_numpy_become_those_of_python(number):
+    for rule in (options.number(), options.learnable()):
+        found = rule("margin", number)
+        assert type(found) in (int, float) and found == number
+
+
+def test_integers_of_numpy_become_ints():
+    for rule in (options.integer(), options.optional(options.integer()), options.one_of(1, 2)):
+        found = rule("offset", np.int32(2))
+        assert type(found) is int and found == 2
+    x, labels = torch.ones(3, 2), torch.arange(3)
+    want = fusedloss.pairwise_contrastive_loss(x, labels, x, labels, ref_offset=0, power=1)
+    assert fusedloss.pairwise_contrastive_loss(x, labels, x, labels, ref_offset=np.int8(0), power=np.uint8(1)) == want
+
+
+def test_a_tensor_of_one_element_receives_its_gradient_in_its_shape():
+    temperature = torch.full((1,), 0.5, requires_grad=True)
+    fusedloss.nt_xent_loss(torch.eye(2), torch.eye(2), temperature=temperature).backward()
+    assert temperature.grad.shape == (1,) and temperature.grad != 0
+
+
+def test_a_checked_loss_is_still_its_function():
+    loss = fusedloss.supcon_loss
+    assert pickle.loads(pickle.dumps(loss)) is loss
+    assert inspect.signature(loss) == inspect.signature(loss.__wrapped__)
+    assert loss.__doc__ == loss.__wrapped__.__doc__ and loss.__kwdefaults__ == loss.__wrapped__.__kwdefaults__
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_the_checks_take_a_number_that_varies_in_compiled_code(dynamic):
+    def scaled(x, temperature, margin):
+        return x * checks.number("temperature", temperature, above=True) + checks.number("margin", margin, high=3.0)
+
+    compiled = torch.compile(scaled, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for number in (0.1, 0.2, 0.3):
+        assert compiled(torch.ones(2), number, 2 * number) == pytest.approx(3 * number)
+
+
+def test_values_are_read_only_of_plain_tensors():
+    seen = []
+
+    def look(x):
+        seen.append(checks.readable(x))
+        return x.sum()
+
+    x = torch.ones(2, 3)
+    torch.func.vmap(look)(x), torch.func.grad(look)(x), look(x.to("meta")), look(x)
+    assert seen == [False, False, False, True]
+    assert not checks.readable(x, x.to("meta")) and checks.readable(x, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_default_dtype_changes_nothing(loss, dtype):
+    arguments = example(loss, refs=True)
+    want = loss(**arguments)
+    torch.set_default_dtype(dtype)
+    try:
+        found = loss(**arguments)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == want.dtype and torch.equal(found, want)
 
 
 WITH_TESTS_OF_THEIR_OWN = {"ref_offset", "ignore_index", "bias", "weight", "pos_weight"}

@@ -247,7 +247,7 @@ def test_under_no_grad_there_is_a_value_and_no_graph(backend, device, loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_loss_reads_a_value(backend, device, loss, monkeypatch):
-    monkeypatch.setattr(checks, "readable", lambda x: False)  # as on a GPU
+    monkeypatch.setattr(checks, "readable", lambda *_: False)  # as on a GPU
     arguments = example(loss, refs=True)
     with FakeTensorMode():  # whose tensors have no values: reading one is an error
         absent = {

@@ -101,8 +101,8 @@ def arcface_loss(
         embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
         weight: [C, D], one row a class.
         target: [N], class indices of any integer dtype.
-        margin: m in radians, from 0 to pi (0.5 is 28.6 degrees); a 0-d tensor receives its gradient.
-        scale: s, above 0; a 0-d tensor receives its gradient.
+        margin: m in radians, from 0 to pi (0.5 is 28.6 degrees); a tensor of one element receives its gradient.
+        scale: s, above 0; a tensor of one element receives its gradient.
         reduction: "mean" over the rows, "sum", or "none" ([N]).
 
     Returns:
@@ -156,8 +156,8 @@ def cosface_loss(
         embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
         weight: [C, D], one row a class.
         target: [N], class indices of any integer dtype.
-        margin: m, at least 0; a 0-d tensor receives its gradient.
-        scale: s, above 0; a 0-d tensor receives its gradient.
+        margin: m, at least 0; a tensor of one element receives its gradient.
+        scale: s, above 0; a tensor of one element receives its gradient.
         reduction: "mean" over the rows, "sum", or "none" ([N]).
 
     Returns:
@@ -196,7 +196,7 @@ def normalized_softmax_loss(
         embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
         weight: [C, D], one row a class.
         target: [N], class indices of any integer dtype.
-        temperature: above 0; a 0-d tensor receives its gradient.
+        temperature: above 0; a tensor of one element receives its gradient.
         reduction: "mean" over the rows, "sum", or "none" ([N]).
 
     Returns:
@@ -241,7 +241,7 @@ def proxy_nca_loss(
         embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
         proxies: [C, D], one row a class.
         target: [N], class indices of any integer dtype.
-        scale: s, above 0, an inverse temperature; a 0-d tensor receives its gradient.
+        scale: s, above 0, an inverse temperature; a tensor of one element receives its gradient.
         reduction: "mean" over the rows, "sum", or "none" ([N]).
 
     Returns:
@@ -284,8 +284,8 @@ def proxy_anchor_loss(
         embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
         proxies: [C, D], one row a class.
         target: [N], class indices of any integer dtype.
-        margin: m, at least 0; a 0-d tensor receives its gradient.
-        alpha: above 0; a 0-d tensor receives its gradient.
+        margin: m, at least 0; a tensor of one element receives its gradient.
+        alpha: above 0; a tensor of one element receives its gradient.
         reduction: "mean" as above; "none": one value a proxy ([C]), its pull plus its push; "sum" of these.
 
     Returns:

@@ -25,7 +25,7 @@ def contrastive_loss(
         x1, x2: embeddings [N, D], float16, bfloat16, float32 or float64.
         target: [N]. `similar=1` (default): similar where target > 0, so bool, {0, 1} and {-1, +1} all work;
             `similar=0`: similar where target == 0, the convention of the paper.
-        margin: distance beyond which a dissimilar pair costs nothing; a 0-d tensor receives its gradient.
+        margin: distance beyond which a dissimilar pair costs nothing; a tensor of one element receives its gradient.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
         reduction: "mean" over the pairs, "sum", or "none" (one value per pair).
 
@@ -162,7 +162,7 @@ def pairwise_contrastive_loss(
         ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
             that pair is left out, as (i, i) in a batch alone. None: no row is in both.
         pos_margin, neg_margin: distance above which a positive costs, and below which a negative costs; each may be a
-            0-d tensor, which receives its gradient.
+            tensor of one element, which receives its gradient.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
         power: 2 or 1.
         reduction: "mean" over all valid ordered pairs; "active": the mean over the non-zero positive terms plus the

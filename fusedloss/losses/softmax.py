@@ -34,7 +34,7 @@ def info_nce_loss(
         query: [N, D], float16, bfloat16, float32 or float64.
         key: [N, D]; the positive of row i is key i. With `offset`, [M, D] with M >= N + offset.
         negatives: [K, D], negatives of every query: a queue (MoCo), hard negatives.
-        temperature: above 0; a 0-d tensor receives its gradient.
+        temperature: above 0; a tensor of one element receives its gradient.
         normalize: cosines instead of dot products; norms are clamped to at least 1e-8.
         in_batch_negatives: whether the other keys are negatives. MoCo: False, with a queue.
         symmetric: the mean of this loss and that of every key finding its query among the queries. The queue belongs to
@@ -114,7 +114,7 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float | Tensor = 0.5, r
 
     Args:
         z1, z2: [N, D], two views of the same samples, row by row; float16, bfloat16, float32 or float64.
-        temperature: above 0; a 0-d tensor receives its gradient.
+        temperature: above 0; a tensor of one element receives its gradient.
         reduction: "mean" over the 2N views, "sum", or "none" ([2N]: the views of z1, then those of z2).
 
     Returns:
@@ -161,8 +161,8 @@ def clip_loss(
     Args:
         image, text: [N, D], float16, bfloat16, float32 or float64, already normalised, as open_clip's. Text i belongs
             to image i. The side of a tower that is not trained costs no gradient.
-        logit_scale: c, the factor itself (open_clip passes the exponential of its parameter); a 0-d tensor receives
-            its gradient.
+        logit_scale: c, the factor itself; a tensor of one element receives its gradient. open_clip learns its
+            logarithm, so it is `model.logit_scale.exp()` there.
         logit_bias: b, which a softmax does not depend on: its gradient is 0.
         reduction: "mean" over the N pairs, "sum", or "none" (one value per pair).
 
@@ -205,8 +205,8 @@ def siglip_loss(
     Args:
         image, text: [N, D], float16, bfloat16, float32 or float64, already normalised, as open_clip's. Text i belongs
             to image i. The side of a tower that is not trained costs no gradient.
-        logit_scale, logit_bias: c, the factor itself, and b (the paper starts at 10 and -10); 0-d tensors receive their
-            gradients.
+        logit_scale, logit_bias: c, the factor itself, and b (the paper starts at 10 and -10); tensors of one element
+            receive their gradients. open_clip learns the logarithm of c: `model.logit_scale.exp()`.
         reduction: "mean": the sum over all N x N pairs divided by N; "sum"; "none": one value per image.
 
     Returns:
@@ -253,7 +253,7 @@ def supcon_loss(
             (i, i).
         ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
             that pair is left out, as (i, i) in a batch alone. None: no row is in both.
-        temperature: above 0; a 0-d tensor receives its gradient.
+        temperature: above 0; a tensor of one element receives its gradient.
         normalize: cosines instead of dot products; norms are clamped to at least 1e-8.
         reduction: "mean" over the anchors that have a positive, "sum", or "none" ([N], 0 for one that has none).
 

@@ -42,7 +42,8 @@ def triplet_margin_loss(
 
     Args:
         anchor, positive, negative: [N, D], float16, bfloat16, float32 or float64.
-        margin: how much farther the negative has to be; a 0-d tensor receives its gradient. The soft margin has none.
+        margin: how much farther the negative has to be; a tensor of one element receives its gradient. The soft margin
+            has none.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
         swap: use the smaller of d(a, n) and d(p, n) (Balntas et al., BMVC 2016).
         soft_margin: the softplus form.
@@ -149,7 +150,8 @@ def batch_hard_triplet_loss(
     Args:
         embeddings, labels, ref_embeddings, ref_labels, ref_offset, metric, positives, negatives: as for
             `hardest_pairs`.
-        margin: how much farther the negative has to be; a 0-d tensor receives its gradient. The soft margin has none.
+        margin: how much farther the negative has to be; a tensor of one element receives its gradient. The soft margin
+            has none.
         soft_margin: the softplus form.
         reduction: "mean" over the anchors that count, "sum", or "none" ([N], 0 for an anchor that does not count).
 
@@ -203,8 +205,8 @@ def batch_all_triplet_loss(
     Args:
         embeddings, labels, ref_embeddings, ref_labels, ref_offset, metric: as for `hardest_pairs`; positives and
             negatives are rows of the reference set.
-        margin: how much farther the negative has to be; a 0-d tensor receives its gradient. The soft margin has none,
-            but the kinds "semihard" and "easy" are by it.
+        margin: how much farther the negative has to be; a tensor of one element receives its gradient. The soft margin
+            has none, but the kinds "semihard" and "easy" are by it.
         soft_margin: the softplus form.
         triplets: "all"; "hard": d_an <= d_ap; "semihard": d_ap < d_an <= d_ap + margin; "easy": d_an farther than
             that, which only the soft margin makes cost something.
@@ -255,7 +257,7 @@ def batch_semihard_triplet_loss(
     Args:
         embeddings, labels, ref_embeddings, ref_labels, ref_offset, metric: as for `hardest_pairs`; positives and
             negatives are rows of the reference set.
-        margin: how much farther the negative has to be; a 0-d tensor receives its gradient.
+        margin: how much farther the negative has to be; a tensor of one element receives its gradient.
         reduction: "mean" over the pairs (a, p) whose anchor has a negative, "sum", or "none" ([N], the sum of each
             anchor's terms).
 

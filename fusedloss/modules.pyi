@@ -1,0 +1,933 @@
+"""The types of the modules, written by `python -m tests.stubs`."""
+
+import torch
+from torch import Tensor
+
+from .loss_module import ClassLossModule, LossModule
+
+class ContrastiveLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        margin: float | Tensor = 1.0,
+        metric: str = "euclidean",
+        similar: int = 1,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        target: Tensor,
+        *,
+        margin: float | Tensor = ...,
+        metric: str = ...,
+        similar: int = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        target: Tensor,
+        *,
+        margin: float | Tensor = ...,
+        metric: str = ...,
+        similar: int = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class EuclideanDistanceLoss(LossModule):
+    def __init__(self, *, margin: float | Tensor = 1.0, similar: int = 1, reduction: str = "mean") -> None: ...
+    def forward(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        target: Tensor,
+        *,
+        margin: float | Tensor = ...,
+        similar: int = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        target: Tensor,
+        *,
+        margin: float | Tensor = ...,
+        similar: int = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class CosineSimilarityLoss(LossModule):
+    def __init__(self, *, similar: int = 1, reduction: str = "mean") -> None: ...
+    def forward(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        target: Tensor | None = None,
+        *,
+        similar: int = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        target: Tensor | None = None,
+        *,
+        similar: int = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class CosineEmbeddingLoss(LossModule):
+    def __init__(self, *, margin: float | Tensor = 0.0, similar: int = 1, reduction: str = "mean") -> None: ...
+    def forward(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        target: Tensor,
+        *,
+        margin: float | Tensor = ...,
+        similar: int = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        target: Tensor,
+        *,
+        margin: float | Tensor = ...,
+        similar: int = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class PairwiseContrastiveLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        ref_offset: int | None = None,
+        pos_margin: float | Tensor = 0.0,
+        neg_margin: float | Tensor = 1.0,
+        metric: str = "euclidean",
+        power: int = 2,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        pos_margin: float | Tensor = ...,
+        neg_margin: float | Tensor = ...,
+        metric: str = ...,
+        power: int = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        pos_margin: float | Tensor = ...,
+        neg_margin: float | Tensor = ...,
+        metric: str = ...,
+        power: int = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class TripletMarginLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        margin: float | Tensor = 1.0,
+        metric: str = "euclidean",
+        swap: bool = False,
+        soft_margin: bool = False,
+        eps: float = 1e-06,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        anchor: Tensor,
+        positive: Tensor,
+        negative: Tensor,
+        *,
+        margin: float | Tensor = ...,
+        metric: str = ...,
+        swap: bool = ...,
+        soft_margin: bool = ...,
+        eps: float = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        anchor: Tensor,
+        positive: Tensor,
+        negative: Tensor,
+        *,
+        margin: float | Tensor = ...,
+        metric: str = ...,
+        swap: bool = ...,
+        soft_margin: bool = ...,
+        eps: float = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class BatchHardTripletLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        ref_offset: int | None = None,
+        margin: float | Tensor = 0.2,
+        metric: str = "euclidean",
+        soft_margin: bool = False,
+        positives: str = "hardest",
+        negatives: str = "hardest",
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        margin: float | Tensor = ...,
+        metric: str = ...,
+        soft_margin: bool = ...,
+        positives: str = ...,
+        negatives: str = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        margin: float | Tensor = ...,
+        metric: str = ...,
+        soft_margin: bool = ...,
+        positives: str = ...,
+        negatives: str = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class BatchAllTripletLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        ref_offset: int | None = None,
+        margin: float | Tensor = 0.2,
+        metric: str = "euclidean",
+        soft_margin: bool = False,
+        triplets: str = "all",
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        margin: float | Tensor = ...,
+        metric: str = ...,
+        soft_margin: bool = ...,
+        triplets: str = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        margin: float | Tensor = ...,
+        metric: str = ...,
+        soft_margin: bool = ...,
+        triplets: str = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class BatchSemihardTripletLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        ref_offset: int | None = None,
+        margin: float | Tensor = 0.2,
+        metric: str = "sqeuclidean",
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        margin: float | Tensor = ...,
+        metric: str = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        margin: float | Tensor = ...,
+        metric: str = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class InfoNCELoss(LossModule):
+    def __init__(
+        self,
+        *,
+        temperature: float | Tensor = 0.07,
+        normalize: bool = True,
+        in_batch_negatives: bool = True,
+        symmetric: bool = False,
+        offset: int = 0,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        negatives: Tensor | None = None,
+        *,
+        temperature: float | Tensor = ...,
+        normalize: bool = ...,
+        in_batch_negatives: bool = ...,
+        symmetric: bool = ...,
+        offset: int = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        negatives: Tensor | None = None,
+        *,
+        temperature: float | Tensor = ...,
+        normalize: bool = ...,
+        in_batch_negatives: bool = ...,
+        symmetric: bool = ...,
+        offset: int = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class NTXentLoss(LossModule):
+    def __init__(self, *, temperature: float | Tensor = 0.5, reduction: str = "mean") -> None: ...
+    def forward(self, z1: Tensor, z2: Tensor, *, temperature: float | Tensor = ..., reduction: str = ...) -> Tensor: ...
+    def __call__(
+        self,
+        z1: Tensor,
+        z2: Tensor,
+        *,
+        temperature: float | Tensor = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class ClipLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        logit_scale: float | Tensor | None = None,
+        logit_bias: float | Tensor | None = None,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        logit_scale: float | Tensor = ...,
+        *,
+        logit_bias: float | Tensor | None = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        image: Tensor,
+        text: Tensor,
+        logit_scale: float | Tensor = ...,
+        *,
+        logit_bias: float | Tensor | None = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class SigLipLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        logit_scale: float | Tensor | None = None,
+        logit_bias: float | Tensor | None = None,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        logit_scale: float | Tensor = ...,
+        logit_bias: float | Tensor = ...,
+        *,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        image: Tensor,
+        text: Tensor,
+        logit_scale: float | Tensor = ...,
+        logit_bias: float | Tensor = ...,
+        *,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class SupConLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        ref_offset: int | None = None,
+        temperature: float | Tensor = 0.1,
+        normalize: bool = True,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        temperature: float | Tensor = ...,
+        normalize: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        temperature: float | Tensor = ...,
+        normalize: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class NPairLoss(LossModule):
+    def __init__(self, *, l2_reg: float = 0.0, reduction: str = "mean") -> None: ...
+    def forward(self, anchor: Tensor, positive: Tensor, *, l2_reg: float = ..., reduction: str = ...) -> Tensor: ...
+    def __call__(self, anchor: Tensor, positive: Tensor, *, l2_reg: float = ..., reduction: str = ...) -> Tensor: ...
+
+class MultiSimilarityLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        ref_offset: int | None = None,
+        alpha: float = 2.0,
+        beta: float = 50.0,
+        base: float = 0.5,
+        normalize: bool = True,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        alpha: float = ...,
+        beta: float = ...,
+        base: float = ...,
+        normalize: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        alpha: float = ...,
+        beta: float = ...,
+        base: float = ...,
+        normalize: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class CircleLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        ref_offset: int | None = None,
+        margin: float = 0.4,
+        gamma: float = 80.0,
+        normalize: bool = True,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        margin: float = ...,
+        gamma: float = ...,
+        normalize: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        margin: float = ...,
+        gamma: float = ...,
+        normalize: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class GeneralizedLiftedStructureLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        ref_offset: int | None = None,
+        neg_margin: float = 1.0,
+        pos_margin: float = 0.0,
+        normalize: bool = True,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        neg_margin: float = ...,
+        pos_margin: float = ...,
+        normalize: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        neg_margin: float = ...,
+        pos_margin: float = ...,
+        normalize: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class LiftedStructureLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        ref_offset: int | None = None,
+        neg_margin: float = 1.0,
+        pos_margin: float = 0.0,
+        normalize: bool = True,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        neg_margin: float = ...,
+        pos_margin: float = ...,
+        normalize: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        neg_margin: float = ...,
+        pos_margin: float = ...,
+        normalize: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class CrossEntropyLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        overwrite_logits: bool = False,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        weight: Tensor | None = ...,
+        ignore_index: int = ...,
+        label_smoothing: float = ...,
+        overwrite_logits: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        weight: Tensor | None = ...,
+        ignore_index: int = ...,
+        label_smoothing: float = ...,
+        overwrite_logits: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class FocalLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        gamma: float = 2.0,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        overwrite_logits: bool = False,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        gamma: float = ...,
+        weight: Tensor | None = ...,
+        ignore_index: int = ...,
+        overwrite_logits: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        gamma: float = ...,
+        weight: Tensor | None = ...,
+        ignore_index: int = ...,
+        overwrite_logits: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class BinaryCrossEntropyLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        weight: Tensor | None = None,
+        pos_weight: Tensor | None = None,
+        overwrite_logits: bool = False,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        weight: Tensor | None = ...,
+        pos_weight: Tensor | None = ...,
+        overwrite_logits: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        weight: Tensor | None = ...,
+        pos_weight: Tensor | None = ...,
+        overwrite_logits: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class SigmoidFocalLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        overwrite_logits: bool = False,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        alpha: float = ...,
+        gamma: float = ...,
+        overwrite_logits: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        alpha: float = ...,
+        gamma: float = ...,
+        overwrite_logits: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class LinearCrossEntropyLoss(ClassLossModule):
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        bias: bool | Tensor | None = None,
+        gamma: float = 0.0,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        bias: Tensor | None = ...,
+        gamma: float = ...,
+        ignore_index: int = ...,
+        label_smoothing: float = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        bias: Tensor | None = ...,
+        gamma: float = ...,
+        ignore_index: int = ...,
+        label_smoothing: float = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class ArcFaceLoss(ClassLossModule):
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        margin: float | Tensor = 0.5,
+        scale: float | Tensor = 64.0,
+        reduction: str = "mean",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        margin: float | Tensor = ...,
+        scale: float | Tensor = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        margin: float | Tensor = ...,
+        scale: float | Tensor = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class CosFaceLoss(ClassLossModule):
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        margin: float | Tensor = 0.35,
+        scale: float | Tensor = 64.0,
+        reduction: str = "mean",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        margin: float | Tensor = ...,
+        scale: float | Tensor = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        margin: float | Tensor = ...,
+        scale: float | Tensor = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class NormalizedSoftmaxLoss(ClassLossModule):
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        temperature: float | Tensor = 0.05,
+        reduction: str = "mean",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        temperature: float | Tensor = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        temperature: float | Tensor = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class ProxyNCALoss(ClassLossModule):
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        scale: float | Tensor = 1.0,
+        reduction: str = "mean",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        scale: float | Tensor = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        scale: float | Tensor = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class ProxyAnchorLoss(ClassLossModule):
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        margin: float | Tensor = 0.1,
+        alpha: float | Tensor = 32.0,
+        reduction: str = "mean",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        margin: float | Tensor = ...,
+        alpha: float | Tensor = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        margin: float | Tensor = ...,
+        alpha: float | Tensor = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class CenterLoss(ClassLossModule):
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        reduction: str = "mean",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+    def forward(self, embeddings: Tensor, target: Tensor, *, reduction: str = ...) -> Tensor: ...
+    def __call__(self, embeddings: Tensor, target: Tensor, *, reduction: str = ...) -> Tensor: ...
+
+class IslandLoss(ClassLossModule):
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        weight: float = 10.0,
+        reduction: str = "mean",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+    def forward(self, embeddings: Tensor, target: Tensor, *, weight: float = ..., reduction: str = ...) -> Tensor: ...
+    def __call__(self, embeddings: Tensor, target: Tensor, *, weight: float = ..., reduction: str = ...) -> Tensor: ...
