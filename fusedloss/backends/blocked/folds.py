@@ -79,7 +79,7 @@ def fold(f: Fold) -> Tensor:
 
 def empty_states(f: Fold, x: Tensor) -> Tensor:
     """What the states of rows x are before any pair. [folds, N]"""
-    states = x.new_zeros(len(f.pos) + len(f.neg), len(x), dtype=state_dtype(x))
+    states = x.new_empty(len(f.pos) + len(f.neg), x.shape[0], dtype=state_dtype(x))
     for state, kind in zip(states, [*f.pos, *f.neg], strict=True):
         state.fill_(EMPTY[kind])
     return states
@@ -167,7 +167,7 @@ class Met(NamedTuple):
 @single_threaded(lambda g: g.fold.batch)
 def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     f, b = g.fold, g.fold.batch
-    N, numbers, folds = len(b.x), listed(f.numbers), [*f.pos, *f.neg]
+    N, numbers, folds = b.x.shape[0], listed(f.numbers), [*f.pos, *f.neg]
     xs, ys = sides(b, f.metric, sort=several(b))
     v, w = (None, None) if f.offsets is None else walked(f, xs, ys)
     rows = Anchors(xs, g.states[:, :N], g.dstates[:, :N], folds)
@@ -177,7 +177,7 @@ def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     of_x, of_y = gradients(xs, ys, g.want_x, g.want_y)
     if g.want_offsets:
         of_x.offsets = xs.rows.new_zeros(N)
-        of_y.offsets = of_x.offsets if xs is ys else ys.rows.new_zeros(len(ys.rows))
+        of_y.offsets = of_x.offsets if xs is ys else ys.rows.new_zeros(ys.rows.shape[0])
     by_numbers = torch.zeros(len(xs.blocks), *f.numbers.shape, dtype=f.numbers.dtype, device=f.numbers.device)
     sparse = PIECES[f.loss].sparse and several(b)
     tasks, meeting = Tasks(), b.y is None or of_y.wanted or g.want_offsets
@@ -236,7 +236,8 @@ def kind_grad(kind: Kind, anchors: Sequence[Met], s: Tensor, by_numbers: Tensor 
         for p, by in enumerate(by_each):
             part = weight * by
             part = part if kind.mask is None else torch.where(kind.mask, part, 0.0)
-            by_numbers[p] += (once * part.expand(s.shape).sum()).to(by_numbers.device)
+            total = part.expand(s.shape).sum(1).sum()  # row by row: a sum of all depends on the number of threads
+            by_numbers[p] += (once * total).to(by_numbers.device)
         if varies or by_each:
             weight = slope.mul_(weight) if varies else weight * slope
         if gradient is None or gradient.shape != s.shape:

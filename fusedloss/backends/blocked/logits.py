@@ -16,6 +16,7 @@ from .parallel import single_threaded, spread
 from .tiles import slices, widen
 
 BLOCK = 1 << 18  # logits of a block: 1 MiB in float32 stays in a core's L2 cache
+ELEMENTS = 1 << 15  # of a block, with some ten temporaries
 
 
 class Rows(NamedTuple):
@@ -157,7 +158,7 @@ class ElementBlocks:
     def __init__(self, e: Elements) -> None:
         self.e, self.dtype = e, loss_dtype(e.z)
         self.z, self.target = e.z.flatten(), e.target.flatten()
-        self.at = slices(len(self.z), BLOCK)
+        self.at = slices(self.z.numel(), ELEMENTS)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | float]:
         part = self.at[i]

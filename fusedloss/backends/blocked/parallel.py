@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...checks import Batch
 
-GRAIN = 1 << 15  # elements up to which PyTorch's operators run in one thread anyway
+INLINE = 1 << 16  # elements that take less time than it takes to hand them to another thread
 T = TypeVar("T")
 Body = Callable[..., T]
 
@@ -74,7 +74,8 @@ def elements(of: Batch | Tensor) -> int:
     """Of the largest tensor that a computation meets, as if the scores were one."""
     if isinstance(of, Tensor):
         return of.numel()
-    return max(len(of.x), len(of.y_labels)) * max(of.x.shape[1], min(len(of.x), len(of.y_labels)))
+    (N, D), M = of.x.shape, of.y_labels.shape[0]
+    return max(N * M, N * D, M * D)
 
 
 def single_threaded(of: Callable[[Any], Batch | Tensor]) -> Callable[[Body[T]], Body[T]]:
@@ -88,13 +89,16 @@ def single_threaded(of: Callable[[Any], Batch | Tensor]) -> Callable[[Body[T]], 
         def run(record: Any, *others: Any) -> T:
             found = of(record)
             x = found if isinstance(found, Tensor) else found.x
-            if x.device.type != "cpu" or elements(found) <= GRAIN or (count := torch.get_num_threads()) == 1:
+            if x.device.type != "cpu" or elements(found) <= INLINE or (count := torch.get_num_threads()) == 1:
                 return body(record, *others)
             return workers(count).executor.submit(body, record, *others).result()
 
         return run
 
     return decorated
+
+
+NOTHING = nullcontext()
 
 
 class Failed(Exception):
@@ -105,12 +109,14 @@ class Tasks:
     """Tasks 0, 1, ... on the workers of this thread, taken in their order; here, one by one, if it has none."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self.passed: Counter[int] = Counter()  # how many tasks are done with a place
+        self.team: Workers | None = getattr(here, "workers", None)
         self.error: BaseException | None = None
+        if self.team is not None:
+            self.changed = threading.Condition()
+            self.passed: Counter[int] = Counter()  # how many tasks are done with a place
 
     def run(self, count: int, task: Callable[[int], None]) -> None:
-        team = getattr(here, "workers", None)
+        team = self.team
         if team is None or count < 2:
             for i in range(count):
                 task(i)
@@ -138,12 +144,13 @@ class Tasks:
         if self.error is not None:
             raise self.error
 
-    @contextmanager
-    def turn(self, place: int, number: int) -> Iterator[None]:
-        """What task `number` of those that use a place does there: as if the earlier ones were done.
+    def turn(self, place: int, number: int) -> AbstractContextManager[None]:
+        """What task `number` of those that use a place does there: as if the earlier ones were done."""
+        return NOTHING if self.team is None else self.waiting(place, number)
 
-        They run already, since tasks are taken in order, so it never waits for a task that waits for a thread.
-        """
+    @contextmanager
+    def waiting(self, place: int, number: int) -> Iterator[None]:
+        # The earlier ones run already, since tasks are taken in order: none waits for one that waits for a thread.
         with self.changed:
             while self.passed[place] < number:
                 if self.error is not None:

@@ -12,6 +12,7 @@ from ...checks import Batch
 from .parallel import spread
 from .scores import SCALED, SQUARED, manhattan_grad, pull, score, unit, unit_grad
 
+ALIGNED = 64  # bytes; the last bits of a matrix product depend on how its factors lie in memory
 BLOCK = 512  # rows and columns of a tile: 1 MiB in float32 stays in a core's L2 cache
 
 
@@ -46,20 +47,20 @@ def slices(n: int, size: int) -> list[slice]:
 
 def block_sizes(b: Batch) -> tuple[int, int]:
     """Rows and columns of a tile, by the shape alone, so that results do not depend on the number of threads."""
-    N, M = len(b.x), len(b.y_labels)
+    N, M = b.x.shape[0], b.y_labels.shape[0]
     if N * M <= BLOCK * BLOCK // 4:
         return max(N, 1), max(M, 1)
     if b.y is None:
         size = BLOCK if N >= 8 * BLOCK else BLOCK // 2
         return size, size
-    size = min(BLOCK, max(BLOCK // 8, -(-N // 8)))
+    size = min(BLOCK, max(BLOCK // 4, -(-N // 8)))
     return size, BLOCK * BLOCK // size
 
 
 def several(b: Batch) -> bool:
     """Whether there is more than one tile: then sorted rows leave most of them without a positive pair."""
     rows, columns = block_sizes(b)
-    return len(b.x) > rows or len(b.y_labels) > columns
+    return b.x.shape[0] > rows or b.y_labels.shape[0] > columns
 
 
 def ascending(labels: Tensor) -> Tensor | None:
@@ -71,7 +72,9 @@ def ascending(labels: Tensor) -> Tensor | None:
 
 def side(x: Tensor, labels: Tensor, metric: str, sort: bool, size: int) -> Side:
     order = ascending(labels) if sort else None
-    blocks, bounds = slices(len(x), size), None
+    blocks, bounds = slices(x.shape[0], size), None
+    if x.device.type == "cpu" and x.data_ptr() % ALIGNED:
+        x = x.clone()
     labels = labels if order is None else labels[order]
     if sort and x.device.type == "cpu":
         ends = [at for block in blocks for at in (block.start, block.stop - 1)]
@@ -151,7 +154,8 @@ def tile(x: Side, y: Side, metric: str, i: int, j: int) -> Tile:
 
 
 def scores(x: Side, y: Side, metric: str, r: slice, c: slice) -> Tensor:
-    own, other = (None if of.squares is None else of.squares[at] for of, at in ((x, r), (y, c)))
+    own = None if x.squares is None else x.squares[r]
+    other = None if y.squares is None else y.squares[c]
     return score(x.rows[r], y.rows[c], own, other, metric)
 
 
