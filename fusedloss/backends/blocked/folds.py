@@ -219,7 +219,7 @@ def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-def kind_grad(kind: Kind, anchors: Sequence[Met], s: Tensor, by_numbers: Tensor | None, once: float) -> Tensor | None:
+def kind_grad(kind: Kind, anchors: Sequence[Met], s: Tensor, by_numbers: Any, once: float) -> Tensor | None:
     """dL/ds of a kind of pairs, as if all were of it, as a tile or what broadcasts to one; None where it is 0.
 
     Adds the derivatives by the loss's numbers, if they are wanted, `once` for every pair that the tile shows.
@@ -230,14 +230,14 @@ def kind_grad(kind: Kind, anchors: Sequence[Met], s: Tensor, by_numbers: Tensor 
             continue
         value = term.value() if how == "lse" else None
         by_each = [] if by_numbers is None else term.by_numbers()
-        slope = term.by_s()  # the last, since it may overwrite
+        slope: Any = term.by_s()  # the last, since it may overwrite
         varies = isinstance(slope, Tensor) and slope.shape == s.shape
         weight = term_weight(value, k, anchors, 1.0 if varies or by_each else slope)
         for p, by in enumerate(by_each):
             part = weight * by
             part = part if kind.mask is None else torch.where(kind.mask, part, 0.0)
             total = part.expand(s.shape).sum(1).sum()  # row by row: a sum of all depends on the number of threads
-            by_numbers[p] += (once * total).to(by_numbers.device)
+            by_numbers[p].add_((once * total).to(by_numbers.device))
         if varies or by_each:
             weight = slope.mul_(weight) if varies else weight * slope
         if gradient is None or gradient.shape != s.shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from .folds import exponential, highest, log_sum
 from .parallel import single_threaded, spread
 from .tiles import slices, widen
 
-BLOCK = 1 << 18  # logits of a block: 1 MiB in float32 stays in a core's L2 cache
+BLOCK = 1 << 17  # logits of a block: 0.5 MiB in float32, and its exponentials, stay in a core's L2 cache
 ELEMENTS = 1 << 15  # of a block, with some ten temporaries
 
 
@@ -26,7 +26,7 @@ class Rows(NamedTuple):
     p: slice
     logits: Tensor  # [n, C, p], in float32 or wider
     classes: Tensor | None  # the own classes, -1 for none [n, 1, p]
-    shares: Tensor | None  # of every class in the sum of the logits: its weight, for probabilities times its own
+    shares: Any  # of every class in the sum of the logits, if wanted: its weight, for probabilities times its own
 
 
 class Blocks:

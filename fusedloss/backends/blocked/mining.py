@@ -38,7 +38,7 @@ def mine(m: Mining) -> Tensor:
     return index
 
 
-def keep_best(best: Tensor, index: Tensor, s: Tensor, eligible: Tensor | None, wanted: str, first: int) -> None:
+def keep_best(best: Tensor, index: Tensor, s: Tensor, eligible: Tensor, wanted: str, first: int) -> None:
     """Update the running extreme of each row in place; ties go to the lowest index, NaN wins so that it shows."""
     finite = torch.finfo(s.dtype)
     t = s.clamp_(min=finite.min, max=finite.max).masked_fill(~eligible, FIRST[wanted])

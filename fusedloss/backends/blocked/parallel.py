@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...checks import Batch
 
-INLINE = 1 << 16  # elements that take less time than it takes to hand them to another thread
+INLINE = 1 << 15  # elements up to which operators run in one thread anyway (PyTorch's grain)
 T = TypeVar("T")
 Body = Callable[..., T]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from .parallel import spread
 from .scores import SCALED, SQUARED, manhattan_grad, pull, score, unit, unit_grad
 
 ALIGNED = 64  # bytes; the last bits of a matrix product depend on how its factors lie in memory
-BLOCK = 512  # rows and columns of a tile: 1 MiB in float32 stays in a core's L2 cache
+BLOCK = 384  # rows and columns of a tile: 0.6 MiB in float32; with larger ones memory is given back and taken again
 
 
 class Side(NamedTuple):
@@ -50,11 +50,9 @@ def block_sizes(b: Batch) -> tuple[int, int]:
     N, M = b.x.shape[0], b.y_labels.shape[0]
     if N * M <= BLOCK * BLOCK // 4:
         return max(N, 1), max(M, 1)
-    if b.y is None:
-        size = BLOCK if N >= 8 * BLOCK else BLOCK // 2
-        return size, size
-    size = min(BLOCK, max(BLOCK // 4, -(-N // 8)))
-    return size, BLOCK * BLOCK // size
+    parts = 4 if b.y is None else 8
+    size = min(BLOCK, max(BLOCK // 3, -(-N // (16 * parts)) * 16))
+    return size, size if b.y is None else BLOCK * BLOCK // size
 
 
 def several(b: Batch) -> bool:
@@ -129,8 +127,8 @@ class Tile(NamedTuple):
     r: slice
     c: slice
     s: Tensor  # scores [BM, BN]
-    pos: Tensor | None  # [BM, BN] bool; None where every pair is negative, which only sorted sides show
-    neg: Tensor | None
+    pos: Any  # [BM, BN] bool; None where every pair is negative, which only sorted sides show
+    neg: Any
     diagonal: bool  # it holds the pairs (i, i) of a self batch, which are neither
     mirrored: bool  # a self batch walks each pair of blocks once; off the diagonal it stands for both orders
     whole: bool  # every pair is positive or negative, but for the diagonal's
