@@ -67,7 +67,7 @@ def running(backend: str, plan: str) -> Iterator[str]:
                 patch.setattr("fusedloss.backends.blocked.tiles.BLOCK", 16)
                 patch.setattr("fusedloss.backends.blocked.logits.BLOCK", 64)
                 patch.setattr("fusedloss.backends.blocked.logits.ELEMENTS", 64)
-                patch.setattr("fusedloss.backends.blocked.rows.ROWS", 8)
+                patch.setattr("fusedloss.backends.blocked.rows.ELEMENTS", 128)
             yield "cpu"
             return
         pytest.importorskip("triton")

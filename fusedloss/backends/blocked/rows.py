@@ -12,7 +12,7 @@ from ..request import MinedDistances, MinedDistancesGrad, RowDistances, RowDista
 from .parallel import Tasks, single_threaded, spread
 from .tiles import slices, widen
 
-ROWS = 512  # of a block: 256 KiB of 128 dimensions, and its temporaries stay in a core's L2 cache
+ELEMENTS = 1 << 15  # of a block of rows: operators on so few run in one thread, in which index_put_ adds in order
 
 
 def inverse_norm(x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def mined_distances_grad(g: MinedDistancesGrad) -> tuple[Tensor, Tensor]:
     dx = torch.zeros_like(x, dtype=loss_dtype(x))
     dy = dx if y is None else torch.zeros_like(refs, dtype=dx.dtype)
     tasks = Tasks()
-    blocks = slices(len(x), ROWS) if len(refs) else []
+    blocks = row_blocks(x) if len(refs) else []
 
     def of_rows(b: int) -> None:
         n, found = blocks[b], []
@@ -134,12 +134,16 @@ def mined_distances_grad(g: MinedDistancesGrad) -> tuple[Tensor, Tensor]:
             for at, di, dj in found:
                 dx[n] += di
                 if y is None or g.want_y:
-                    dy.index_put_((at,), dj, accumulate=True)  # deterministic, unlike index_add_
+                    dy.index_put_((at,), dj, accumulate=True)
 
     tasks.run(len(blocks), of_rows)
     return dx.to(x.dtype), dy.to(y.dtype) if y is not None and g.want_y else x.new_empty(0)
 
 
+def row_blocks(x: Tensor) -> list[slice]:
+    return slices(x.shape[0], max(1, ELEMENTS // x.shape[1]))
+
+
 def by_rows(x: Tensor, task: Callable[[slice], None]) -> None:
-    blocks = slices(len(x), ROWS)
+    blocks = row_blocks(x)
     spread(len(blocks), lambda i: task(blocks[i]))
