@@ -11,7 +11,7 @@ from torch import Tensor
 from ..backends import resolve_backend
 from ..backends.dtypes import loss_dtype, state_dtype
 from ..backends.request import Elements, ElementsGrad, Logits, LogitsGrad
-from .registration import Operation, plain
+from .registration import Operation, plain, transformed
 
 
 def _dz(g: Any) -> Tensor:
@@ -26,7 +26,7 @@ def _dz_fake(g: Any) -> Tensor:
 
 def _may_overwrite(r: Any) -> Any:
     """A request of a backward, which overwrites z only where nothing needs it again."""
-    once = not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()  # create_graph, vmap
+    once = not torch.is_grad_enabled() and not transformed()  # create_graph, vmap
     return r._replace(overwrite=r.overwrite and once and plain([r.z]))
 
 

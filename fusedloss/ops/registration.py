@@ -11,7 +11,6 @@ floats as tensors on the CPU, whose value may change without a new compilation.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import filterfalse
@@ -74,6 +73,14 @@ def plain(values: Sequence[Any]) -> bool:
     )
 
 
+unwrap = torch._C._functorch.unwrap_if_dead
+
+
+def transformed() -> bool:
+    """Whether this is inside a transform of torch.func."""
+    return torch._C._are_functorch_transforms_active()
+
+
 @contextmanager
 def on_device_of(x: Tensor) -> Iterator[None]:
     """Kernels launch on the current device; products inside a backend keep their precision under autocast."""
@@ -91,6 +98,15 @@ def as_tensor(values: Any) -> Any:
     if isinstance(values, list):
         return torch.stack([*map(as_tensor, values)]) if values else torch.empty(0, dtype=torch.float64, device="cpu")
     return values if isinstance(values, Tensor) else torch.ones((), dtype=torch.float64, device="cpu") * values
+
+
+class Function(torch.autograd.Function):
+    """One whose forward has no defaults: PyTorch's own `apply` reads its signature at every call to fill them in."""
+
+    @classmethod
+    def apply(cls, *arguments: Any) -> Any:
+        parent = super() if transformed() else super(torch.autograd.Function, cls)
+        return parent.apply(*arguments)
 
 
 class Operation:
@@ -118,7 +134,10 @@ class Operation:
 
     def apply(self, *arguments: Any) -> Any:
         if plain(arguments):
-            return self.function.apply(*arguments)
+            # What a transform of torch.func leaves behind is wrapped: the saved tensors of a vjp.
+            given = [unwrap(value) if isinstance(value, Tensor) else value for value in arguments]
+            in_graph = self.backward is not None or torch.is_grad_enabled() or transformed()
+            return self.function.apply(*given) if in_graph else self.run(*given)
         given = [*arguments]
         for i in self.floats:
             given[i] = as_tensor(given[i])
@@ -190,17 +209,12 @@ class Operation:
                 "torch.autograd.forward_ad) are not implemented, use torch.func.vjp, grad or jacrev"
             )
 
-        def forward(*arguments: Any) -> Any:
-            return self.run(*arguments)
-
-        # torch.autograd.Function asks for it at every call, and would look through the code for it: 40 us.
-        vars(forward)["__signature__"] = inspect.signature(forward)
         methods = {
-            "forward": forward, "setup_context": self.setup_context, "backward": self.gradients, "vmap": self.vmap,
+            "forward": self.run, "setup_context": self.setup_context, "backward": self.gradients, "vmap": self.vmap,
             "jvp": jvp,
         }  # fmt: skip
         name = "".join(word.title() for word in self.name.split("_"))
-        return type(name, (torch.autograd.Function,), {key: staticmethod(value) for key, value in methods.items()})
+        return type(name, (Function,), {key: staticmethod(value) for key, value in methods.items()})
 
     def _op(self, schema: str) -> Any:
         op = torch.library.custom_op(f"fusedloss::{self.name}", self.run, mutates_args=(), schema=schema)
