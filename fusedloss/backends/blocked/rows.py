@@ -12,7 +12,7 @@ from ..request import MinedDistances, MinedDistancesGrad, RowDistances, RowDista
 from .parallel import Tasks, single_threaded, spread
 from .tiles import slices, widen
 
-ELEMENTS = 1 << 15  # of a block of rows: operators on so few run in one thread, in which index_put_ adds in order
+ELEMENTS = (1 << 15) - 1  # of a block of rows, from 1 << 15 on index_put_ takes several threads, and adds in any order
 
 
 def inverse_norm(x: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def block_sizes(b: Batch) -> tuple[int, int]:
     N, M = b.x.shape[0], b.y_labels.shape[0]
     if N * M <= BLOCK * BLOCK // 2:
         return max(N, 1), max(M, 1)
-    small = BLOCK * 2 // 3
+    small = -(-BLOCK // 24) * 16  # two thirds
     if b.y is None:
         size = small if N < 8 * BLOCK else BLOCK
         return size, size
