@@ -54,6 +54,7 @@ class MemoryBank(nn.Module):
     embeddings: Tensor
     labels: Tensor
     position: Tensor
+    used: Tensor
 
     def __init__(
         self,
@@ -77,10 +78,12 @@ class MemoryBank(nn.Module):
                 f"loss must take ref_embeddings and ref_labels, or negatives, got {name}({', '.join(takes)})"
             )
         self.loss, self.size, self.dim, self.labelled = loss, size, dim, labelled
-        self.filled = 0  # rows of the buffer in use; the host's, so that no shape depends on the device
         self.register_buffer("embeddings", torch.zeros(size, dim, dtype=dtype, device=device))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64, device=device))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64, device=device))  # rows put in so far
+        # Empty, its length the rows in use: counted on the host, so that no shape depends on the device, and a size,
+        # which torch.compile lets vary, while it compiles anew for every value of an int of a module.
+        self.used = self.embeddings.new_empty(0, 0)
         self.register_load_state_dict_post_hook(MemoryBank._count)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Any:
@@ -89,10 +92,11 @@ class MemoryBank(nn.Module):
         if rows.shape[1] != self.dim:
             raise ValueError(f"{name} must have the D of the bank, {self.dim}, got shape {tuple(rows.shape)}")
         # A copy, here or by `cat`: the backward needs the rows as they are now.
-        past = self.embeddings[: self.filled].to(rows.dtype, copy=not self.labelled)
+        used = self.used.shape[0]
+        past = self.embeddings[:used].to(rows.dtype, copy=not self.labelled)
         if self.labelled:
             labels = checks.integers("labels", labels, rows).long()
-            refs = (torch.cat([rows, past]), torch.cat([labels, self.labels[: self.filled]]))
+            refs = (torch.cat([rows, past]), torch.cat([labels, self.labels[:used]]))
             value = self.loss(embeddings, labels, *refs, ref_offset=0)
         else:
             value = self.loss(embeddings, labels, negatives=past)
@@ -103,16 +107,17 @@ class MemoryBank(nn.Module):
     @torch.no_grad()
     def _put(self, rows: Tensor, labels: Tensor | None) -> None:
         rows = rows[-self.size :]
-        at = (self.position + torch.arange(len(rows), device=rows.device)) % self.size
+        n = rows.shape[0]
+        at = (self.position + torch.arange(n, device=rows.device)) % self.size
         self.embeddings.index_copy_(0, at, rows.to(self.embeddings.dtype))
         if labels is not None:
             self.labels.index_copy_(0, at, labels[-self.size :])
-        self.position += len(rows)
-        self.filled = min(self.size, self.filled + len(rows))
+        self.position += n
+        self.used = self.used.new_empty(min(self.size, self.used.shape[0] + n), 0)
 
     def _count(self, _: Any) -> None:
         """After loading a state, the one time that the position is read."""
-        self.filled = min(self.size, int(self.position))
+        self.used = self.used.new_empty(min(self.size, int(self.position)), 0)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, dim={self.dim}"

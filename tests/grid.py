@@ -66,6 +66,8 @@ def running(backend: str, plan: str) -> Iterator[str]:
             if plan == "small":
                 patch.setattr("fusedloss.backends.blocked.tiles.BLOCK", 16)
                 patch.setattr("fusedloss.backends.blocked.logits.BLOCK", 64)
+                patch.setattr("fusedloss.backends.blocked.logits.ELEMENTS", 64)
+                patch.setattr("fusedloss.backends.blocked.rows.ELEMENTS", 128)
             yield "cpu"
             return
         pytest.importorskip("triton")

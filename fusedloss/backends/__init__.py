@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -60,19 +61,25 @@ def resolve_backend(x: Tensor) -> str:
     chosen = (_traced if torch.compiler.is_compiling() else _chosen.get()) or _default
     if chosen == "blocked":
         return chosen
-    has_triton = importlib.util.find_spec("triton") is not None
     if chosen == "auto":
-        return "triton" if has_triton and x.device.type in TRITON_DEVICES and x.dtype != torch.float64 else "blocked"
+        fits = x.device.type in TRITON_DEVICES and x.dtype != torch.float64
+        return "triton" if fits and has_triton() else "blocked"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     supported = x.is_meta or x.device.type in TRITON_DEVICES or interpreted  # meta: launches are recorded
-    if not has_triton or x.dtype == torch.float64 or not supported:
+    if not has_triton() or x.dtype == torch.float64 or not supported:
         raise ValueError(
             "backend 'triton' needs triton installed and float32, float16 or bfloat16 tensors on a GPU "
-            f"(or TRITON_INTERPRET=1), got {x.dtype} on {x.device}, triton {'' if has_triton else 'not '}installed"
+            f"(or TRITON_INTERPRET=1), got {x.dtype} on {x.device}, triton {'' if has_triton() else 'not '}installed"
         )
     return chosen
 
 
+@functools.cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None  # which looks at the disk
+
+
+@functools.cache
 def module(backend: str) -> Any:
-    """The functions of a backend, which the custom ops call by their names."""
+    """The functions of a backend, which `ops` calls by their names."""
     return importlib.import_module(f".{backend}", __package__)

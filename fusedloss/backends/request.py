@@ -1,7 +1,7 @@
 """What is asked of a backend: a record for each of its functions, which travels whole from the losses to a launch.
 
-A function of a backend has the name of a custom op and takes its record. Those named ...Grad hold the record of the
-forward whose gradient they want. The leaves of a record are the arguments of its op, see `ops/registration.py`.
+A function of a backend has the name of an operation and takes its record. Those named ...Grad hold the record of the
+forward whose gradient they want. The leaves of a record are the arguments of the operation, see `ops/registration.py`.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ class Triplets(NamedTuple):
 
     def new_states(self, folds: int) -> Tensor:
         x = self.batch.x
-        return torch.zeros(folds, len(x), dtype=state_dtype(x), device=x.device)
+        return torch.zeros(folds, x.shape[0], dtype=state_dtype(x), device=x.device)
 
     def new_negatives(self) -> Tensor:
-        kept = min(STORED, len(self.batch.y_labels)) if self.triplets == "nearest" else 0
-        return torch.full((kept, len(self.batch.x)), -1, dtype=torch.int32, device=self.batch.x.device)
+        x, kept = self.batch.x, STORED if self.triplets == "nearest" else 0
+        return torch.full((kept, x.shape[0]), -1, dtype=torch.int32, device=x.device)
 
 
 class TripletsGrad(NamedTuple):

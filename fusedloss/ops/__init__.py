@@ -1,4 +1,4 @@
-"""From the losses to a backend: custom ops, one file per family; `registration` makes them from a backend's functions.
+"""From the losses to a backend, one file per family; `registration` makes autograd Functions and custom ops.
 
 Rows x [N, D] are compared with y [M, D], or with themselves where y is None, see `checks.Batch`.
 """

@@ -12,7 +12,7 @@ from ..backends import resolve_backend
 from ..backends.dtypes import loss_dtype, state_dtype
 from ..backends.request import FOLDS, PIECES, Fold, FoldGrad
 from ..checks import Batch
-from .registration import differentiable, flat, register, register_grad
+from .registration import Operation
 
 
 def _fold_fake(f: Fold) -> Tensor:
@@ -27,18 +27,17 @@ def _fold_grad_fake(g: FoldGrad) -> tuple[Tensor, ...]:
     return tuple(b.x.new_empty(0) if t is None or not wanted else t.new_empty(t.shape) for t, wanted in tensors)
 
 
-fold_op = register("fold", Fold, "Tensor", _fold_fake)
-fold_grad_op = register_grad("fold_grad", FoldGrad, "(Tensor, Tensor, Tensor, Tensor)", _fold_grad_fake)
+fold_grad_op = Operation("fold_grad", FoldGrad, "(Tensor, Tensor, Tensor, Tensor)", _fold_grad_fake)
 
 
 def _fold_backward(f: Fold, wanted: Any, backend: str, outputs: Any, derivatives: Any) -> dict[str, Tensor]:
     """Recomputes the tiles."""
     wants = (wanted.batch.x, wanted.batch.y, wanted.numbers, wanted.offsets)
-    found = fold_grad_op(*flat(FoldGrad(f, outputs[0], derivatives[0], *wants)), backend)
+    found = fold_grad_op(FoldGrad(f, outputs[0], derivatives[0], *wants), backend)
     return dict(zip(("x", "y", "numbers", "offsets"), found, strict=True))
 
 
-differentiable(fold_op, Fold, _fold_backward)
+fold_op = Operation("fold", Fold, "Tensor", _fold_fake, _fold_backward)
 
 
 class Of(NamedTuple):
@@ -71,7 +70,7 @@ def fold(
     offsets = None if offsets is None else offsets.to(loss_dtype(batch.x))
     numbers = as_tensor(given, batch.x).view(2, -1)
     request = Fold(batch, numbers, offsets, loss, metric, pos.folds, neg.folds, columns)
-    return fold_op(*flat(request), resolve_backend(batch.x)).unbind()
+    return fold_op(request, resolve_backend(batch.x)).unbind()
 
 
 def numbers_of(loss: str, kind: Of) -> list[float | Tensor]:
@@ -97,11 +96,12 @@ def numbers_of(loss: str, kind: Of) -> list[float | Tensor]:
 
 def as_tensor(numbers: list[float | Tensor], x: Tensor) -> Tensor:
     """A loss's numbers: on the CPU, where reading them takes no sync, unless one of them is a tensor on the device."""
-    dtype = loss_dtype(x)
+    dtype, symbolic = loss_dtype(x), torch.compiler.is_compiling()
     tensors = list(filter(torch.is_tensor, numbers))
-    if not tensors:
-        return torch.tensor(numbers, dtype=dtype)
     device = x.device if any(p.device.type != "cpu" for p in tensors) else torch.device("cpu")
-    # A fill, unlike a copy from the CPU, can be captured in a CUDA graph.
-    filled = [p if isinstance(p, Tensor) else torch.full((), p, dtype=dtype, device=device) for p in numbers]
+    if not tensors and not symbolic:
+        return torch.tensor(numbers, dtype=dtype, device=device)
+    # Unlike a copy from the CPU a fill can be captured in a CUDA graph, and in compiled code a product can change.
+    one = torch.ones((), dtype=dtype, device=device)
+    filled = [p if isinstance(p, Tensor) else one * p if symbolic else torch.full_like(one, p) for p in numbers]
     return torch.stack([p.to(device, dtype) for p in filled])

@@ -11,50 +11,31 @@ from torch import Tensor
 from ..backends import resolve_backend
 from ..backends.dtypes import loss_dtype, state_dtype
 from ..backends.request import Elements, ElementsGrad, Logits, LogitsGrad
-from .registration import call, custom_op, differentiable, flat, no_double_backward, register, schema
+from .registration import Operation, plain
 
 
-def _dz_ops(name: str, kind: Any) -> tuple[Any, Any]:
-    """Two ops of a backend's function that writes dz into a tensor: into new memory, and into that of z."""
-
-    def into_new(z: Tensor, *arguments: Any) -> Tensor:
-        out = torch.empty_like(z, memory_format=torch.contiguous_format)
-        call(name, kind, z, *arguments, out=(out,))
-        return out
-
-    def in_place(z: Tensor, *arguments: Any) -> None:
-        if z.is_contiguous():
-            call(name, kind, z, *arguments, out=(z,))
-        else:
-            z.copy_(into_new(z, *arguments))
-
-    new = custom_op(name, into_new, schema(kind, "Tensor"), lambda z, *arguments: _new_dz(into_new, z, *arguments))
-    new.register_autograd(no_double_backward)
-    mutating = schema(kind, "()").replace("(Tensor z", "(Tensor(a!) z", 1)
-    over = custom_op(f"{name}_over", in_place, mutating, lambda *arguments: None, mutates=["z"])
-    return new, over
+def _dz(g: Any) -> Tensor:
+    """Where dz is written: over z, if it may be overwritten."""
+    z = g.forward.z
+    return z if g.forward.overwrite else torch.empty_like(z, memory_format=torch.contiguous_format)
 
 
-def _new_dz(into_new: Any, z: Tensor, *arguments: Any) -> Tensor:
-    return into_new(z, *arguments) if z.is_meta and arguments[-1] == "triton" else z.new_empty(z.shape)
+def _dz_fake(g: Any) -> Tensor:
+    return g.forward.z.new_empty(g.forward.z.shape)
 
 
-def _dz(overwrite: bool, new: Any, over: Any, request: Any, backend: str) -> Tensor:
-    """dz, in the place of z if it may be overwritten: autograd then refuses what saved z too and still needs it."""
-    z, *others = flat(request)
-    if not overwrite or torch.is_grad_enabled():  # create_graph: z is needed again
-        return new(z, *others, backend)
-    z = z.detach()
-    over(z, *others, backend)
-    return z
+def _may_overwrite(r: Any) -> Any:
+    """A request of a backward, which overwrites z only where nothing needs it again."""
+    once = not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()  # create_graph, vmap
+    return r._replace(overwrite=r.overwrite and once and plain([r.z]))
+
+
+logits_grad_op = Operation("logits_grad", LogitsGrad, "Tensor", _dz_fake, out=_dz)
+elements_grad_op = Operation("elements_grad", ElementsGrad, "Tensor", _dz_fake, out=_dz)
 
 
 def _logits_fake(r: Logits) -> Tensor:
     return r.z.new_empty(2 + r.sums, r.z.shape[0] * r.z.shape[2], dtype=state_dtype(r.z))
-
-
-fold_logits_op = register("fold_logits", Logits, "Tensor", _logits_fake)
-logits_grad_op, logits_grad_over_op = _dz_ops("logits_grad", LogitsGrad)
 
 
 def _logits_backward(r: Logits, wanted: Any, backend: str, outputs: Any, derivatives: Any) -> dict[str, Tensor]:
@@ -63,11 +44,11 @@ def _logits_backward(r: Logits, wanted: Any, backend: str, outputs: Any, derivat
         first, _, total = dstates.view(3, r.z.shape[0], 1, r.z.shape[2]).to(loss_dtype(r.z))
         shares = torch.addcmul(first, total, r.z.to(first.dtype)).mul_(1 - r.smoothing)
         found["target"] = (shares if r.weight is None else shares * r.weight[:, None]).to(r.target.dtype)
-    found["z"] = _dz(r.overwrite, logits_grad_op, logits_grad_over_op, LogitsGrad(r, states, dstates), backend)
+    found["z"] = logits_grad_op(LogitsGrad(_may_overwrite(r), states, dstates), backend)
     return found
 
 
-differentiable(fold_logits_op, Logits, _logits_backward)
+fold_logits_op = Operation("fold_logits", Logits, "Tensor", _logits_fake, _logits_backward)
 
 
 def fold_logits(
@@ -78,8 +59,8 @@ def fold_logits(
 
     Differentiable by probabilities and by z, whose memory may hold its gradient afterwards if `overwrite`.
     """
-    request = Logits(z, target, weight, smoothing, sums, overwrite and not torch.compiler.is_compiling())
-    return fold_logits_op(*request, resolve_backend(z)).unbind()
+    request = Logits(z, target, weight, smoothing, sums, overwrite)
+    return fold_logits_op(request, resolve_backend(z)).unbind()
 
 
 def _elements_fake(r: Elements) -> Tensor:
@@ -88,16 +69,13 @@ def _elements_fake(r: Elements) -> Tensor:
     return r.z.new_empty(r.z.shape, dtype=loss_dtype(r.z))
 
 
-fold_elements_op = register("fold_elements", Elements, "Tensor", _elements_fake)
-elements_grad_op, elements_grad_over_op = _dz_ops("elements_grad", ElementsGrad)
-
-
 def _elements_backward(r: Elements, wanted: Any, backend: str, outputs: Any, derivatives: Any) -> dict[str, Tensor]:
-    request = ElementsGrad(r, derivatives[0])
-    return {"z": _dz(r.overwrite, elements_grad_op, elements_grad_over_op, request, backend)}
+    return {"z": elements_grad_op(ElementsGrad(_may_overwrite(r), derivatives[0]), backend)}
 
 
-differentiable(fold_elements_op, Elements, _elements_backward, saves_outputs=False)
+fold_elements_op = Operation(
+    "fold_elements", Elements, "Tensor", _elements_fake, _elements_backward, saves_outputs=False
+)  # fmt: skip
 
 
 def fold_elements(
@@ -108,6 +86,5 @@ def fold_elements(
 
     Differentiable by z, whose memory may hold its gradient afterwards if `overwrite`.
     """
-    overwrite = overwrite and not torch.compiler.is_compiling()
     request = Elements(z, target, weight, pos_weight, loss, [*numbers], total, overwrite)
-    return fold_elements_op(*request, resolve_backend(z))
+    return fold_elements_op(request, resolve_backend(z))

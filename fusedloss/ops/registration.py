@@ -1,17 +1,20 @@
-"""Custom ops of the backends' functions: schemas, fakes and derivatives, from the records of `backends/request.py`.
+"""From a record to a function of a backend: a `torch.autograd.Function` and a custom op for each of them.
 
-The arguments of an op are the leaves of its record, then the backend's name. The backward is registered on the op
-(PyTorch makes the `torch.autograd.Function` from it): a `Function` of our own around an op cannot be traced by
-`torch.compile` when no input needs a gradient (torch 2.13).
+An `Operation` is made from one function of the backends, one fake and at most one backward. A plain eager call goes
+through the Function: it costs a third of what the op costs, whose first call imports torch._dynamo, and `torch.func`
+works through it. What cannot run, or must not be looked into, goes through the op: torch.compile, export, tensors
+that are no plain ones, and code under a dispatch mode (fake tensors, make_fx, selective checkpointing).
+The arguments of both are the leaves of the record of `backends/request.py`, then the backend's name. The op takes
+floats as tensors on the CPU, whose value may change without a new compilation.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import filterfalse
-from operator import itemgetter
 from typing import Any, get_type_hints
 
 import torch
@@ -20,10 +23,10 @@ from torch import Tensor
 from .. import backends
 
 TYPES = {
-    Tensor: "Tensor", Tensor | None: "Tensor?", str: "str", bool: "bool", int: "int", int | None: "int?",
-    float: "float", list[str]: "str[]", list[float]: "float[]",
+    Tensor: "Tensor", Tensor | None: "Tensor?", str: "str", bool: "bool", int: "int", int | None: "SymInt?",
+    float: "Tensor", list[str]: "str[]", list[float]: "Tensor",
 }  # fmt: skip
-FUNCTIONS: dict[str, Callable[..., Any]] = {}  # what an op calls, by its name
+OPERATIONS: dict[str, Operation] = {}  # by the names of their ops
 
 
 @functools.cache
@@ -59,85 +62,149 @@ def schema(kind: Any, returns: str) -> str:
     return f"({arguments}, str backend) -> {returns}"
 
 
-def call(name: str, kind: Any, *arguments: Any, out: tuple[Tensor, ...] = ()) -> Any:
-    """A function of a backend on the record of these leaves, with contiguous tensors. The last names the backend."""
-    *values, backend = arguments
-    for i, value in enumerate(values):
-        if isinstance(value, Tensor):
-            values[i] = value.contiguous()
-    function, given = getattr(backends.module(backend), name), (rebuilt(kind, values), *out)
-    device = values[0].device
-    autocast = torch.amp.is_autocast_available(device.type)
-    # Kernels launch on the current device; products inside a backend keep their precision under autocast.
-    with torch.cuda.device_of(values[0]), torch.autocast(device.type, enabled=False) if autocast else nullcontext():
-        found = function(*given)
-        if backends.after_call is not None:
-            backends.after_call(function, given)
-        return found
+def plain(values: Sequence[Any]) -> bool:
+    """Whether a call is eager, of tensors that have values and no type of their own."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    if torch._C._dispatch_tls_is_dispatch_key_included("VmapMode"):  # is_grads_batched, which looks into Functions
+        return False
+    return all(
+        not isinstance(value, Tensor) or (type(value) in (Tensor, torch.nn.Parameter) and not value.is_meta)
+        for value in values
+    )
 
 
-def register(name: str, kind: Any, returns: str, fake: Callable[[Any], Any]) -> Any:
-    """The custom op of a backend's function. On the device "meta" the Triton backend goes as far as its launches."""
-
-    function = functools.partial(call, name, kind)
-
-    def shapes(*arguments: Any) -> Any:
-        if arguments[0].is_meta and arguments[-1] == "triton":
-            return function(*arguments)
-        return fake(rebuilt(kind, arguments[:-1]))
-
-    return custom_op(name, function, schema(kind, returns), shapes)
-
-
-def custom_op(name: str, function: Any, schema: str, fake: Any, mutates: Sequence[str] = ()) -> Any:
-    op = torch.library.custom_op(f"fusedloss::{name}", function, mutates_args=mutates, schema=schema)
-    op.register_fake(fake)
-    FUNCTIONS[f"fusedloss::{name}"] = function
-    return op
+@contextmanager
+def on_device_of(x: Tensor) -> Iterator[None]:
+    """Kernels launch on the current device; products inside a backend keep their precision under autocast."""
+    kind = x.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    with (
+        torch.cuda.device_of(x) if x.is_cuda else nullcontext(),
+        torch.autocast(kind, enabled=False) if autocast else nullcontext(),
+    ):
+        yield
 
 
-def register_grad(name: str, kind: Any, returns: str, fake: Callable[[Any], Any]) -> Any:
-    """The op of a gradient: a double backward through it is an error that says so."""
-    op = register(name, kind, returns, fake)
-    op.register_autograd(no_double_backward)
-    return op
+def as_tensor(values: Any) -> Any:
+    """A float, or a list of them, as the op takes it; a product is what compiled code keeps as a product."""
+    if isinstance(values, list):
+        return torch.stack([*map(as_tensor, values)]) if values else torch.empty(0, dtype=torch.float64, device="cpu")
+    return values if isinstance(values, Tensor) else torch.ones((), dtype=torch.float64, device="cpu") * values
 
 
-def no_double_backward(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError("fusedloss losses can be differentiated once: double backward is not implemented")
+class Operation:
+    """A function of the backends, by its name, on a record of a kind. Without a backward its derivative is an error.
 
-
-def differentiable(
-    op: Any, kind: Any, backward: Callable[..., dict[str, Tensor]], *, saves_outputs: bool = True
-) -> None:
-    """Make an op differentiable: backward(record, wanted, backend, outputs, their derivatives) -> gradients by name.
-
-    `wanted` is a record of whether each leaf wants its gradient; the gradients of others are dropped.
+    backward(record, wanted, backend, outputs, their derivatives) returns gradients by the names of the leaves; `wanted`
+    is a record of whether each leaf wants its own, and those of others are dropped.
+    out(record) is the tensor into which the backends write their result, where they do not return it.
     """
-    names = [*leaves(kind)]
-    tensors = [i for i, hint in enumerate(leaves(kind).values()) if hint in (Tensor, Tensor | None)]
-    saved_leaves = itemgetter(*tensors)
 
-    def setup(ctx: Any, inputs: Any, output: Any) -> None:
+    def __init__(
+        self, name: str, kind: Any, returns: str, fake: Callable[[Any], Any],
+        backward: Callable[..., dict[str, Tensor]] | None = None, *, saves_outputs: bool = True,
+        out: Callable[[Any], Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self.kind, self.fake = name, kind, fake
+        self.backward, self.saves_outputs, self.out = backward, saves_outputs, out
+        self.floats = [i for i, hint in enumerate(leaves(kind).values()) if hint in (float, list[float])]
+        self.function = self._function()
+        self.op = self._op(schema(kind, returns))
+        OPERATIONS[f"fusedloss::{name}"] = self
+
+    def __call__(self, record: Any, backend: str) -> Any:
+        return self.apply(*flat(record), backend)
+
+    def apply(self, *arguments: Any) -> Any:
+        if plain(arguments):
+            return self.function.apply(*arguments)
+        given = [*arguments]
+        for i in self.floats:
+            given[i] = as_tensor(given[i])
+        return self.op(*given)
+
+    def run(self, *arguments: Any) -> Any:
+        """The backend's function, with contiguous tensors."""
+        *values, backend = arguments
+        for i in self.floats:
+            if isinstance(values[i], Tensor):
+                values[i] = values[i].tolist()
+        for i, value in enumerate(values):
+            if isinstance(value, Tensor):
+                values[i] = value.contiguous()
+        record = rebuilt(self.kind, values)
+        out = None if self.out is None else self.out(record)
+        function, given = getattr(backends.module(backend), self.name), (record,) if out is None else (record, out)
+        with on_device_of(values[0]):
+            found = function(*given)
+            if backends.after_call is not None:
+                backends.after_call(function, given)
+            return found if out is None else out
+
+    # What the Function and the op are made of.
+
+    def shapes(self, *arguments: Any) -> Any:
+        """Empty results; on the device "meta" the Triton backend goes as far as its launches."""
+        *values, backend = arguments
+        return self.run(*arguments) if values[0].is_meta and backend == "triton" else self.fake(rebuilt(self.kind, values))
+
+    def setup_context(self, ctx: Any, inputs: Any, output: Any) -> None:
+        if self.backward is None:
+            return
         outputs = output if isinstance(output, tuple) else (output,)
         ctx.mark_non_differentiable(*filterfalse(torch.is_floating_point, outputs))
-        ctx.save_for_backward(*saved_leaves(inputs), *(outputs if saves_outputs else ()))
-        ctx.leaves = [*inputs]
-        for i in tensors:
+        ctx.leaves, ctx.places = [*inputs], [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
+        ctx.save_for_backward(*(inputs[i] for i in ctx.places), *(outputs if self.saves_outputs else ()))
+        for i in ctx.places:
             ctx.leaves[i] = None
 
-    def run(ctx: Any, *derivatives: Tensor) -> Any:
+    def gradients(self, ctx: Any, *derivatives: Tensor) -> tuple[Tensor | None, ...]:
+        if self.backward is None:
+            raise RuntimeError("fusedloss losses can be differentiated once: double backward is not implemented")
         saved = ctx.saved_tensors  # read once: activation checkpointing unpacks them as they are read
         *values, backend = ctx.leaves
-        for i, tensor in zip(tensors, saved, strict=False):
+        for i, tensor in zip(ctx.places, saved, strict=False):
             values[i] = tensor
         *needed, _ = ctx.needs_input_grad
-        outputs = saved[len(tensors) :]
-        found = backward(rebuilt(kind, values), rebuilt(kind, needed), backend, outputs, derivatives)
-        gradients: list[Tensor | None] = [None] * len(ctx.leaves)
-        for i, name in enumerate(names):
-            if needed[i]:
-                gradients[i] = found.get(name)
-        return tuple(gradients)
+        outputs = saved[len(ctx.places) :]
+        found = self.backward(rebuilt(self.kind, values), rebuilt(self.kind, needed), backend, outputs, derivatives)
+        by_leaf = [found.get(name) if wanted else None for name, wanted in zip(leaves(self.kind), needed, strict=True)]
+        return (*by_leaf, None)
 
-    op.register_autograd(run, setup_context=setup)
+    def vmap(self, info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
+        """One call after another: each fills the machine by itself."""
+        calls = []
+        for i in range(info.batch_size):
+            slices = (a.select(d, i) if isinstance(d, int) else a for a, d in zip(arguments, in_dims, strict=True))
+            calls.append(self.apply(*slices))
+        if isinstance(calls[0], Tensor):
+            return torch.stack(calls), 0
+        stacked = tuple(map(torch.stack, zip(*calls, strict=True)))
+        return stacked, (0,) * len(stacked)
+
+    def _function(self) -> Any:
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            raise RuntimeError(
+                "fusedloss losses have a backward only: forward-mode derivatives (torch.func.jvp, jacfwd, hessian, "
+                "torch.autograd.forward_ad) are not implemented, use torch.func.vjp, grad or jacrev"
+            )
+
+        def forward(*arguments: Any) -> Any:
+            return self.run(*arguments)
+
+        # torch.autograd.Function asks for it at every call, and would look through the code for it: 40 us.
+        vars(forward)["__signature__"] = inspect.signature(forward)
+        methods = {
+            "forward": forward, "setup_context": self.setup_context, "backward": self.gradients, "vmap": self.vmap,
+            "jvp": jvp,
+        }  # fmt: skip
+        name = "".join(word.title() for word in self.name.split("_"))
+        return type(name, (torch.autograd.Function,), {key: staticmethod(value) for key, value in methods.items()})
+
+    def _op(self, schema: str) -> Any:
+        op = torch.library.custom_op(f"fusedloss::{self.name}", self.run, mutates_args=(), schema=schema)
+        op.register_fake(self.shapes)
+        op.register_autograd(self.gradients, setup_context=self.setup_context)
+        op.register_vmap(self.vmap)
+        return op

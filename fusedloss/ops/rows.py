@@ -17,11 +17,13 @@ from ..backends.request import (
     RowDistancesGrad,
 )
 from ..checks import Batch
-from .registration import differentiable, flat, register, register_grad
+from .registration import Operation
 
-mine_op = register(
-    "mine", Mining, "Tensor", lambda m: m.batch.x.new_empty(2, m.batch.x.shape[0], dtype=torch.int64)
-)  # fmt: skip
+def _mine_fake(m: Mining) -> Tensor:
+    return m.batch.x.new_empty(2, m.batch.x.shape[0], dtype=torch.int64)
+
+
+mine_op = Operation("mine", Mining, "Tensor", _mine_fake)
 
 
 def mine(batch: Batch, metric: str, positives: str, negatives: str) -> Tensor:
@@ -30,7 +32,7 @@ def mine(batch: Batch, metric: str, positives: str, negatives: str) -> Tensor:
     positives: "farthest" or "nearest"; negatives: those two, or "beyond": the nearest farther than the positive.
     """
     detached = batch._replace(x=batch.x.detach(), y=None if batch.y is None else batch.y.detach())
-    return mine_op(*flat(Mining(detached, metric, positives, negatives)), resolve_backend(batch.x))
+    return mine_op(Mining(detached, metric, positives, negatives), resolve_backend(batch.x))
 
 
 def _mined_grad_fake(g: MinedDistancesGrad) -> tuple[Tensor, Tensor]:
@@ -38,28 +40,31 @@ def _mined_grad_fake(g: MinedDistancesGrad) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(0) if y is None or not g.want_y else y.new_empty(y.shape)
 
 
-mined_distances_op = register(
-    "mined_distances", MinedDistances, "Tensor", lambda m: m.x.new_empty(m.mined.shape, dtype=loss_dtype(m.x))
-)  # fmt: skip
-mined_distances_grad_op = register_grad(
+mined_distances_grad_op = Operation(
     "mined_distances_grad", MinedDistancesGrad, "(Tensor, Tensor)", _mined_grad_fake
 )  # fmt: skip
+
+
+def _mined_fake(m: MinedDistances) -> Tensor:
+    return m.x.new_empty(m.mined.shape, dtype=loss_dtype(m.x))
 
 
 def _mined_backward(
     m: MinedDistances, wanted: Any, backend: str, outputs: Any, derivatives: Any
 ) -> dict[str, Tensor]:  # fmt: skip
     """Gathers, for every row, from the anchors that mined it."""
-    dx, dy = mined_distances_grad_op(*flat(MinedDistancesGrad(m, derivatives[0], wanted.y)), backend)
+    dx, dy = mined_distances_grad_op(MinedDistancesGrad(m, derivatives[0], wanted.y), backend)
     return {"x": dx, "y": dy}
 
 
-differentiable(mined_distances_op, MinedDistances, _mined_backward, saves_outputs=False)
+mined_distances_op = Operation(
+    "mined_distances", MinedDistances, "Tensor", _mined_fake, _mined_backward, saves_outputs=False
+)  # fmt: skip
 
 
 def mined_distances(x: Tensor, y: Tensor | None, index: Tensor, metric: str) -> Tensor:
     """Exact distances of every anchor to its mined pairs, NaN where there is none. [2, N]"""
-    return mined_distances_op(*MinedDistances(x, y, index, metric), resolve_backend(x))
+    return mined_distances_op(MinedDistances(x, y, index, metric), resolve_backend(x))
 
 
 def _row_grad_fake(g: RowDistancesGrad) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,24 +72,25 @@ def _row_grad_fake(g: RowDistancesGrad) -> tuple[Tensor, Tensor, Tensor]:
     return a.new_empty(a.shape), a.new_empty(a.shape), a.new_empty(0 if c is None else a.shape)
 
 
-row_distances_op = register(
-    "row_distances", RowDistances, "Tensor", lambda r: r.a.new_empty(r.pairs, r.a.shape[0], dtype=loss_dtype(r.a))
-)  # fmt: skip
-row_distances_grad_op = register_grad(
+row_distances_grad_op = Operation(
     "row_distances_grad", RowDistancesGrad, "(Tensor, Tensor, Tensor)", _row_grad_fake
 )  # fmt: skip
+
+
+def _row_fake(r: RowDistances) -> Tensor:
+    return r.a.new_empty(r.pairs, r.a.shape[0], dtype=loss_dtype(r.a))
 
 
 def _row_backward(
     r: RowDistances, wanted: Any, backend: str, outputs: Any, derivatives: Any
 ) -> dict[str, Tensor]:  # fmt: skip
-    da, db, dc = row_distances_grad_op(*flat(RowDistancesGrad(r, derivatives[0])), backend)
+    da, db, dc = row_distances_grad_op(RowDistancesGrad(r, derivatives[0]), backend)
     return {"a": da, "b": db, "c": dc}
 
 
-differentiable(row_distances_op, RowDistances, _row_backward, saves_outputs=False)
+row_distances_op = Operation("row_distances", RowDistances, "Tensor", _row_fake, _row_backward, saves_outputs=False)
 
 
 def row_distances(a: Tensor, b: Tensor, c: Tensor | None, metric: str, eps: float = 0.0, pairs: int = 1) -> Tensor:
     """d(a, b), d(a, c), d(b, c) of given rows, the first `pairs` of them. [pairs, N]"""
-    return row_distances_op(*RowDistances(a, b, c, metric, eps, pairs), resolve_backend(a))
+    return row_distances_op(RowDistances(a, b, c, metric, eps, pairs), resolve_backend(a))

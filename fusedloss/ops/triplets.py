@@ -10,7 +10,7 @@ from ..backends import resolve_backend
 from ..backends.request import Triplets, TripletsGrad
 from ..checks import Batch
 from .folds import as_tensor
-from .registration import differentiable, flat, register, register_grad
+from .registration import Operation
 
 
 def _grad_fake(g: TripletsGrad) -> tuple[Tensor, Tensor]:
@@ -19,16 +19,13 @@ def _grad_fake(g: TripletsGrad) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape if g.want_x else 0), dy
 
 
-fold_triplets_op = register(
-    "fold_triplets", Triplets, "(Tensor, Tensor)", lambda t: (t.new_states(3), t.new_negatives())
-)  # fmt: skip
-fold_triplets_grad_op = register_grad("fold_triplets_grad", TripletsGrad, "(Tensor, Tensor)", _grad_fake)
+fold_triplets_grad_op = Operation("fold_triplets_grad", TripletsGrad, "(Tensor, Tensor)", _grad_fake)
 
 
 def _backward(t: Triplets, wanted: Any, backend: str, outputs: Any, derivatives: Any) -> dict[str, Tensor]:
     """Recomputes the tiles. Of the states only the sums have a derivative: the others are counts."""
     (states, negatives), dsums = outputs, derivatives[0][0]
-    dx, dy = fold_triplets_grad_op(*flat(TripletsGrad(t, negatives, dsums, wanted.batch.x, wanted.batch.y)), backend)
+    dx, dy = fold_triplets_grad_op(TripletsGrad(t, negatives, dsums, wanted.batch.x, wanted.batch.y), backend)
     found = {"x": dx, "y": dy}
     if wanted.margin:  # every term that costs something grows with the margin; a soft one has none
         total = states.new_zeros(()) if t.soft else (dsums * states[2]).sum()
@@ -36,7 +33,11 @@ def _backward(t: Triplets, wanted: Any, backend: str, outputs: Any, derivatives:
     return found
 
 
-differentiable(fold_triplets_op, Triplets, _backward)
+def _fake(t: Triplets) -> tuple[Tensor, Tensor]:
+    return t.new_states(3), t.new_negatives()
+
+
+fold_triplets_op = Operation("fold_triplets", Triplets, "(Tensor, Tensor)", _fake, _backward)
 
 
 def fold_triplets(
@@ -48,5 +49,5 @@ def fold_triplets(
     nearest negative that is farther, else the farthest. Differentiable by x, y and the margin.
     """
     request = Triplets(batch, as_tensor([margin], batch.x), metric, triplets, soft)
-    states, _ = fold_triplets_op(*flat(request), resolve_backend(batch.x))
+    states, _ = fold_triplets_op(request, resolve_backend(batch.x))
     return states.unbind()

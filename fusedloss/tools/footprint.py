@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from ..backends import use_backend
 from ..backends.triton import tuning
 from ..backends.triton.launch import recording
-from ..ops.registration import FUNCTIONS
+from ..ops.registration import OPERATIONS
 from .workloads import Workload, arguments, step
 
 NO_LAUNCH = ("empty", "new_empty", "detach", "alias", "_unsafe_view", "_reshape_alias")  # beside the views
@@ -40,17 +40,17 @@ class Watch(TorchDispatchMode):
         self.known = {t.untyped_storage()._cdata for t in inputs}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        function = FUNCTIONS.get(func.name())
-        if function is None:
+        operation = OPERATIONS.get(func.name())
+        if operation is None:
             found = func(*args, **(kwargs or {}))
         else:
             with self:
-                found = function(*args)
+                found = operation.run(*args)
         tensors = [t for t in tree_leaves(found) if isinstance(t, Tensor) and t.is_meta]
         for tensor in tensors:
             self.hold(tensor)
         name = func.name().removeprefix("aten::").split(".")[0]
-        self.operators += bool(tensors) and function is None and not func.is_view and name not in NO_LAUNCH
+        self.operators += bool(tensors) and operation is None and not func.is_view and name not in NO_LAUNCH
         return found
 
     def hold(self, tensor: Tensor) -> None:

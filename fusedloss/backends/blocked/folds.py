@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..dtypes import state_dtype
-from ..request import Fold, FoldGrad
-from .losses import LOSSES, Term
-from .tiles import Side, Tile, add_tile, all_zero, gradients, sides, tiles
+from ..request import PIECES, Fold, FoldGrad
+from .losses import LOSSES, SYMMETRIC, Term
+from .parallel import Tasks, single_threaded
+from .tiles import Side, Tile, add_tile, all_zero, gradients, masked, several, sides, tiles
 
 EMPTY = {"sum": 0.0, "lse": -torch.inf}  # what a fold over no pair is
 SAFE = 10.0  # exponents this far apart lose no more than 5e-7 of their exponentials in float32 when shifted together
 
 
-class Folded(NamedTuple):
-    """A fold of a tile: which state it is, of which pairs (None: of all), and the loss's term."""
+class Kind(NamedTuple):
+    """What is folded of the positives of a tile, or of its negatives."""
 
-    state: int
-    kind: str
-    mask: Tensor | None
     positive: bool
-    term: Term
+    mask: Tensor | None  # None: all are
+    first: int  # the state of the first fold
+    folds: list[str]
+    terms: list[Term]
 
 
-def folded(f: Fold, t: Tile, s: Tensor, numbers: Sequence[Any]) -> Iterator[Folded]:
-    """The folds of the positives of a tile, if it has any, and of its negatives."""
-    for positive, kinds, mask in ((True, f.pos, t.pos), (False, f.neg, t.neg)):
-        if kinds and (mask is not None or not positive):
-            terms = LOSSES[f.loss](s, numbers[not positive], positive)
-            for k, (kind, term) in enumerate(zip(kinds, terms, strict=False), 0 if positive else len(f.pos)):
-                yield Folded(k, kind, mask, positive, term)
+def kinds(f: Fold, t: Tile, s: Tensor, numbers: Sequence[Any]) -> list[Kind]:
+    """Both kinds of a tile's pairs, those that are there and folded."""
+    found: list[Kind] = []
+    for positive, folds, mask in ((True, f.pos, t.pos), (False, f.neg, t.neg)):
+        if folds and (mask is not None or not positive):
+            alike = found and f.loss in SYMMETRIC and numbers[0] == numbers[1]
+            terms = found[0].terms if alike else list(LOSSES[f.loss](s, numbers[not positive], positive))
+            found.append(Kind(positive, mask, 0 if positive else len(f.pos), folds, terms))
+    return found
 
 
 def listed(numbers: Tensor) -> Sequence[Any]:
@@ -44,29 +48,38 @@ def listed(numbers: Tensor) -> Sequence[Any]:
 # ---------------------------------------------------------------------------------------------------------- forward
 
 
+@single_threaded(lambda f: f.batch)
 def fold(f: Fold) -> Tensor:
     """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
     b = f.batch
-    xs, ys = sides(b, f.metric, sort=True)
+    xs, ys = sides(b, f.metric, sort=several(b))
     v, w = (None, None) if f.offsets is None else walked(f, xs, ys)
     numbers = listed(f.numbers)
     by_row = empty_states(f, b.x)
     by_column = by_row if b.y is None else empty_states(f, b.y)
-    for t in tiles(xs, ys, f.metric):
-        s = t.s if w is None else shift(t, v, w)[0]
-        for k, kind, mask, _, of in folded(f, t, s, numbers):
-            term = of.value() if mask is None else torch.where(mask, of.value(), EMPTY[kind])
-            rows, cols = fold_tile(term, kind, t.mirrored or f.columns)
-            add(by_row[k, t.r], rows, kind)
-            if cols is not None:
-                add(by_column[k, t.c], cols, kind)
+    tasks, meeting = Tasks(), b.y is None or f.columns
+
+    def of_rows(i: int) -> None:
+        for t in tiles(xs, ys, f.metric, i):
+            s, parts = t.s if w is None else shift(t, v, w)[0], []
+            for kind in kinds(f, t, s, numbers):
+                for k, (how, term) in enumerate(zip(kind.folds, kind.terms, strict=False), kind.first):
+                    value = term.value() if kind.mask is None else torch.where(kind.mask, term.value(), EMPTY[how])
+                    parts.append((k, how, *fold_tile(value, how, t.mirrored or f.columns)))
+            with tasks.turn(t.j, i) if meeting else nullcontext():
+                for k, how, rows, cols in parts:
+                    add(by_row[k, t.r], rows, how)
+                    if cols is not None:
+                        add(by_column[k, t.c], cols, how)
+
+    tasks.run(len(xs.blocks), of_rows)
     found = xs.restore(by_row, 1)
     return torch.cat([found, ys.restore(by_column, 1)], 1) if f.columns else found
 
 
 def empty_states(f: Fold, x: Tensor) -> Tensor:
     """What the states of rows x are before any pair. [folds, N]"""
-    states = x.new_zeros(len(f.pos) + len(f.neg), len(x), dtype=state_dtype(x))
+    states = x.new_empty(len(f.pos) + len(f.neg), x.shape[0], dtype=state_dtype(x))
     for state, kind in zip(states, [*f.pos, *f.neg], strict=True):
         state.fill_(EMPTY[kind])
     return states
@@ -97,12 +110,12 @@ def highest(term: Tensor, dim: int) -> Tensor:
 def log_sum(p: Tensor, high: Tensor, dim: int) -> Tensor:
     """log(sum(p)) + high; a logit of 10,000 leaves float32 no room for the logarithm."""
     dtype = state_dtype(p)
-    return p.sum(dim).to(dtype).log_().add_(high.to(dtype))
+    return p.sum(dim).to(dtype).log_().add_(high)
 
 
 def add(state: Tensor, part: Tensor, kind: str) -> None:
     if kind == "sum":
-        state += part
+        state.add_(part)
     else:
         torch.logaddexp(state, part, out=state)
 
@@ -126,85 +139,140 @@ def shift(t: Tile, v: Tensor | None, w: Tensor) -> tuple[Tensor, Tensor | None]:
 # --------------------------------------------------------------------------------------------------------- backward
 
 
-class Anchors(NamedTuple):
-    """What is known of a side's anchors: of all folds [folds, n], or of one, as it meets a tile."""
+class Anchors:
+    """A side's anchors in the walking order: their states, and dL/dstates. [folds, n]"""
 
-    states: Tensor
-    dstates: Tensor  # dL/dstates
+    def __init__(self, side: Side, states: Tensor, dstates: Tensor, folds: Sequence[str]) -> None:
+        self.states, self.dstates, dtype = side.ordered(states), side.ordered(dstates), side.rows.dtype
+        self.rounded, self.bounds = self.states, []
+        self.weights = self.dstates.to(dtype)
+        if "lse" not in folds:
+            return
+        self.rounded = self.states.to(dtype)
+        rest = (self.rounded - self.states).nan_to_num_(nan=0.0)  # not inf - inf
+        self.of_lse = rest.exp_().mul_(self.dstates).to(dtype)
+        if states.device.type == "cpu":  # elsewhere it takes a sync
+            extremes = [self.rounded[:, block].aminmax(dim=1) for block in side.blocks]
+            self.bounds = [list(zip(low.tolist(), high.tolist(), strict=True)) for low, high in extremes]
 
 
+class Met(NamedTuple):
+    """Anchors where they meet a tile: as its rows or as its columns."""
+
+    anchors: Anchors
+    block: int
+    at: tuple[Any, ...]
+
+
+@single_threaded(lambda g: g.fold.batch)
 def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     f, b = g.fold, g.fold.batch
-    N, numbers = len(b.x), listed(f.numbers)
-    xs, ys = sides(b, f.metric, sort=True)
+    N, numbers, folds = b.x.shape[0], listed(f.numbers), [*f.pos, *f.neg]
+    xs, ys = sides(b, f.metric, sort=several(b))
     v, w = (None, None) if f.offsets is None else walked(f, xs, ys)
-    rows = Anchors(xs.ordered(g.states[:, :N]), xs.ordered(g.dstates[:, :N]))
+    rows = Anchors(xs, g.states[:, :N], g.dstates[:, :N], folds)
     columns = rows if b.y is None else None  # row j of a self batch is an anchor too
-    if g.states.shape[1] > N:
-        columns = Anchors(ys.ordered(g.states[:, N:]), ys.ordered(g.dstates[:, N:]))
+    if f.columns:
+        columns = Anchors(ys, g.states[:, N:], g.dstates[:, N:], folds)
     of_x, of_y = gradients(xs, ys, g.want_x, g.want_y)
-    by_numbers = torch.zeros_like(f.numbers)
+    if g.want_offsets:
+        of_x.offsets = xs.rows.new_zeros(N)
+        of_y.offsets = of_x.offsets if xs is ys else ys.rows.new_zeros(ys.rows.shape[0])
+    by_numbers = torch.zeros(len(xs.blocks), *f.numbers.shape, dtype=f.numbers.dtype, device=f.numbers.device)
+    sparse = PIECES[f.loss].sparse and several(b)
+    tasks, meeting = Tasks(), b.y is None or of_y.wanted or g.want_offsets
 
-    for t in tiles(xs, ys, f.metric):
-        s, share = (t.s, None) if w is None else shift(t, v, w)
-        gradient = None
-        for k, kind, mask, positive, term in folded(f, t, s, numbers):
-            if term.by_s is None:
-                continue
-            anchors = [Anchors(rows.states[k, t.r, None], rows.dstates[k, t.r, None])]
+    def of_rows(i: int) -> None:
+        for t in tiles(xs, ys, f.metric, i):
+            s, share = (t.s, None) if w is None else shift(t, v, w)
+            anchors = [Met(rows, i, (t.r, None))]
             if columns is not None:
-                anchors.append(Anchors(columns.states[k, t.c], columns.dstates[k, t.c]))
-            weight = term_weight(term, kind, anchors, s.dtype)
-            if g.want_numbers:
-                once = 0.5 if t.diagonal else 1.0  # a diagonal tile shows each of its pairs twice
-                for p, by in enumerate(term.by_numbers()):
-                    by_numbers[int(not positive), p] += (once * times(by, weight, mask, s).sum()).to(by_numbers.device)
-            part = times(term.by_s(), weight, mask, s)
-            gradient = part if gradient is None else gradient.add_(part)
-        if gradient is None or all_zero(gradient):
-            continue
-        if share is not None:
-            of_x.offsets[t.r] += (gradient * share).sum(1)
-        if g.want_offsets and not t.diagonal:
-            of_y.offsets[t.c] += (gradient if share is None else gradient * (1 - share)).sum(0)
-        add_tile(of_x, of_y, t.r, t.c, gradient, t.s, f.metric, columns=t.mirrored or b.y is not None)
+                anchors.append(Met(columns, t.j, (t.c,)))
+            parts: dict[bool, Tensor] = {}
+            for kind in kinds(f, t, s, numbers):
+                into = by_numbers[i, int(not kind.positive)] if g.want_numbers else None
+                part = kind_grad(kind, anchors, s, into, 0.5 if t.diagonal else 1.0)
+                if part is not None:
+                    parts[kind.positive] = part
+            gradient = masked(t, parts.get(True), parts.get(False))
+            if gradient is not None and sparse and all_zero(gradient):
+                gradient = None
+            with tasks.turn(t.j, i) if meeting else nullcontext():
+                if gradient is None:
+                    continue
+                if of_x.offsets is not None and share is not None:
+                    of_x.offsets[t.r].add_((gradient * share).sum(1))
+                if of_y.offsets is not None and not t.diagonal:
+                    of_y.offsets[t.c].add_((gradient if share is None else gradient * (1 - share)).sum(0))
+                add_tile(of_x, of_y, t.r, t.c, gradient, t.s, f.metric, columns=t.mirrored or b.y is not None)
 
+    tasks.run(len(xs.blocks), of_rows)
     none = b.x.new_empty
     shifted = [of_x] * (v is not None) + [of_y] * (b.y is not None)
     return (
         of_x.finish(b.x),
         none(0) if b.y is None else of_y.finish(b.y),
-        by_numbers if g.want_numbers else none(0),
-        torch.cat([of.side.restore(of.offsets, 0) for of in shifted]) if g.want_offsets else none(0),
+        by_numbers.sum(0) if g.want_numbers else none(0),
+        torch.cat([of.side.restore(of.offsets, 0) for of in shifted if of.offsets is not None])
+        if g.want_offsets
+        else none(0),
     )
 
 
-def term_weight(term: Term, kind: str, anchors: Sequence[Anchors], dtype: torch.dtype) -> Tensor:
-    """dL/dterm of a tile, summed over its anchors: those of the rows, and of the columns."""
-    value = term.value() if kind == "lse" else None
-    shift = None if value is None else common_shift(anchors, dtype)
-    weights = []
-    for state, dstate in anchors:
-        if value is None:
-            weights.append(dstate.to(dtype))
-        elif shift is None:
-            weights.append(exponential(value, state, dstate))
+def kind_grad(kind: Kind, anchors: Sequence[Met], s: Tensor, by_numbers: Any, once: float) -> Tensor | None:
+    """dL/ds of a kind of pairs, as if all were of it, as a tile or what broadcasts to one; None where it is 0.
+
+    Adds the derivatives by the loss's numbers, if they are wanted, `once` for every pair that the tile shows.
+    """
+    gradient = None
+    for k, (how, term) in enumerate(zip(kind.folds, kind.terms, strict=False), kind.first):
+        if term.by_s is None:
+            continue
+        value = term.value() if how == "lse" else None
+        by_each = [] if by_numbers is None else term.by_numbers()
+        slope: Any = term.by_s()  # the last, since it may overwrite
+        varies = isinstance(slope, Tensor) and slope.shape == s.shape
+        weight = term_weight(value, k, anchors, 1.0 if varies or by_each else slope)
+        for p, by in enumerate(by_each):
+            part = weight * by
+            part = part if kind.mask is None else torch.where(kind.mask, part, 0.0)
+            total = part.expand(s.shape).sum(1).sum()  # row by row: a sum of all depends on the number of threads
+            by_numbers[p].add_((once * total).to(by_numbers.device))
+        if varies or by_each:
+            weight = slope.mul_(weight) if varies else weight * slope
+        if gradient is None or gradient.shape != s.shape:
+            gradient = weight if gradient is None else weight + gradient
         else:
-            weights.append((dstate * (shift - state).exp()).to(dtype))
+            gradient.add_(weight)
+    return gradient
+
+
+def term_weight(value: Tensor | None, k: int, anchors: Sequence[Met], factor: Any) -> Tensor:
+    """dL/dterm of a tile times a factor, summed over its anchors: fold k of a sum, or log sum exp of a value."""
+    shift = None if value is None else common_shift(k, anchors)
+    weights = []
+    for of, _, at in anchors:
+        if value is None:
+            weight = of.weights[(k, *at)]
+        elif shift is None:
+            weight = of.of_lse[(k, *at)]
+        else:
+            weight = ((shift - of.states[(k, *at)]).exp_() * of.dstates[(k, *at)]).to(value.dtype)
+        weight = weight * factor  # also a copy of what is a view
+        if value is not None and shift is None:
+            weight = (value - of.rounded[(k, *at)]).exp_().mul_(weight)
+        weights.append(weight)
     weight = weights[0] if len(weights) == 1 else weights[0] + weights[1]
     return weight if value is None or shift is None else (value - shift).exp_().mul_(weight)
 
 
-def common_shift(anchors: Sequence[Anchors], dtype: torch.dtype) -> Tensor | None:
+def common_shift(k: int, anchors: Sequence[Met]) -> float | None:
     """The highest of the states, if they are so close that one exponential serves all; None where it takes a sync."""
-    low, high = anchors[0].states.aminmax()
-    if low.device.type != "cpu":
+    bounds = [of.bounds[block][k] for of, block, _ in anchors if of.bounds]
+    if not bounds:
         return None
-    for other in anchors[1:]:
-        least, most = other.states.aminmax()
-        low, high = min(low, least), max(high, most)
-    high = high.to(dtype)
-    return high if high - low < SAFE else None
+    high = max(most for _, most in bounds)
+    return high if high - min(least for least, _ in bounds) < SAFE else None
 
 
 def exponential(term: Tensor, state: Tensor, dstate: Tensor, out: Tensor | None = None) -> Tensor:
@@ -212,11 +280,3 @@ def exponential(term: Tensor, state: Tensor, dstate: Tensor, out: Tensor | None 
     rounded = state.to(term.dtype)
     rest = torch.where(state == rounded, 0.0, state - rounded)  # not inf - inf
     return torch.sub(term, rounded, out=out).exp_().mul_((dstate * (-rest).exp()).to(term.dtype))
-
-
-def times(slope: Tensor | float, weight: Tensor, mask: Tensor | None, like: Tensor) -> Tensor:
-    """The product as a tile, 0 outside the mask. Overwrites a slope that is a tile."""
-    g = slope.mul_(weight) if isinstance(slope, Tensor) and slope.shape == like.shape else weight * slope
-    if mask is not None:
-        return torch.where(mask, g, 0.0)
-    return g if g.shape == like.shape else g.repeat(1, like.shape[1])

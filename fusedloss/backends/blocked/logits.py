@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,11 @@ from torch import Tensor
 from ..dtypes import loss_dtype, state_dtype
 from ..request import Elements, ElementsGrad, Logits, LogitsGrad
 from .folds import exponential, highest, log_sum
-from .tiles import widen
+from .parallel import single_threaded, spread
+from .tiles import slices, widen
 
-BLOCK = 1 << 18  # logits of a block: 1 MiB in float32 stays in a core's L2 cache
+BLOCK = 1 << 17  # logits of a block: 0.5 MiB in float32, and its exponentials, stay in a core's L2 cache
+ELEMENTS = 1 << 15  # of a block, with some ten temporaries
 
 
 class Rows(NamedTuple):
@@ -24,28 +26,38 @@ class Rows(NamedTuple):
     p: slice
     logits: Tensor  # [n, C, p], in float32 or wider
     classes: Tensor | None  # the own classes, -1 for none [n, 1, p]
-    shares: Tensor  # of every class in the sum of the logits: its weight, for probabilities times its own
+    shares: Any  # of every class in the sum of the logits, if wanted: its weight, for probabilities times its own
 
 
-def row_blocks(r: Logits) -> Iterator[Rows]:
-    z, target, weight, smoothing = r.z, r.target, r.weight, r.smoothing
-    N, C, P = z.shape
-    w = z.new_ones(C, dtype=loss_dtype(z)) if weight is None else weight.to(loss_dtype(z))
-    samples, part = max(1, BLOCK // max(C * P, 1)), max(1, BLOCK // max(C, 1))
-    for i in range(0, N, samples):
-        for j in range(0, P, part):
-            n, p = slice(i, i + samples), slice(j, j + part)
-            if target.is_floating_point():
-                q = target[n, :, p].to(w.dtype) * (1 - smoothing) + smoothing / C
-                yield Rows(n, p, widen(z[n, :, p]), None, q.mul_(w[:, None]))
-            else:
-                yield Rows(n, p, widen(z[n, :, p]), target.view(N, 1, P)[n, :, p], w[None, :, None])
+class Blocks:
+    """The blocks of the rows of logits."""
+
+    def __init__(self, r: Logits) -> None:
+        self.r, (N, C, P) = r, r.z.shape
+        self.weight = None
+        if r.sums or r.target.is_floating_point():
+            dtype = loss_dtype(r.z)
+            self.weight = r.z.new_ones(C, dtype=dtype) if r.weight is None else r.weight.to(dtype)
+        samples, part = max(1, BLOCK // max(C * P, 1)), max(1, BLOCK // max(C, 1))
+        self.at = [(n, p) for n in slices(N, samples) for p in slices(P, part)]
+
+    def __getitem__(self, i: int) -> Rows:
+        (n, p), w, target = self.at[i], self.weight, self.r.target
+        z = widen(self.r.z[n, :, p])
+        if w is not None and target.is_floating_point():
+            q = target[n, :, p].to(w.dtype) * (1 - self.r.smoothing) + self.r.smoothing / z.shape[1]
+            return Rows(n, p, z, None, q.mul_(w[:, None]))
+        classes = target.view(len(self.r.z), 1, -1)[n, :, p]
+        return Rows(n, p, z, classes, None if w is None else w[None, :, None])
 
 
+@single_threaded(lambda r: r.z)
 def fold_logits(r: Logits) -> Tensor:
     N, _, P = r.z.shape
-    states = r.z.new_empty(2 + r.sums, N, P, dtype=state_dtype(r.z))
-    for rows in row_blocks(r):
+    states, blocks = r.z.new_empty(2 + r.sums, N, P, dtype=state_dtype(r.z)), Blocks(r)
+
+    def of_rows(i: int) -> None:
+        rows = blocks[i]
         first, lse, *total = states[:, rows.n, rows.p]
         high = highest(rows.logits, 1)
         p = (rows.logits - high).exp_()
@@ -58,15 +70,21 @@ def fold_logits(r: Logits) -> Tensor:
         lse.copy_(log_sum(p, high[:, 0], 1))
         if total:
             total[0].copy_((rows.shares * rows.logits).sum(1))
+
+    spread(len(blocks.at), of_rows)
     return states.flatten(1)
 
 
+@single_threaded(lambda g: g.forward.z)
 def logits_grad(g: LogitsGrad, out: Tensor) -> None:
     states, dstates = g.states, g.dstates
     N, _, P = g.forward.z.shape
     lse = states[1].masked_fill(states[1] == -torch.inf, torch.inf).view(N, 1, P)  # then no class has a share
     d_first, d_lse, *d_total = dstates.view(len(dstates), N, 1, P)
-    for rows in row_blocks(g.forward):
+    blocks = Blocks(g.forward)
+
+    def of_rows(i: int) -> None:
+        rows = blocks[i]
         at = (rows.n, slice(None), rows.p)
         direct = out[at] if out.dtype == rows.logits.dtype else None
         dz = exponential(rows.logits, lse[at], d_lse[at], out=direct)
@@ -76,6 +94,8 @@ def logits_grad(g: LogitsGrad, out: Tensor) -> None:
             dz.addcmul_(d_total[0][at].to(dz.dtype), rows.shares)
         if direct is None:
             out[at] = dz
+
+    spread(len(blocks.at), of_rows)
 
 
 # Losses of an element, as in `kernels/logits.py`: the value, and the derivative by z.
@@ -132,37 +152,50 @@ ELEMENT_LOSSES: dict[str, tuple[ElementLoss, ElementLoss]] = {
 }
 
 
-def element_blocks(e: Elements) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | float, Tensor | float]]:
-    """Blocks of the flat elements: where, logits, targets, weights and weights of the positives."""
-    z, target, n = e.z.flatten(), e.target.flatten(), e.z.numel()
+class ElementBlocks:
+    """Blocks of the flat elements: logits, targets, weights and weights of the positives."""
 
-    def factors(f: Tensor | None, part: slice) -> Tensor | float:
+    def __init__(self, e: Elements) -> None:
+        self.e, self.dtype = e, loss_dtype(e.z)
+        self.z, self.target = e.z.flatten(), e.target.flatten()
+        self.at = slices(self.z.numel(), ELEMENTS)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | float]:
+        part = self.at[i]
+        weight, pos_weight = (self.factors(f, part) for f in (self.e.weight, self.e.pos_weight))
+        z, t = widen(self.z[part]), self.target[part].to(self.dtype)
+        return z, t, weight, 1.0 if pos_weight is None else pos_weight
+
+    def factors(self, f: Tensor | None, part: slice) -> Tensor | None:
         if f is None:
-            return 1.0
-        at = torch.arange(part.start, min(part.stop, n), device=f.device) % f.numel()
-        return f.flatten()[at].to(loss_dtype(z))
-
-    for first in range(0, n, BLOCK):
-        part = slice(first, first + BLOCK)
-        t = target[part].to(loss_dtype(z))
-        yield part, widen(z[part]), t, factors(e.weight, part), factors(e.pos_weight, part)
+            return None
+        return f.flatten()[torch.arange(part.start, part.stop, device=f.device) % f.numel()].to(self.dtype)
 
 
+@single_threaded(lambda e: e.z)
 def fold_elements(e: Elements) -> Tensor:
-    z, total = e.z, e.total
+    z, total, blocks = e.z, e.total, ElementBlocks(e)
     value, _slope = ELEMENT_LOSSES[e.loss]
-    out = z.new_zeros(() if total else z.numel(), dtype=state_dtype(z) if total else loss_dtype(z))
-    for part, v, t, w, pw in element_blocks(e):
-        terms = w * value(v, t, pw, e.numbers)
-        if total:
-            out += terms.sum()
-        else:
-            out[part] = terms
-    return out if total else out.view(z.shape)
+    out = z.new_zeros(len(blocks.at) if total else z.numel(), dtype=state_dtype(z) if total else loss_dtype(z))
+
+    def of_block(i: int) -> None:
+        v, t, w, pw = blocks[i]
+        terms = value(v, t, pw, e.numbers)
+        terms = terms if w is None else terms.mul_(w)
+        out[i if total else blocks.at[i]] = terms.sum() if total else terms
+
+    spread(len(blocks.at), of_block)
+    return out.sum() if total else out.view(z.shape)
 
 
+@single_threaded(lambda g: g.forward.z)
 def elements_grad(g: ElementsGrad, out: Tensor) -> None:
-    (_value, slope), flat = ELEMENT_LOSSES[g.forward.loss], out.view(-1)
-    for part, v, t, w, pw in element_blocks(g.forward):
-        d = g.dloss if g.dloss.dim() == 0 else g.dloss.flatten()[part]
-        flat[part] = d.to(v.dtype) * w * slope(v, t, pw, g.forward.numbers)
+    (_value, slope), flat, blocks = ELEMENT_LOSSES[g.forward.loss], out.view(-1), ElementBlocks(g.forward)
+
+    def of_block(i: int) -> None:
+        v, t, w, pw = blocks[i]
+        d = g.dloss if g.dloss.dim() == 0 else g.dloss.flatten()[blocks.at[i]]
+        d = d.to(v.dtype)
+        flat[blocks.at[i]] = slope(v, t, pw, g.forward.numbers).mul_(d if w is None else d * w)
+
+    spread(len(blocks.at), of_block)

@@ -116,7 +116,7 @@ def contrastive(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
     h = signed_hinge(s, numbers[0], positive)
     yield Term(lambda: (h * h).mul_(0.5), lambda: h, lambda: [-h])
     yield Term(lambda: active(h))
-    yield Term(lambda: torch.ones_like(h))
+    yield Term(lambda: ones(h))
 
 
 def linear_contrastive(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
@@ -125,18 +125,27 @@ def linear_contrastive(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[
     yield Term(lambda: active(h))
 
 
+def ones(s: Tensor) -> Tensor:
+    return s.new_ones(()).expand(s.shape)
+
+
+def affine(s: Tensor, scale: Any, bias: Any) -> Tensor:
+    z = s * scale
+    return z if isinstance(bias, float) and bias == 0 else z.add_(bias)
+
+
 def softmax(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
     scale, bias = numbers
-    z = cache(lambda: (s * scale).add_(bias))
+    z = cache(lambda: affine(s, scale, bias))
     logit = Term(z, lambda: scale, lambda: [s.clone(), 1.0])
     yield logit
     yield logit
-    yield Term(lambda: torch.ones_like(s))
+    yield Term(lambda: ones(s))
 
 
 def sigmoid(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
     scale, bias = numbers
-    z = (s * scale).add_(bias)
+    z = affine(s, scale, bias)
     slope = cache(z.sigmoid)
     yield Term(lambda: F.logsigmoid(-z).neg_(), lambda: slope() * scale, lambda: [slope() * s, slope().clone()])
 
@@ -148,4 +157,5 @@ FASTER: dict[str, Loss] = {
     "softmax": softmax,
     "sigmoid": sigmoid,
 }
+SYMMETRIC = ("softmax",)  # the same terms for positives and negatives
 LOSSES = {name: FASTER.get(name) or written_once(name) for name in PIECES}

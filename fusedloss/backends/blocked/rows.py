@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from ..dtypes import loss_dtype
 from ..request import MinedDistances, MinedDistancesGrad, RowDistances, RowDistancesGrad
-from .tiles import widen
+from .parallel import Tasks, single_threaded, spread
+from .tiles import slices, widen
+
+ELEMENTS = 1 << 15  # of a block of rows: operators on so few run in one thread, in which index_put_ adds in order
 
 
 def inverse_norm(x: Tensor) -> Tensor:
@@ -54,41 +60,90 @@ def pair_grad(a: Tensor, b: Tensor, g: Tensor, metric: str, eps: float) -> tuple
 PAIRS = [(0, 1), (0, 2), (1, 2)]  # the ends of each distance of (a, b, c)
 
 
+@single_threaded(lambda r: r.a)
 def row_distances(r: RowDistances) -> Tensor:
-    ends = [widen(t) for t in (r.a, r.b, r.c) if t is not None]
-    return torch.stack([pair_distance(ends[i], ends[j], r.metric, r.eps) for i, j in PAIRS[: r.pairs]])
+    given = [t for t in (r.a, r.b, r.c) if t is not None]
+    found = torch.empty(r.pairs, len(r.a), dtype=loss_dtype(r.a), device=r.a.device)
+
+    def of_rows(n: slice) -> None:
+        ends = [widen(t[n]) for t in given]
+        for k, (i, j) in enumerate(PAIRS[: r.pairs]):
+            found[k, n] = pair_distance(ends[i], ends[j], r.metric, r.eps)
+
+    by_rows(r.a, of_rows)
+    return found
 
 
+@single_threaded(lambda g: g.forward.a)
 def row_distances_grad(g: RowDistancesGrad) -> tuple[Tensor, ...]:
     a, b, c, metric, eps, pairs = g.forward
-    ends = [widen(t) for t in (a, b, c) if t is not None]
-    grads = [torch.zeros_like(t) for t in ends]
-    for d, (i, j) in zip(g.ddistances, PAIRS[:pairs], strict=True):
-        di, dj = pair_grad(ends[i], ends[j], d, metric, eps)
-        grads[i] += di
-        grads[j] += dj
-    return *(d.to(a.dtype) for d in grads), *([a.new_empty(0)] if c is None else [])
+    given = [t for t in (a, b, c) if t is not None]
+    grads = [torch.empty_like(t) for t in given]
+
+    def of_rows(n: slice) -> None:
+        ends, parts = [widen(t[n]) for t in given], dict[int, Tensor]()
+        for d, (i, j) in zip(g.ddistances, PAIRS[:pairs], strict=True):
+            for end, part in zip((i, j), pair_grad(ends[i], ends[j], d[n], metric, eps), strict=True):
+                parts[end] = parts[end].add_(part) if end in parts else part
+        for grad, part in zip(grads, (parts[k] for k in sorted(parts)), strict=True):
+            grad[n] = part
+
+    by_rows(a, of_rows)
+    return *grads, *([a.new_empty(0)] if c is None else [])
 
 
+@single_threaded(lambda m: m.x)
 def mined_distances(m: MinedDistances) -> Tensor:
-    x, refs = widen(m.x), widen(m.x if m.y is None else m.y)
-    if len(refs) == 0:
-        return x.new_full(m.mined.shape, torch.nan)
-    d = torch.stack([pair_distance(x, refs[i], m.metric, 0.0) for i in m.mined.clamp(min=0)])
-    return d.masked_fill_(m.mined < 0, torch.nan)
+    x, refs = m.x, m.x if m.y is None else m.y
+    found = torch.full(m.mined.shape, torch.nan, dtype=loss_dtype(x), device=x.device)
+
+    def of_rows(n: slice) -> None:
+        for k, i in enumerate(m.mined[:, n]):
+            if not none_of(i):
+                d = pair_distance(widen(x[n]), widen(refs[i.clamp(min=0)]), m.metric, 0.0)
+                found[k, n] = d.masked_fill_(i < 0, torch.nan)
+
+    if len(refs):
+        by_rows(x, of_rows)
+    return found
 
 
+def none_of(index: Tensor) -> bool:
+    """Whether nothing was mined, where looking is no sync."""
+    return index.device.type == "cpu" and bool((index < 0).all())
+
+
+@single_threaded(lambda g: g.forward.x)
 def mined_distances_grad(g: MinedDistancesGrad) -> tuple[Tensor, Tensor]:
-    x, y, index, metric = g.forward
-    wide, refs = widen(x), widen(x if y is None else y)
-    dx = torch.zeros_like(wide)
-    dy = dx if y is None else torch.zeros_like(refs)
-    for i, d in zip(index, g.ddistances.masked_fill(index < 0, 0.0), strict=True):
-        if len(refs) == 0:
-            break
-        di, dj = pair_grad(wide, refs[i.clamp(min=0)], d, metric, 0.0)
-        dx += di
-        dy.index_put_(
-            (i.clamp(min=0),), dj.masked_fill_(i[:, None] < 0, 0.0), accumulate=True
-        )  # deterministic, unlike index_add_
+    x, y, mined, metric = g.forward
+    refs = x if y is None else y
+    dx = torch.zeros_like(x, dtype=loss_dtype(x))
+    dy = dx if y is None else torch.zeros_like(refs, dtype=dx.dtype)
+    tasks = Tasks()
+    blocks = row_blocks(x) if len(refs) else []
+
+    def of_rows(b: int) -> None:
+        n, found = blocks[b], []
+        for k, i in enumerate(mined[:, n]):
+            if not none_of(i):
+                d = g.ddistances[k, n].masked_fill(i < 0, 0.0)
+                at = i.clamp(min=0)
+                di, dj = pair_grad(widen(x[n]), widen(refs[at]), d, metric, 0.0)
+                found.append((at, di, dj.masked_fill_(i[:, None] < 0, 0.0)))
+        with tasks.turn(0, b):
+            for at, di, dj in found:
+                dx[n] += di
+                if y is None or g.want_y:
+                    dy.index_put_((at,), dj, accumulate=True)
+
+    tasks.run(len(blocks), of_rows)
     return dx.to(x.dtype), dy.to(y.dtype) if y is not None and g.want_y else x.new_empty(0)
+
+
+def row_blocks(x: Tensor) -> list[slice]:
+    return slices(x.shape[0], max(1, ELEMENTS // x.shape[1]))
+
+
+def by_rows(x: Tensor, task: Callable[[slice], None]) -> None:
+    blocks = row_blocks(x)
+    spread(len(blocks), lambda i: task(blocks[i]))

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..dtypes import state_dtype
 
 SCALED = ("cosine", "similarity", "chord")
+SQUARED = ("euclidean", "sqeuclidean", "chord")  # metrics that take squared lengths
 
 
 def unit(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,28 +27,31 @@ def unit_grad(d: Tensor, x: Tensor, scale: Tensor) -> Tensor:
     return d.addcmul_(x, along, value=-1).mul_(scale)
 
 
-def score(x: Tensor, y: Tensor, own: Tensor, other: Tensor, metric: str) -> Tensor:
-    """Scores of a tile from rows x, y and their squared lengths. [BM, BN]"""
+def score(x: Tensor, y: Tensor, own: Tensor | None, other: Tensor | None, metric: str) -> Tensor:
+    """Scores of a tile from rows x, y and, for `SQUARED` metrics, their squared lengths. [BM, BN]"""
     if metric == "manhattan":
         return torch.cdist(x, y, p=1.0)
     if metric in ("dot", "similarity"):
         return x @ y.T
     if metric == "cosine":
         return (x @ y.T).neg_().add_(1)
+    assert own is not None and other is not None
     s = torch.addmm(other, x, y.T, alpha=-2).add_(own[:, None]).clamp_(min=0)
     return s if metric == "sqeuclidean" else s.sqrt_()
 
 
 def pull(g: Tensor, s: Tensor, metric: str) -> tuple[Tensor, float]:
-    """w and f for g = dL/ds, where dx_i = sum_j w_ij (y_j - f x_i). Overwrites g. [BM, BN]"""
+    """w [BM, BN] and a for g = dL/ds, where dx_i = a sum_j w_ij (y_j - x_i), or a sum_j w_ij y_j of products.
+
+    Overwrites g.
+    """
     if metric in ("dot", "similarity"):
-        return g, 0.0
+        return g, 1.0
     if metric == "cosine":
-        return g.neg_(), 0.0
+        return g, -1.0
     if metric == "sqeuclidean":
-        return g.mul_(-2), 1.0
-    # the gradient of a distance at 0 is 0
-    return g.mul_(s.reciprocal().nan_to_num_(nan=float("nan"), posinf=0.0)).neg_(), 1.0
+        return g, -2.0
+    return g.div_(s.masked_fill(s == 0, torch.inf)), -1.0  # the gradient of a distance at 0 is 0
 
 
 def manhattan_grad(g: Tensor, x: Tensor, y: Tensor) -> Tensor:

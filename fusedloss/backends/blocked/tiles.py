@@ -9,20 +9,23 @@ import torch
 from torch import Tensor
 
 from ...checks import Batch
-from .scores import SCALED, manhattan_grad, pull, score, unit, unit_grad
+from .parallel import spread
+from .scores import SCALED, SQUARED, manhattan_grad, pull, score, unit, unit_grad
 
-BLOCK = 512  # rows and columns of a tile: 1 MiB in float32 stays in a core's L2 cache
+ALIGNED = 64  # bytes; the last bits of a matrix product depend on how its factors lie in memory
+BLOCK = 384  # rows and columns of a tile: 0.6 MiB in float32; with larger ones memory is given back and taken again
 
 
 class Side(NamedTuple):
     """One side of the score matrix in the order it is walked."""
 
     rows: Tensor
-    squares: Tensor  # their squared lengths
+    squares: Tensor | None  # their squared lengths, if the metric takes them
     scale: Tensor | None  # by which they were scaled [N, 1]
     labels: Tensor
-    order: Tensor | None
-    bounds: list[tuple[int, int]] | None  # first and last label of each block, where reading them costs no sync
+    order: Tensor | None  # None: that of the inputs
+    blocks: list[slice]
+    bounds: list[tuple[int, int]] | None  # first and last label of each block, if sorted and no sync to read
     ref_column: Tensor | None = None  # where each row is among those of y, if it is there (`Batch.ref_offset`) [N]
 
     def ordered(self, t: Tensor) -> Tensor:
@@ -38,24 +41,88 @@ def widen(x: Tensor) -> Tensor:
     return x if x.element_size() == 8 else x.float()
 
 
-def side(x: Tensor, labels: Tensor, metric: str, sort: bool) -> Side:
-    order = labels.argsort(stable=True) if sort else None
-    if order is not None:
-        x, labels = x[order], labels[order]
-    rows, scale = unit(widen(x)) if metric in SCALED else (widen(x), None)
-    bounds = None
+def slices(n: int, size: int) -> list[slice]:
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+def block_sizes(b: Batch) -> tuple[int, int]:
+    """Rows and columns of a tile, by the shape alone, so that results do not depend on the number of threads.
+
+    At N = 512 and 1,024 tiles of 256 are faster than larger ones, which leave a thread without work, and than smaller
+    ones, between whose operators threads wait for the interpreter (2 cores, 2026-11-27).
+    """
+    N, M = b.x.shape[0], b.y_labels.shape[0]
+    if N * M <= BLOCK * BLOCK // 2:
+        return max(N, 1), max(M, 1)
+    small = BLOCK * 2 // 3
+    if b.y is None:
+        size = small if N < 8 * BLOCK else BLOCK
+        return size, size
+    quarter = -(-N // 64) * 16
+    size = min(small, max(BLOCK // 6, quarter))
+    return size, BLOCK * BLOCK // size
+
+
+def several(b: Batch) -> bool:
+    """Whether there is more than one tile: then sorted rows leave most of them without a positive pair."""
+    rows, columns = block_sizes(b)
+    return b.x.shape[0] > rows or b.y_labels.shape[0] > columns
+
+
+def ascending(labels: Tensor) -> Tensor | None:
+    """The order that sorts labels; None if they are sorted."""
+    if labels.device.type == "cpu" and bool((labels[1:] >= labels[:-1]).all()):
+        return None
+    return labels.argsort(stable=True)
+
+
+def side(x: Tensor, labels: Tensor, metric: str, sort: bool, size: int) -> Side:
+    order = ascending(labels) if sort else None
+    blocks, bounds = slices(x.shape[0], size), None
+    if x.device.type == "cpu" and x.data_ptr() % ALIGNED:
+        x = x.clone()
+    labels = labels if order is None else labels[order]
     if sort and x.device.type == "cpu":
-        last = torch.arange(BLOCK - 1, len(labels) + BLOCK - 1, BLOCK).clamp_(max=len(labels) - 1)
-        bounds = list(zip(labels[::BLOCK].tolist(), labels[last].tolist(), strict=True))
-    return Side(rows, rows.square().sum(1), scale, labels, order, bounds)
+        ends = [at for block in blocks for at in (block.start, block.stop - 1)]
+        values = iter(labels[ends].tolist())
+        bounds = list(zip(values, values, strict=True))
+    if len(blocks) <= 1:
+        x = widen(x if order is None else x[order])
+        rows, scale = unit(x) if metric in SCALED else (x, None)
+        return Side(rows, squared(rows, metric), scale, labels, order, blocks, bounds)
+
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    same = order is None and x.dtype == wide and metric not in SCALED
+    rows = x if same else torch.empty_like(x, dtype=wide)
+    scale = rows.new_empty(len(x), 1) if metric in SCALED else None
+    squares = rows.new_empty(len(x)) if metric in SQUARED else None
+
+    def prepare(i: int) -> None:
+        r = blocks[i]
+        if not same:
+            part = widen(x[r] if order is None else x[order[r]])
+            if scale is not None:
+                part, scale[r] = unit(part)
+            rows[r] = part
+        if squares is not None:
+            squares[r] = rows[r].square().sum(1)
+
+    if not same or squares is not None:
+        spread(len(blocks), prepare)
+    return Side(rows, squares, scale, labels, order, blocks, bounds)
+
+
+def squared(rows: Tensor, metric: str) -> Tensor | None:
+    return rows.square().sum(1) if metric in SQUARED else None
 
 
 def sides(b: Batch, metric: str, *, sort: bool) -> tuple[Side, Side]:
     """Both sides, the same one in a self batch."""
-    x = side(b.x, b.x_labels, metric, sort)
+    rows, columns = block_sizes(b)
+    x = side(b.x, b.x_labels, metric, sort, rows)
     if b.y is None:
         return x, x
-    y = side(b.y, b.y_labels, metric, sort)
+    y = side(b.y, b.y_labels, metric, sort, columns)
     if b.ref_offset is not None:
         at = y.restore(torch.arange(len(b.y), device=b.y.device), 0)  # the place of each row of y
         x = x._replace(ref_column=x.ordered(at[b.ref_offset : b.ref_offset + len(b.x)]))
@@ -63,6 +130,8 @@ def sides(b: Batch, metric: str, *, sort: bool) -> tuple[Side, Side]:
 
 
 class Tile(NamedTuple):
+    i: int  # of the block of rows, and of the block of columns
+    j: int
     r: slice
     c: slice
     s: Tensor  # scores [BM, BN]
@@ -70,37 +139,40 @@ class Tile(NamedTuple):
     neg: Any
     diagonal: bool  # it holds the pairs (i, i) of a self batch, which are neither
     mirrored: bool  # a self batch walks each pair of blocks once; off the diagonal it stands for both orders
+    whole: bool  # every pair is positive or negative, but for the diagonal's
 
 
-def row_tiles(x: Side, y: Side, metric: str, r: slice, first: int = 0) -> Iterator[Tile]:
-    """The tiles of a block of rows, columns from `first` on."""
-    for j in range(first, len(y.rows), BLOCK):
-        c = slice(j, j + BLOCK)
-        s = score(x.rows[r], y.rows[c], x.squares[r], y.squares[c], metric)
-        diagonal, near = x is y and r == c, True  # near: the labels of the blocks say that a pair may be positive
-        pos = neg = None
-        if x.bounds is not None and y.bounds is not None:
-            (first_x, last_x), (first_y, last_y) = x.bounds[r.start // BLOCK], y.bounds[j // BLOCK]
-            near = first_x <= last_y and first_y <= last_x
-        if near:
-            pos = x.labels[r, None] == y.labels[c]
-            neg = ~pos
-            if diagonal:
-                pos.fill_diagonal_(False)
-            elif x.ref_column is not None:
-                pos &= x.ref_column[r, None] != torch.arange(j, j + pos.shape[1], device=pos.device)
-        yield Tile(r, c, s, pos, neg, diagonal, x is y and not diagonal)
+def tile(x: Side, y: Side, metric: str, i: int, j: int) -> Tile:
+    r, c = x.blocks[i], y.blocks[j]
+    s = scores(x, y, metric, r, c)
+    diagonal, mirrored = x is y and i == j, x is y and i != j
+    if x.bounds is not None and y.bounds is not None:
+        (first_x, last_x), (first_y, last_y) = x.bounds[i], y.bounds[j]
+        if first_x > last_y or first_y > last_x:
+            return Tile(i, j, r, c, s, None, None, diagonal, mirrored, True)
+    pos = x.labels[r, None] == y.labels[c]
+    neg = ~pos
+    if diagonal:
+        pos.fill_diagonal_(False)
+    elif x.ref_column is not None:
+        pos &= x.ref_column[r, None] != torch.arange(c.start, c.stop, device=pos.device)
+    return Tile(i, j, r, c, s, pos, neg, diagonal, mirrored, x.ref_column is None)
 
 
-def row_blocks(x: Side) -> Iterator[slice]:
-    for i in range(0, len(x.rows), BLOCK):
-        yield slice(i, i + BLOCK)
+def scores(x: Side, y: Side, metric: str, r: slice, c: slice) -> Tensor:
+    own = None if x.squares is None else x.squares[r]
+    other = None if y.squares is None else y.squares[c]
+    return score(x.rows[r], y.rows[c], own, other, metric)
 
 
-def tiles(x: Side, y: Side, metric: str) -> Iterator[Tile]:
-    """Every tile; of a self batch only those on and above the diagonal."""
-    for r in row_blocks(x):
-        yield from row_tiles(x, y, metric, r, first=r.start if x is y else 0)
+def row_tiles(x: Side, y: Side, metric: str, i: int) -> Iterator[Tile]:
+    """The tiles of a block of rows."""
+    return (tile(x, y, metric, i, j) for j in range(len(y.blocks)))
+
+
+def tiles(x: Side, y: Side, metric: str, i: int) -> Iterator[Tile]:
+    """The same; of a self batch only those on and above the diagonal."""
+    return (tile(x, y, metric, i, j) for j in range(i if x is y else 0, len(y.blocks)))
 
 
 class Gradient:
@@ -109,22 +181,49 @@ class Gradient:
     def __init__(self, side: Side, wanted: bool) -> None:
         self.side, self.wanted = side, wanted
         self.rows = torch.zeros_like(side.rows) if wanted else side.rows
-        self.own = torch.zeros_like(side.squares)  # how much of each row itself
-        self.offsets = torch.zeros_like(side.squares)
+        self.own = torch.zeros_like(side.squares) if wanted and side.squares is not None else None  # of each row itself
+        self.offsets: Tensor | None = None
 
-    def add(self, part: slice, w: Tensor, others: Tensor, f: float) -> None:
-        """The share of a tile: sum_j w_ij (y_j - f x_i)."""
-        self.rows[part].addmm_(w, others)
-        if f:
-            self.own[part] -= w.sum(1)
+    def add(self, part: slice, w: Tensor, others: Tensor, a: float) -> None:
+        """The share of a tile: a sum_j w_ij (y_j - x_i), without x_i for products."""
+        self.rows[part].addmm_(w, others, alpha=a)
+        if self.own is not None:
+            self.own[part].sub_(w.sum(1), alpha=a)
+
+    def join(self, other: Gradient) -> None:
+        """Take in what was added to another gradient of the side."""
+        if self.wanted:
+            spread(len(self.side.blocks), lambda i: self.take(other, self.side.blocks[i]))
+
+    def take(self, other: Gradient, r: slice) -> None:
+        self.rows[r].add_(other.rows[r])
+        if self.own is not None and other.own is not None:
+            self.own[r].add_(other.own[r])
 
     def finish(self, like: Tensor) -> Tensor:
         if not self.wanted:
             return like.new_empty(0)
-        d = self.rows.addcmul_(self.own[:, None], self.side.rows)
-        if self.side.scale is not None:
-            d = unit_grad(d, self.side.rows, self.side.scale)
-        return self.side.restore(d, 0).to(like.dtype)
+        side = self.side
+        if len(side.blocks) <= 1:
+            return side.restore(self.of(slice(None)), 0).to(like.dtype)
+        found = torch.empty_like(like)
+
+        def restore(i: int) -> None:
+            r = side.blocks[i]
+            if side.order is None:
+                found[r] = self.of(r)
+            else:
+                found.index_copy_(0, side.order[r], self.of(r).to(like.dtype))
+
+        spread(len(side.blocks), restore)
+        return found
+
+    def of(self, r: slice) -> Tensor:
+        """The gradient by rows r as they were given, in the walking order. Overwrites what was added up."""
+        d, x = self.rows[r], self.side.rows[r]
+        if self.own is not None:
+            d.addcmul_(self.own[r, None], x)
+        return d if self.side.scale is None else unit_grad(d, x, self.side.scale[r])
 
 
 def gradients(x: Side, y: Side, want_x: bool, want_y: bool) -> tuple[Gradient, Gradient]:
@@ -145,11 +244,27 @@ def add_tile(
         if columns:
             of_y.rows[c] += manhattan_grad(g.T, y, x)
         return
-    pulls, f = pull(g, s, metric)
+    pulls, a = pull(g, s, metric)
     if of_x.wanted:
-        of_x.add(r, pulls, y, f)
+        of_x.add(r, pulls, y, a)
     if columns:
-        of_y.add(c, pulls.T, x, f)
+        of_y.add(c, pulls.T, x, a)
+
+
+def masked(t: Tile, pos: Tensor | None, neg: Tensor | None) -> Tensor | None:
+    """A tile of `pos` for its positive pairs and `neg` for its negative ones, 0 where there is neither; None is 0."""
+    if t.pos is None or t.neg is None:
+        return neg if neg is None or neg.shape == t.s.shape else neg.expand(t.s.shape).contiguous()
+    if pos is None or neg is None:
+        if pos is None:
+            return None if neg is None else torch.where(t.neg, neg, 0.0)
+        return torch.where(t.pos, pos, 0.0)
+    both = torch.where(t.neg, neg, pos)
+    if t.diagonal:
+        both.fill_diagonal_(0.0)
+    elif not t.whole:
+        both.masked_fill_((t.pos | t.neg).logical_not_(), 0.0)
+    return both
 
 
 def all_zero(g: Tensor) -> bool:

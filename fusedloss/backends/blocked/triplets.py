@@ -16,18 +16,8 @@ from torch import Tensor
 
 from ..request import Triplets, TripletsGrad
 from .mining import FIRST, keep_best
-from .scores import score
-from .tiles import (
-    BLOCK,
-    Side,
-    Tile,
-    add_tile,
-    all_zero,
-    gradients,
-    row_blocks,
-    row_tiles,
-    sides,
-)
+from .parallel import Tasks, single_threaded, spread
+from .tiles import Side, Tile, add_tile, all_zero, gradients, row_tiles, scores, sides, slices
 
 
 class Positives(NamedTuple):
@@ -61,14 +51,11 @@ class Sorted(NamedTuple):
         margin = t.margin.item() if t.margin.device.type == "cpu" else t.margin[0]
         return Sorted(xs, ys, t.metric, margin, starts, ends, ref_column)
 
-    def blocks(self) -> Iterator[tuple[slice, Positives]]:
-        return ((r, self.positives(r)) for r in row_blocks(self.x))
-
-    def tiles(self, r: slice) -> Iterator[Tile]:
-        return row_tiles(self.x, self.y, self.metric, r)
+    def tiles(self, i: int) -> Iterator[Tile]:
+        return row_tiles(self.x, self.y, self.metric, i)
 
     def scores(self, r: slice, c: slice) -> Tensor:
-        return score(self.x.rows[r], self.y.rows[c], self.x.squares[r], self.y.squares[c], self.metric)
+        return scores(self.x, self.y, self.metric, r, c)
 
     def span(self, r: slice) -> slice:
         """The columns of the block's positives: all, where reading them would be a sync."""
@@ -86,6 +73,11 @@ class Sorted(NamedTuple):
         s = self.scores(r, span).gather(1, column - span.start).masked_fill_(~present, -torch.inf)
         s, number = s.sort(1)
         return Positives(s, number, column.gather(1, number), present.gather(1, number))
+
+    @property
+    def width(self) -> int:
+        """Columns of a tile."""
+        return self.y.blocks[0].stop if self.y.blocks else 1
 
     @property
     def counts(self) -> tuple[Tensor, Tensor]:
@@ -167,7 +159,7 @@ def by_positive(reached: Tensor, soft: bool) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------ semi-hard
 
 
-def nearest(b: Sorted, r: slice, p: Positives) -> tuple[Tensor, Tensor]:
+def nearest(b: Sorted, i: int, p: Positives) -> tuple[Tensor, Tensor]:
     """For each positive the nearest negative strictly farther, else the farthest: distance and column. [B, P] each
 
     A negative's place among the positives says which of them it is farther than, so the nearest negative of each place
@@ -178,7 +170,7 @@ def nearest(b: Sorted, r: slice, p: Positives) -> tuple[Tensor, Tensor]:
     index = torch.full_like(value, M, dtype=torch.int64)
     far = p.s.new_full((len(p.s),), FIRST["farthest"])
     far_index = torch.full_like(far, -1, dtype=torch.int64)
-    for t in b.tiles(r):
+    for t in b.tiles(i):
         column = torch.arange(t.c.start, t.c.start + t.s.shape[1], device=far.device).expand(t.s.shape)
         negative = torch.ones_like(t.s, dtype=torch.bool) if t.neg is None else t.neg
         s = t.s.masked_fill(~negative, torch.inf)
@@ -195,9 +187,9 @@ def nearest(b: Sorted, r: slice, p: Positives) -> tuple[Tensor, Tensor]:
     return torch.where(none, far[:, None], value), torch.where(none, far_index[:, None], index)
 
 
-def semihard(b: Sorted, r: slice, p: Positives) -> tuple[Tensor, Tensor]:
+def semihard(b: Sorted, i: int, p: Positives) -> tuple[Tensor, Tensor]:
     """The terms of a block's positives, and the columns of their negatives, -1 for a term of 0. [B, P] each"""
-    distance, index = nearest(b, r, p)
+    distance, index = nearest(b, i, p)
     terms = F.relu(p.s - distance + b.margin).masked_fill_(~p.present | (index < 0), 0.0)
     return terms, index.masked_fill_(terms == 0, -1)
 
@@ -205,22 +197,26 @@ def semihard(b: Sorted, r: slice, p: Positives) -> tuple[Tensor, Tensor]:
 # -------------------------------------------------------------------------------------------------------------- the ops
 
 
+@single_threaded(lambda t: t.batch)
 def fold_triplets(request: Triplets) -> tuple[Tensor, Tensor]:
     b, triplets, soft = Sorted.of(request), request.triplets, request.soft
     out, index, m = request.new_states(3), request.new_negatives(), b.margin
     positives, negatives = b.counts
     if triplets in ("all", "nearest"):
         out[1] = positives * (negatives if triplets == "all" else negatives.clamp(max=1))
-    for r, p in b.blocks():
+
+    def of_rows(i: int) -> None:
+        r = b.x.blocks[i]
+        p = b.positives(r)
         if triplets == "nearest":
-            terms, columns = semihard(b, r, p)
+            terms, columns = semihard(b, i, p)
             out[0, r], out[2, r] = terms.sum(1), (terms > 0).sum(1)
             width = max(p.s.shape[1], len(index))
             by_number = columns.new_full((len(columns), width), -1).scatter_(1, p.number, columns)
             index[:, r] = by_number[:, : len(index)].T.to(index.dtype)
-            continue
+            return
         reached = p.s.new_zeros(len(p.s), p.s.shape[1] + 1)
-        for t in b.tiles(r):
+        for t in b.tiles(i):
             if triplets != "all":
                 out[1, r] += chosen(p, t, m, triplets)
             if soft:
@@ -235,39 +231,57 @@ def fold_triplets(request: Triplets) -> tuple[Tensor, Tensor]:
         if not soft:
             slopes = by_positive(reached, soft).to(out.dtype)
             out[0, r] += slopes.mul_(p.s.to(out.dtype) + m).masked_fill_(~p.present, 0.0).sum(1)
+
+    spread(len(b.x.blocks), of_rows)
     return b.x.restore(out, 1), index
 
 
+@single_threaded(lambda g: g.forward.batch)
 def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
     b, triplets, soft, index = Sorted.of(g.forward), g.forward.triplets, g.forward.soft, g.negatives
-    of_x, of_y = gradients(b.x, b.y, g.want_x, g.want_y)
+    # Of a row's positives it is known last what they cost; a block that waited for those before it would wait for their
+    # last tiles. So the columns of negatives, of positives, and the rows, add up apart.
+    of_x, _ = gradients(b.x, b.x, g.want_x, g.want_x)
+    of_negatives, of_positives = (gradients(b.y, b.y, g.want_x if b.x is b.y else g.want_y, True)[0] for _ in range(2))
     d, m = b.x.ordered(g.dsums)[:, None].to(b.x.rows.dtype), b.margin
-    for r, p in b.blocks():
+    tasks = Tasks()
+    last = -1  # the place of all positives
+
+    def of_rows(i: int) -> None:
+        r = b.x.blocks[i]
+        p = b.positives(r)
         most = p.s.shape[1]
         if triplets == "nearest":
             stored = index[:most, r].T.long().gather(1, p.number) if most <= len(index) else None
-            columns = semihard(b, r, p)[1] if stored is None else stored
+            columns = semihard(b, i, p)[1] if stored is None else stored
             by_column = torch.zeros(len(columns), len(b.y.rows) + 1, dtype=d.dtype, device=d.device)
             by_column.scatter_add_(1, columns.where(columns >= 0, len(b.y.rows)), d.new_ones(()).expand(columns.shape))
             slopes = (columns >= 0).to(d.dtype)
         else:
             reached = p.s.new_zeros(len(p.s), most + 1)
-        for t in b.tiles(r):
+        for t in b.tiles(i):
             if triplets == "nearest":
-                places = by_column[:, t.c.start : t.c.start + t.s.shape[1]].clone()
+                places = by_column[:, t.c].clone()
             else:
                 places = (soft_slopes if soft else hinge_slopes)(p, t, m, triplets, reached)
-            if not all_zero(places):
-                add_tile(of_x, of_y, r, t.c, places.mul_(-d[r]), t.s, b.metric)
+            nothing = all_zero(places)
+            with tasks.turn(t.j, i):
+                if not nothing:
+                    add_tile(of_x, of_negatives, r, t.c, places.mul_(-d[r]), t.s, b.metric)
         if triplets != "nearest":
             slopes = by_positive(reached, soft)
         span = b.span(r)
         near = d.new_zeros(len(slopes), span.stop - span.start)
         near.scatter_add_(1, p.column - span.start, slopes.masked_fill(~p.present, 0.0) * d[r])
-        for c0 in range(span.start, span.stop, BLOCK):
-            c = slice(c0, min(c0 + BLOCK, span.stop))
-            part = near[:, c.start - span.start : c.stop - span.start]
-            if not all_zero(part):
-                add_tile(of_x, of_y, r, c, part, b.scores(r, c), b.metric)
+        with tasks.turn(last, i):
+            for part in slices(span.stop - span.start, b.width):
+                c = slice(span.start + part.start, span.start + part.stop)
+                if not all_zero(near[:, part]):
+                    add_tile(of_x, of_positives, r, c, near[:, part], b.scores(r, c), b.metric)
+
+    tasks.run(len(b.x.blocks), of_rows)
     x, y = g.forward.batch.x, g.forward.batch.y
-    return of_x.finish(x), x.new_empty(0) if y is None else of_y.finish(y)
+    of_negatives.join(of_positives)
+    if y is None:
+        of_x.join(of_negatives)
+    return of_x.finish(x), x.new_empty(0) if y is None else of_negatives.finish(y)

@@ -109,7 +109,7 @@ def turns(s: Sorted, du: Tensor, index: Tensor) -> Iterator[Turn]:
         return
     parts = chosen.splits(N, M)
     width = min(M, max(1, configs.WORKSPACE // (4 * N * (1 + parts))))
-    outs = kernels.Slopes(*(torch.empty(*shape, width, N, device=du.device) for shape in ((), (parts,))))
+    outs = kernels.Slopes(*(du.new_empty(*shape, width, N) for shape in ((), (parts,))))
     for first in range(0, M, width):
         fold_launch(s, chosen, parts, outs, first, first + width).run()
         yield Turn(first, width, parts, kernels.Triplets(start, stop, du, *outs))
@@ -128,7 +128,7 @@ def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
 
     runs = [(s.x, s.y, "self" if y is None else "x")] if g.want_x else []
     runs += [(s.y, s.x, "y")] if y is not None and g.want_y else []
-    outs = [torch.zeros(chosen.splits(rows.n, others.n), rows.n, rows.D, device=x.device) for rows, others, _ in runs]
+    outs = [du.new_zeros(chosen.splits(rows.n, others.n), rows.n, rows.D) for rows, others, _ in runs]
     if s.x.n and s.y.n:
         longest = (s.ranges.stop - s.ranges.start).amax().reshape(1)
         for turn in turns(s, du, g.negatives):

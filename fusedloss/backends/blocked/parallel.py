@@ -1,0 +1,167 @@
+"""Blocks of rows in parallel, each with single-threaded operators.
+
+An operator that is parallel itself ends when its last thread does, and a step has dozens of them. Where another process
+has one of the cores every one of them waits for it (a step at N = 4,096 took 4 to 15 times as long, 2 cores, 2026-11).
+Here threads meet a few times a step. The order of additions is that of one thread, so results do not depend on how many
+there are.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...checks import Batch
+
+INLINE = 1 << 16  # elements up to which a thread of ours takes longer than PyTorch's (N = 256: 1.6 times as long)
+T = TypeVar("T")
+Body = Callable[..., T]
+
+here = threading.local()  # `here.workers`: those that the thread is one of
+
+
+class Workers:
+    """Threads in which operators are single-threaded: that is a setting of a thread."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.executor = ThreadPoolExecutor(count, "fusedloss", self.start)
+        all_started = threading.Barrier(count)
+        for one in [self.executor.submit(all_started.wait) for _ in range(count)]:
+            one.result()
+        torch.set_num_threads(count)  # of this thread, and of those to come
+
+    def start(self) -> None:
+        here.workers = self
+        torch.set_grad_enabled(False)
+        torch.get_num_threads()  # the first look at it sets it
+        torch.set_num_threads(1)
+
+
+_started: dict[int, Workers] = {}  # by their number
+_starting = threading.Lock()
+
+
+def _forget() -> None:
+    """A forked process has none of the threads."""
+    global _starting
+    _started.clear()
+    _starting = threading.Lock()
+    vars(here).clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def workers(count: int) -> Workers:
+    with _starting:
+        if count not in _started:
+            _started[count] = Workers(count)
+        return _started[count]
+
+
+def elements(of: Batch | Tensor) -> int:
+    """Of the largest tensor that a computation meets, as if the scores were one."""
+    if isinstance(of, Tensor):
+        return of.numel()
+    (N, D), M = of.x.shape, of.y_labels.shape[0]
+    return max(N * M, N * D, M * D)
+
+
+def single_threaded(of: Callable[[Any], Batch | Tensor]) -> Callable[[Body[T]], Body[T]]:
+    """Of a function of a record, computed from what `of` finds in it: single-threaded operators, on a CPU.
+
+    Small inputs and those of a thread that has but one core are computed where they are, with the same results.
+    """
+
+    def decorated(body: Body[T]) -> Body[T]:
+        @functools.wraps(body)
+        def run(record: Any, *others: Any) -> T:
+            found = of(record)
+            x = found if isinstance(found, Tensor) else found.x
+            if x.device.type != "cpu" or elements(found) <= INLINE or (count := torch.get_num_threads()) == 1:
+                return body(record, *others)
+            return workers(count).executor.submit(body, record, *others).result()
+
+        return run
+
+    return decorated
+
+
+NOTHING = nullcontext()
+
+
+class Failed(Exception):
+    """Another task failed."""
+
+
+class Tasks:
+    """Tasks 0, 1, ... on the workers of this thread, taken in their order; here, one by one, if it has none."""
+
+    def __init__(self) -> None:
+        self.team: Workers | None = getattr(here, "workers", None)
+        self.error: BaseException | None = None
+        if self.team is not None:
+            self.changed = threading.Condition()
+            self.passed: Counter[int] = Counter()  # how many tasks are done with a place
+
+    def run(self, count: int, task: Callable[[int], None]) -> None:
+        team = self.team
+        if team is None or count < 2:
+            for i in range(count):
+                task(i)
+            return
+        numbers = iter(range(count))
+
+        def work() -> None:
+            while True:
+                with self.changed:
+                    i = next(numbers, None) if self.error is None else None
+                if i is None:
+                    return
+                try:
+                    task(i)
+                except BaseException as error:
+                    with self.changed:
+                        self.error = self.error or error
+                        self.changed.notify_all()
+
+        others = [team.executor.submit(work) for _ in range(min(team.count, count) - 1)]
+        work()
+        for other in others:
+            if not other.cancel():  # it began; the other workers may be busy with other calls
+                other.result()
+        if self.error is not None:
+            raise self.error
+
+    def turn(self, place: int, number: int) -> AbstractContextManager[None]:
+        """What task `number` of those that use a place does there: as if the earlier ones were done."""
+        return NOTHING if self.team is None else self.waiting(place, number)
+
+    @contextmanager
+    def waiting(self, place: int, number: int) -> Iterator[None]:
+        # The earlier ones run already, since tasks are taken in order: none waits for one that waits for a thread.
+        with self.changed:
+            while self.passed[place] < number:
+                if self.error is not None:
+                    raise Failed
+                self.changed.wait()
+        yield
+        with self.changed:
+            self.passed[place] += 1
+            self.changed.notify_all()
+
+
+def spread(count: int, task: Callable[[int], None]) -> None:
+    """Tasks that do not meet."""
+    Tasks().run(count, task)
