@@ -117,9 +117,12 @@ def flag(name: str, value: object) -> bool:
 
 def index(name: str, value: object, *, low: int = 0) -> int:
     """An int, or what is one, such as a NumPy integer; no tensor, whose value would have to be read."""
-    if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
+    if isinstance(value, int) and not isinstance(value, bool):
+        found = value  # which may be symbolic, and then has no other attribute
+    elif isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    found = value if isinstance(value, int) else operator.index(value)  # the first may be symbolic
+    else:
+        found = operator.index(value)
     if found < low:
         raise ValueError(f"{name} must be at least {low}, got {found}")
     return found
