@@ -129,7 +129,6 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "type_of_triplets": ("triplets",),
     "reducer": ("reduction",),
     # torch
-    "anchors": ("anchor",),
     "in_features": ("dim",),
     "input": ("logits", "embeddings"),
     "input1": ("x1",),
@@ -148,7 +147,6 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "logit_scale": ("scale",),
     "queue": ("negatives",),
     # papers and their code
-    "class_weight": ("weight",),
     "embedding_dim": ("dim",),
     "feat_dim": ("dim",),
     "labels": ("target",),
@@ -157,8 +155,8 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "n_classes": ("num_classes",),
     "num_class": ("num_classes",),
     "s": ("scale",),
-    "smoothing": ("label_smoothing",),
     "t": ("temperature",),
     "target": ("labels",),
     "tau": ("temperature",),
+    "temp": ("temperature",),
 }

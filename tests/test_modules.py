@@ -15,7 +15,7 @@ import fusedloss
 from fusedloss.loss_module import ClassLossModule
 from fusedloss.losses.catalog import CATALOG, Role
 from fusedloss.options import OTHER_NAMES
-from tests.grid import LEARNABLE, LOSSES, WITH_CLASSES, example
+from tests.grid import LEARNABLE, LOSSES, SAMPLE, WITH_CLASSES, example
 
 MODULES = {cls.function: cls for cls in vars(fusedloss).values() if inspect.isclass(cls) and hasattr(cls, "function")}
 OF_LOGITS = [fusedloss.ClipLoss, fusedloss.SigLipLoss]
@@ -138,6 +138,14 @@ def test_the_rows_of_classes_can_be_parametrized(module, parametrize):
     made(**arguments).backward()
     assert all(p.grad is not None for p in made.parameters())
     assert made.num_classes == 7 and repr(made).startswith(f"Parametrized{module.__name__}(\n  7, 5, ")
+
+
+@pytest.mark.parametrize("loss", SAMPLE)
+def test_a_module_can_be_compiled(loss):
+    made = MODULES[loss](*sizes(MODULES[loss]))
+    arguments = tensors_of(MODULES[loss])
+    compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(**arguments), made(**arguments))
 
 
 @pytest.fixture(scope="module")
