@@ -8,8 +8,8 @@ Layers, each importing only to its right:
     loss in dense PyTorch, the specification; these import none of the layers
 
 A call of a loss checks its arguments (`checks`), puts what it asks for into a record (`backends/request.py`), whose
-leaves are the arguments of a `torch.autograd.Function` (`ops/registration.py`), and applies a closing formula to what the backend
-returns (`losses/reduce.py`).
+leaves are the arguments of a `torch.autograd.Function` (`ops/registration.py`), and applies a closing formula to what
+the backend returns (`losses/reduce.py`).
 """
 
 import os

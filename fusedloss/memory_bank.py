@@ -66,8 +66,7 @@ class MemoryBank(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("size", size), ("dim", dim)):
-            checks.index(name, value, low=1)
+        size, dim = checks.index("size", size, low=1), checks.index("dim", dim, low=1)
         known = catalog.find(loss)
         function = known.function if known else getattr(loss, "function", getattr(loss, "forward", loss))
         takes = known.tensors if known else inspect.signature(function).parameters
@@ -86,17 +85,21 @@ class MemoryBank(nn.Module):
         self.used = self.embeddings.new_empty(0, 0)
         self.register_load_state_dict_post_hook(MemoryBank._count)
 
+    @property
+    def filled(self) -> int:
+        """Rows of the buffer in use."""
+        return self.used.shape[0]
+
     def forward(self, embeddings: Tensor, labels: Tensor) -> Any:
         name, rows = ("embeddings", embeddings) if self.labelled else ("key", labels)
         rows = checks.rows(name, rows).detach()
         if rows.shape[1] != self.dim:
             raise ValueError(f"{name} must have the D of the bank, {self.dim}, got shape {tuple(rows.shape)}")
         # A copy, here or by `cat`: the backward needs the rows as they are now.
-        used = self.used.shape[0]
-        past = self.embeddings[:used].to(rows.dtype, copy=not self.labelled)
+        past = self.embeddings[: self.filled].to(rows.dtype, copy=not self.labelled)
         if self.labelled:
             labels = checks.integers("labels", labels, rows).long()
-            refs = (torch.cat([rows, past]), torch.cat([labels, self.labels[:used]]))
+            refs = (torch.cat([rows, past]), torch.cat([labels, self.labels[: self.filled]]))
             value = self.loss(embeddings, labels, *refs, ref_offset=0)
         else:
             value = self.loss(embeddings, labels, negatives=past)
@@ -113,7 +116,7 @@ class MemoryBank(nn.Module):
         if labels is not None:
             self.labels.index_copy_(0, at, labels[-self.size :])
         self.position += n
-        self.used = self.used.new_empty(min(self.size, self.used.shape[0] + n), 0)
+        self.used = self.used.new_empty(min(self.size, self.filled + n), 0)
 
     def _count(self, _: Any) -> None:
         """After loading a state, the one time that the position is read."""

@@ -64,7 +64,12 @@ def test_two_threads_have_their_own_backends(monkeypatch):
     pytest.importorskip("triton")
     arguments, used, errors = example(fusedloss.supcon_loss), {}, []
     module, both = backends.module, threading.Barrier(2)
-    monkeypatch.setattr(backends, "module", lambda name: used[threading.current_thread().name].append(name) or module(name))
+
+    def spy(name):
+        used[threading.current_thread().name].append(name)
+        return module(name)
+
+    monkeypatch.setattr(backends, "module", spy)
 
     def work(name):
         used[name] = []

@@ -105,8 +105,9 @@ class Function(torch.autograd.Function):
 
     @classmethod
     def apply(cls, *arguments: Any) -> Any:
-        parent = super() if transformed() else super(torch.autograd.Function, cls)
-        return parent.apply(*arguments)
+        if transformed():
+            return super().apply(*arguments)
+        return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
 
 
 class Operation:
@@ -166,7 +167,9 @@ class Operation:
     def shapes(self, *arguments: Any) -> Any:
         """Empty results; on the device "meta" the Triton backend goes as far as its launches."""
         *values, backend = arguments
-        return self.run(*arguments) if values[0].is_meta and backend == "triton" else self.fake(rebuilt(self.kind, values))
+        return (
+            self.run(*arguments) if values[0].is_meta and backend == "triton" else self.fake(rebuilt(self.kind, values))
+        )
 
     def setup_context(self, ctx: Any, inputs: Any, output: Any) -> None:
         if self.backward is None:

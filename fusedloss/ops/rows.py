@@ -19,6 +19,7 @@ from ..backends.request import (
 from ..checks import Batch
 from .registration import Operation
 
+
 def _mine_fake(m: Mining) -> Tensor:
     return m.batch.x.new_empty(2, m.batch.x.shape[0], dtype=torch.int64)
 
