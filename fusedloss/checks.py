@@ -157,6 +157,10 @@ def class_indices(
     if target.device != x.device:
         raise ValueError(f"{name} must be on the device of the rows, {x.device}, got {target.device}")
     given = target.reshape(-1).to(torch.int64)
+    if readable(given) and given.numel():
+        low, high = (int(extreme) for extreme in given.aminmax())
+        if 0 <= low and high < C and (ignore_index is None or not low <= ignore_index <= high):
+            return given
     inside = (given >= 0) & (given < C)
     found = given.where(inside, WRONG)
     if ignore_index is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from inspect import Parameter, Signature
+from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from . import checks
 from .losses.catalog import CATALOG, Role
-from .options import Arguments, Rule, integer, rules_of
+from .options import Arguments, Rule, integer, own_code, rules_of
 
 
 class LossModule(nn.Module):
@@ -39,6 +40,10 @@ class LossModule(nn.Module):
         tensors = CATALOG[function.__name__].tensors
         parameters = inspect.signature(function).parameters.values()
         cls.function = staticmethod(function)
+        forward = cls.forward
+        cls.forward = FunctionType(  # type: ignore[method-assign]
+            own_code(forward, "forward"), forward.__globals__, "forward", closure=forward.__closure__
+        )
         cls.own_numbers = [name for name, role in tensors.items() if role in (Role.SCALE, Role.BIAS)]
         options = [
             p.replace(kind=p.KEYWORD_ONLY, default=None, annotation=f"{p.annotation} | None")

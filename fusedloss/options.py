@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Container, Mapping, Sequence
 from difflib import get_close_matches
+from types import CodeType
 from typing import Any, TypeVar
 
 from . import checks
@@ -62,11 +63,17 @@ def options(**rules: Rule) -> Callable[[Function], Function]:
                     arguments[name] = rules[name](name, arguments[name])
             return function(**arguments)
 
+        checked.__code__ = own_code(checked, function.__name__)  # type: ignore[attr-defined]
         vars(checked)["rules"] = rules
         checked.__kwdefaults__ = function.__kwdefaults__  # type: ignore[attr-defined]
         return checked  # type: ignore[return-value]
 
     return decorate
+
+
+def own_code(function: Callable[..., Any], name: str) -> CodeType:
+    """The code of a function as one of its own: torch.compile keeps a few graphs for each code object, not function."""
+    return function.__code__.replace(co_name=name)
 
 
 def rules_of(loss: Callable[..., Any]) -> Mapping[str, Rule]:

@@ -76,7 +76,8 @@ def _given_pairs_hinge(
     scale: float,
 ) -> Tensor:  # fmt: skip
     is_similar, d = _given_distances(x1, x2, target, metric, similar)
-    return reduce(scale * torch.where(is_similar, d, F.relu(margin - d)).square(), reduction, d.shape[0], x1)
+    loss = reduce(torch.where(is_similar, d, F.relu(margin - d)).square(), reduction, d.shape[0], x1)
+    return loss if scale == 1 else scale * loss
 
 
 def _given_distances(x1: Tensor, x2: Tensor, target: Tensor, metric: str, similar: int) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import checks
 from ..backends.dtypes import loss_dtype
 from ..checks import IGNORED, WRONG
 
@@ -15,23 +16,27 @@ REDUCTIONS = ("mean", "sum", "none")
 def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor) -> Tensor:
     """The loss of rows x. "none": the terms [N]; "sum"; "mean" over `count` of them, or weights that add up to it: 0
     (still attached to the graph) when count is 0."""
-    if reduction != "none":
+    if reduction == "mean" and not isinstance(count, Tensor) and count == terms.numel() > 0:
+        terms = terms.mean()
+    elif reduction != "none":
         terms = terms.sum()
-    if reduction == "mean":
-        terms = terms / (count.where(count != 0, 1) if isinstance(count, Tensor) else torch.sym_max(count, 1))
+        if reduction == "mean":
+            terms = terms / (count.where(count != 0, 1) if isinstance(count, Tensor) else torch.sym_max(count, 1))
     return terms.to(loss_dtype(x))
 
 
 def reduce_rows(terms: Tensor, reduction: str, index: Tensor, x: Tensor, weights: Tensor | None = None) -> Tensor:
     """`reduce` of the rows that have a class, by their weights; NaN where `checks.class_indices` found none."""
+    if weights is None and checks.readable(index) and index.numel() and int(index.min()) >= 0:
+        return reduce(terms, reduction, terms.numel(), x)  # all have one
     terms = terms.masked_fill(index == IGNORED, 0.0).masked_fill(index == WRONG, torch.nan)
     counted = (index >= 0) if weights is None else weights.where(index >= 0, 0.0)
     return reduce(terms, reduction, counted.sum(), x)
 
 
 def softplus(z: Tensor) -> Tensor:
-    """log(1 + exp(z)) to the last bits for every z; torch's own is linear from a threshold on."""
-    return 0.0 - F.logsigmoid(-z)  # unlike -F.logsigmoid never -0.0
+    """log(1 + exp(z)) to the last bits for every z, float64's too: from 40 on it is z."""
+    return F.softplus(z, threshold=40.0)
 
 
 def focal(z: Tensor, gamma: float) -> Tensor:

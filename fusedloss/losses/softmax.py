@@ -188,8 +188,7 @@ def clip_loss(
     rows = torch.arange(x.shape[0], device=x.device, dtype=torch.int64)
     positive, negative = _competition(x, y, rows, logit_scale, "dot", columns=True)
     terms = softplus(negative - positive)  # of the images, then of the texts
-    N = x.shape[0]
-    loss = reduce((terms[:N] + terms[N:]) / 2, reduction, N, x)
+    loss = reduce(terms.unflatten(0, (2, x.shape[0])).mean(0), reduction, x.shape[0], x)
     return loss + 0 * logit_bias if isinstance(logit_bias, Tensor) else loss
 
 
