@@ -122,6 +122,16 @@ def test_it_is_exported_with_a_dynamic_batch(loss, refs, strict):
     torch.testing.assert_close(program.module()(*others), loss(*others))
 
 
+def test_graphs_of_one_loss_do_not_count_for_another():
+    """torch.compile keeps eight graphs of a code object: that of a wrapper of all losses would be full with four."""
+    modules = [getattr(fusedloss, name) for name in fusedloss.__all__ if name.endswith("Loss")]
+    for functions in (LOSSES, [module.forward for module in modules]):
+        assert len({id(function.__code__) for function in functions}) == len(functions) == len(LOSSES)
+    torch._dynamo.reset()
+    for loss in LOSSES[:9]:
+        torch.compile(loss, fullgraph=True, backend="eager")(**example(loss))
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", *in_full("inductor")])
 @pytest.mark.parametrize("loss", [fusedloss.supcon_loss, fusedloss.batch_hard_triplet_loss, fusedloss.info_nce_loss])
 def test_a_memory_bank_compiles_to_two_graphs_while_it_fills(loss, backend):
