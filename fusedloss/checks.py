@@ -159,7 +159,7 @@ def class_indices(
     given = target.reshape(-1).to(torch.int64)
     if readable(given) and given.numel():
         low, high = (int(extreme) for extreme in given.aminmax())
-        if 0 <= low and high < C and (ignore_index is None or not low <= ignore_index <= high):
+        if low >= 0 and high < C and (ignore_index is None or not low <= ignore_index <= high):
             return given
     inside = (given >= 0) & (given < C)
     found = given.where(inside, WRONG)

@@ -329,10 +329,11 @@ def test_a_module_is_restored_from_its_state_dict(tmp_path):
 
 
 def test_a_module_is_trained(backend, device):
+    torch.manual_seed(0)
     for loss, name, module in modules():
         arguments = {k: v.to(device) for k, v in example(loss).items() if k != name}
         module.to(device)
-        optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.001)
         before = module(**arguments)
         before.backward()
         optimizer.step()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 BACKENDS = ("triton", "blocked")
 TRITON_DEVICES = ("cuda", "xpu")  # ROCm devices are "cuda" too
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 _default = "auto"
 _chosen: ContextVar[str | None] = ContextVar("fusedloss_backend", default=None)
 _traced: str | None = None  # the same for torch.compile, which cannot read a ContextVar (torch 2.13): of all threads
@@ -63,20 +64,15 @@ def resolve_backend(x: Tensor) -> str:
         return chosen
     if chosen == "auto":
         fits = x.device.type in TRITON_DEVICES and x.dtype != torch.float64
-        return "triton" if fits and has_triton() else "blocked"
+        return "triton" if fits and HAS_TRITON else "blocked"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     supported = x.is_meta or x.device.type in TRITON_DEVICES or interpreted  # meta: launches are recorded
-    if not has_triton() or x.dtype == torch.float64 or not supported:
+    if not HAS_TRITON or x.dtype == torch.float64 or not supported:
         raise ValueError(
             "backend 'triton' needs triton installed and float32, float16 or bfloat16 tensors on a GPU "
-            f"(or TRITON_INTERPRET=1), got {x.dtype} on {x.device}, triton {'' if has_triton() else 'not '}installed"
+            f"(or TRITON_INTERPRET=1), got {x.dtype} on {x.device}, triton {'' if HAS_TRITON else 'not '}installed"
         )
     return chosen
-
-
-@functools.cache
-def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None  # which looks at the disk
 
 
 @functools.cache

@@ -16,8 +16,9 @@ REDUCTIONS = ("mean", "sum", "none")
 def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor) -> Tensor:
     """The loss of rows x. "none": the terms [N]; "sum"; "mean" over `count` of them, or weights that add up to it: 0
     (still attached to the graph) when count is 0."""
-    if reduction == "mean" and not isinstance(count, Tensor) and count == terms.numel() > 0:
-        terms = terms.mean()
+    # In compiled code the comparison would bind the batch size.
+    if reduction == "mean" and not torch.compiler.is_compiling() and isinstance(count, int) and count == terms.numel():
+        terms = terms.mean() if count else terms.sum()
     elif reduction != "none":
         terms = terms.sum()
         if reduction == "mean":

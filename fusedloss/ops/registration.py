@@ -160,7 +160,10 @@ class Operation:
             found = function(*given)
             if backends.after_call is not None:
                 backends.after_call(function, given)
-            return found if out is None else out
+            if out is None:
+                return found
+            torch.autograd.graph.increment_version(out)  # kernels write without autograd's knowledge
+            return out
 
     # What the Function and the op are made of.
 
