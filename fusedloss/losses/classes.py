@@ -130,7 +130,7 @@ def arcface_loss(
     sin_squared = 1 - cos.square()
     away = sin_squared > 0
     sin = torch.where(away, sin_squared.where(away, 1.0).sqrt(), 0.0)
-    m = margin if isinstance(margin, Tensor) else torch.full((), margin, dtype=cos.dtype, device=cos.device)
+    m = margin if isinstance(margin, Tensor) else margin * cos.new_ones(())
     shifted = torch.where(cos >= -m.cos(), cos * m.cos() - sin * m.sin(), cos - m * m.sin())
     return reduce_rows(softplus(others - scale * shifted), reduction, index, x)
 

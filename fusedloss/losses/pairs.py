@@ -76,7 +76,8 @@ def _given_pairs_hinge(
     scale: float,
 ) -> Tensor:  # fmt: skip
     is_similar, d = _given_distances(x1, x2, target, metric, similar)
-    loss = reduce(torch.where(is_similar, d, F.relu(margin - d)).square(), reduction, d.shape[0], x1)
+    # margin - d, in the order in which compiled code lets the margin vary
+    loss = reduce(torch.where(is_similar, d, F.relu(-(d - margin))).square(), reduction, d.shape[0], x1)
     return loss if scale == 1 else scale * loss
 
 
