@@ -98,8 +98,8 @@ def fold(
     own, xl = load(x.norms, r, N)[:, None], load(x.labels, r, N)
     xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
     up, down = load_numbers(pos.numbers), load_numbers(neg.numbers)
-    pos_folds = empty_folds(pos.kinds, BM) if len(pos.kinds) > 0 else ()  # Triton 3.3 cannot call for nothing
-    neg_folds = empty_folds(neg.kinds, BM) if len(neg.kinds) > 0 else ()
+    pos_folds = empty_folds(pos.kinds, True, BM) if len(pos.kinds) > 0 else ()  # Triton 3.3 cannot call for nothing
+    neg_folds = empty_folds(neg.kinds, False, BM) if len(neg.kinds) > 0 else ()
 
     start, end = split_columns(M, BN)
     for c0 in range(start, end, BN):
@@ -110,29 +110,30 @@ def fold(
             s, _share = shift(s, x, y, r, c, N, M)
         positive, negative = pair_masks(xl, yl, r, c, M, ref_offset)
         if len(neg.kinds) > 0:
-            neg_folds = fold_tile(neg_folds, LOSS(s, down, False), negative, 1)
+            neg_folds = fold_tile(neg_folds, LOSS(s, down, False), negative, False, 1)
         if len(pos.kinds) > 0:
             if BRANCH != "near" or share_labels(xl, yl):
-                pos_folds = fold_tile(pos_folds, LOSS(s, up, True), positive, 1)
+                pos_folds = fold_tile(pos_folds, LOSS(s, up, True), positive, True, 1)
         if COLUMNS:
             inside = (r < N)[:, None]
             at = columns_ptr + tl.program_id(0).to(tl.int64) * (len(pos.kinds) + len(neg.kinds)) * M
             if len(pos.kinds) > 0:
-                of_tile = fold_tile(empty_folds(pos.kinds, BN), LOSS(s, up, True), positive & inside, 0)
-                store_folds(at, of_tile, 0, c, M)
+                empty, terms = empty_folds(pos.kinds, True, BN), LOSS(s, up, True)
+                store_folds(at, fold_tile(empty, terms, positive & inside, True, 0), 0, c, M, True)
             if len(neg.kinds) > 0:
-                of_tile = fold_tile(empty_folds(neg.kinds, BN), LOSS(s, down, False), negative & inside, 0)
-                store_folds(at, of_tile, len(pos.kinds), c, M)
+                empty, terms = empty_folds(neg.kinds, False, BN), LOSS(s, down, False)
+                of_tile = fold_tile(empty, terms, negative & inside, False, 0)
+                store_folds(at, of_tile, len(pos.kinds), c, M, False)
 
     out = states_ptr + tl.program_id(1).to(tl.int64) * (len(pos.kinds) + len(neg.kinds)) * N
     if len(pos.kinds) > 0:
-        store_folds(out, pos_folds, 0, r, N)
+        store_folds(out, pos_folds, 0, r, N, True)
     if len(neg.kinds) > 0:
-        store_folds(out, neg_folds, len(pos.kinds), r, N)
+        store_folds(out, neg_folds, len(pos.kinds), r, N, False)
 
 
 @triton.jit
-def tile_grad(terms, mask, row, column, sums):
+def tile_grad(terms, mask, row, column, sums, POSITIVE: tl.constexpr):
     """dL/ds [BM, BN] of the pairs in mask; and `sums`, a tuple of [BM], of dL by each of as many numbers of the loss.
 
     row, column: the anchors of either side for each fold, () where its rows are none.
@@ -199,8 +200,8 @@ def grad(
     own, xl = load(x.norms, r, N)[:, None], load(x.labels, r, N)
     xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
     up, down = load_numbers(pos.numbers), load_numbers(neg.numbers)
-    row_up = load_anchors(x_anchors, pos.kinds, 0, r, N, 1)
-    row_down = load_anchors(x_anchors, neg.kinds, len(pos.kinds), r, N, 1)
+    row_up = load_anchors(x_anchors, pos.kinds, 0, r, N, True, 1)
+    row_down = load_anchors(x_anchors, neg.kinds, len(pos.kinds), r, N, False, 1)
     first = tl.program_id(2) * SLAB * BD
     acc = ()
     for _ in tl.static_range(SLAB):
@@ -214,8 +215,8 @@ def grad(
     for c0 in range(start, end, BN):
         c = c0 + tl.arange(0, BN)
         other, yl = load(y.norms, c, M)[None, :], load(y.labels, c, M)
-        column_up = load_anchors(y_anchors, pos.kinds, 0, c, M, 0)
-        column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, 0)
+        column_up = load_anchors(y_anchors, pos.kinds, 0, c, M, True, 0)
+        column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, False, 0)
         ys = load_chunks(y.rows, c, M, D, BD, CHUNKS)
         e = accumulate(x.rows, y.rows, xs, ys, r, c, N, M, D, BD, PRECISION)
         s, d_e, t, _f = SCORE(e, own, other)
@@ -225,10 +226,11 @@ def grad(
         positive, negative = pair_masks(xl, yl, r, c, M, ref_offset)
         g = tl.zeros([BM, BN], tl.float32)
         if len(neg.kinds) > 0:
-            g, by_down = tile_grad(LOSS(s, down, False), negative, row_down, column_down, by_down)
+            g, by_down = tile_grad(LOSS(s, down, False), negative, row_down, column_down, by_down, False)
         if len(pos.kinds) > 0:
             if BRANCH != "near" or share_labels(xl, yl):
-                by_positives, by_up = tile_grad(LOSS(s, up, True), positive, row_up, column_up, by_up)
+                terms = LOSS(s, up, True)
+                by_positives, by_up = tile_grad(terms, positive, row_up, column_up, by_up, True)
                 g += by_positives
         if BRANCH != "zero" or tl.max((g != 0.0).to(tl.int32)) > 0:
             w = round_weights(g * d_e, x.rows.dtype.element_ty, PRECISION)

@@ -6,6 +6,9 @@
 each [n]. A loss says which folds it wants of its positives and which of its negatives; fold k takes term k. Kernels
 are told what a fold keeps beside its value: () for a sum, (MASS,) for a log sum exp (`KINDS`), and then go by the
 lengths of these tuples, since not every Triton takes tuples of strings.
+
+POSITIVE says whose folds they are, as losses are told it. Before 3.7 Triton takes two calls of a function for one where
+their tuples differ only in how they are nested, and so it would those for positives and for negatives.
 """
 
 import triton
@@ -16,7 +19,7 @@ KINDS = {"sum": (), "lse": (MASS,)}
 
 
 @triton.jit
-def empty_folds(kinds, SIZE: tl.constexpr):
+def empty_folds(kinds, POSITIVE: tl.constexpr, SIZE: tl.constexpr):
     """What folds over no pair are."""
     folds = ()
     for k in tl.static_range(len(kinds)):
@@ -28,7 +31,7 @@ def empty_folds(kinds, SIZE: tl.constexpr):
 
 
 @triton.jit
-def fold_tile(folds, terms, mask, AXIS: tl.constexpr):
+def fold_tile(folds, terms, mask, POSITIVE: tl.constexpr, AXIS: tl.constexpr):
     """The folds after the tile's pairs in mask, along its rows (AXIS 1) or its columns (AXIS 0)."""
     grown = ()
     for k in tl.static_range(len(folds)):
@@ -46,7 +49,7 @@ def fold_tile(folds, terms, mask, AXIS: tl.constexpr):
 
 
 @triton.jit
-def store_folds(ptr, folds, first, rows, n):
+def store_folds(ptr, folds, first, rows, n, POSITIVE: tl.constexpr):
     """ptr[first:, rows] of [folds, n]: the sums and log sum exps."""
     for k in tl.static_range(len(folds)):
         state = folds[k][0].to(ptr.dtype.element_ty)
@@ -56,7 +59,7 @@ def store_folds(ptr, folds, first, rows, n):
 
 
 @triton.jit
-def load_anchors(anchors, kinds, first, rows, n, AXIS: tl.constexpr):
+def load_anchors(anchors, kinds, first, rows, n, POSITIVE: tl.constexpr, AXIS: tl.constexpr):
     """(dL/dstate,) of sums and (dL/dstate, state) of log sum exps, of the folds from `first` on; () of no anchors.
 
     Shaped for a tile whose rows (AXIS 1) or columns (AXIS 0) they are. A logit of 10,000 is rounded to 5e-4 in fp32,

@@ -47,22 +47,22 @@ def fold_logits(
     """
     r = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     first, sums = tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
-    folds = empty_folds(kinds, BM)
+    folds = empty_folds(kinds, False, BM)
     start, end = split_columns(C, BC)
     for c0 in range(start, end, BC):
         c = c0 + tl.arange(0, BC)
         _at, z, inside, own, share = load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES)
         if INDICES:
             first += tl.sum(tl.where(own, z, 0.0), 1)
-            folds = fold_tile(folds, ((z,),), inside & ~own, 1)
+            folds = fold_tile(folds, ((z,),), inside & ~own, False, 1)
         else:
             first += tl.sum(tl.where(inside, share, 0.0), 1)
-            folds = fold_tile(folds, ((z,),), inside, 1)
+            folds = fold_tile(folds, ((z,),), inside, False, 1)
         if SUMS:
             sums += tl.sum(tl.where(inside, share * z, 0.0), 1)
     at = states_ptr + tl.program_id(1).to(tl.int64) * (3 if SUMS else 2) * R
     tl.store(at + r, first.to(states_ptr.dtype.element_ty), mask=r < R)
-    store_folds(at, folds, 1, r, R)
+    store_folds(at, folds, 1, r, R, False)
     if SUMS:
         tl.store(at + 2 * R.to(tl.int64) + r, sums.to(states_ptr.dtype.element_ty), mask=r < R)
 
@@ -76,7 +76,7 @@ def logits_grad(
     r = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     at, z, inside, own, share = load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES)
-    d_lse, lse = load_anchors(anchors, kinds, 1, r, R, 1)[0]
+    d_lse, lse = load_anchors(anchors, kinds, 1, r, R, False, 1)[0]
     lse = tl.where(lse == float("-inf"), float("inf"), lse)  # where all others are -inf they have no share, not NaN
     g = term_weight(z, (d_lse, lse))
     if INDICES:
