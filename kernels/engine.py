@@ -16,13 +16,16 @@ import triton.language as tl
 
 from .folds import empty_folds, fold_tile, load_anchors, store_folds, term_weight
 from .tiles import (
+    LOWEST,
     accumulate,
     accumulate_grad,
     load,
     load_chunks,
+    load_norms,
     load_numbers,
     load_rows,
     pair_masks,
+    power,
     round_weights,
     score_tile,
     share_labels,
@@ -65,7 +68,7 @@ def shift(s, x, y, r, c, N, M):
     if len(y.offsets) > 0:
         w = load(y.offsets[0], c, M)[None, :]
     if len(x.offsets) > 0 and len(y.offsets) > 0:
-        high = tl.maximum(v, w)
+        high = tl.where(v < w, w, v)
         apart = tl.exp(tl.where(v == w, 0.0, tl.where(v < w, v - w, w - v)))  # two of -inf are equal, not NaN apart
         return s + (high + tl.log(1.0 + apart)), tl.where(v < w, apart, 1.0) / (1.0 + apart)
     elif len(x.offsets) > 0:
@@ -95,7 +98,7 @@ def fold(
     none.
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    own, xl = load(x.norms, r, N)[:, None], load(x.labels, r, N)
+    own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
     xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
     up, down = load_numbers(pos.numbers), load_numbers(neg.numbers)
     pos_folds = empty_folds(pos.kinds, True, BM) if len(pos.kinds) > 0 else ()  # Triton 3.3 cannot call for nothing
@@ -144,9 +147,9 @@ def tile_grad(terms, mask, row, column, sums, POSITIVE: tl.constexpr):
         if len(term) > 1:  # not a constant
             weight = 0.0
             if len(row) > 0:
-                weight += term_weight(term[0], row[k])
+                weight += term_weight(term[0], mask, row[k])
             if len(column) > 0:
-                weight += term_weight(term[0], column[k])
+                weight += term_weight(term[0], mask, column[k])
             g += weight * term[1]
             grown = ()
             for p in tl.static_range(len(sums)):
@@ -166,16 +169,22 @@ def zeros(COUNT: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def store_gradient(
-    out_ptr, acc, row_share, f, x, r, first, N, D, ROW_SHARE: tl.constexpr, ADD: tl.constexpr, BD: tl.constexpr
+    out_ptr, acc, row_share, top, f, x, r, first, N, D,
+    PRECISION: tl.constexpr, ROW_SHARE: tl.constexpr, ADD: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Chunks of dx from dimension `first` on, less the rows' own share, to this split's out; if ADD, added to it."""
     out_ptr += tl.program_id(1).to(tl.int64) * N * D + r.to(tl.int64)[:, None] * D
+    SCALED: tl.constexpr = (PRECISION != "manhattan") & (x.rows.dtype.element_ty == tl.float16)
+    if SCALED:  # the weights by `round_weights`, the rows by `prepare`
+        factor = (power(top - 15) * load(x.norms + 2 * N.to(tl.int64), r, N))[:, None]
     for k in tl.static_range(len(acc)):
         dims = first + k * BD + tl.arange(0, BD)
         inside = (r < N)[:, None] & (dims < D)[None, :]
         dx = acc[k]
         if ROW_SHARE:
             dx -= row_share[:, None] * f * load_rows(x.rows, r, dims, N, D).to(tl.float32)
+        if SCALED:
+            dx *= factor
         if ADD:
             dx += tl.load(out_ptr + dims[None, :], mask=inside, other=0.0)
         tl.store(out_ptr + dims[None, :], dx.to(out_ptr.dtype.element_ty), mask=inside)
@@ -197,7 +206,7 @@ def grad(
     Each row's sums: of dL by its offset, if it has one, and, if BY_NUMBERS, by each of the loss's numbers.
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    own, xl = load(x.norms, r, N)[:, None], load(x.labels, r, N)
+    own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
     xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
     up, down = load_numbers(pos.numbers), load_numbers(neg.numbers)
     row_up = load_anchors(x_anchors, pos.kinds, 0, r, N, True, 1)
@@ -207,6 +216,7 @@ def grad(
     for _ in tl.static_range(SLAB):
         acc = acc + (tl.zeros([BM, BD], tl.float32),)
     row_share = tl.zeros([BM], tl.float32)  # sum_j w_ij t_ij
+    top = tl.full([BM], LOWEST, tl.int32)
     BY: tl.constexpr = len(up) if BY_NUMBERS else 0
     by_up = zeros(BY, BM) if BY > 0 else ()
     by_down, by_offset = by_up, tl.zeros([BM], tl.float32)
@@ -214,7 +224,7 @@ def grad(
     start, end = split_columns(M, BN)
     for c0 in range(start, end, BN):
         c = c0 + tl.arange(0, BN)
-        other, yl = load(y.norms, c, M)[None, :], load(y.labels, c, M)
+        other, yl = load_norms(y.norms, c, M, 0), load(y.labels, c, M)
         column_up = load_anchors(y_anchors, pos.kinds, 0, c, M, True, 0)
         column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, False, 0)
         ys = load_chunks(y.rows, c, M, D, BD, CHUNKS)
@@ -233,15 +243,15 @@ def grad(
                 by_positives, by_up = tile_grad(terms, positive, row_up, column_up, by_up, True)
                 g += by_positives
         if BRANCH != "zero" or tl.max((g != 0.0).to(tl.int32)) > 0:
-            w = round_weights(g * d_e, x.rows.dtype.element_ty, PRECISION)
+            w, acc, row_share, top = round_weights(g * d_e, acc, row_share, top, x.rows.dtype.element_ty, PRECISION)
             if ROW_SHARE:
                 row_share += tl.sum(w.to(tl.float32) * t, 1)
             acc = accumulate_grad(acc, w, x.rows, y.rows, ys, r, c, first, N, M, D, BD, PRECISION)
             if len(x.offsets) > 0:
                 by_offset += tl.sum(g * share, 1)
 
-    _s, _d, _t, f = SCORE(own, own, own)
-    store_gradient(outs.rows, acc, row_share, f, x, r, first, N, D, ROW_SHARE, False, BD)
+    _s, _d, _t, f = SCORE(own[0], own, own)
+    store_gradient(outs.rows, acc, row_share, top, f, x, r, first, N, D, PRECISION, ROW_SHARE, False, BD)
     if tl.program_id(2) == 0:
         at = outs.sums + tl.program_id(1).to(tl.int64) * (2 * BY + 1) * N + r
         for p in tl.static_range(BY):

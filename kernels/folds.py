@@ -19,6 +19,11 @@ KINDS = {"sum": (), "lse": (MASS,)}
 
 
 @triton.jit
+def larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def empty_folds(kinds, POSITIVE: tl.constexpr, SIZE: tl.constexpr):
     """What folds over no pair are."""
     folds = ()
@@ -39,7 +44,7 @@ def fold_tile(folds, terms, mask, POSITIVE: tl.constexpr, AXIS: tl.constexpr):
         if len(folds[k]) > 1:
             value, mass = folds[k]
             z = tl.where(mask, term, float("-inf"))
-            best = tl.maximum(value, tl.max(z, AXIS))
+            best = larger(value, tl.max(z, AXIS))
             shift = tl.where(best == float("-inf"), 0.0, best)  # -inf - -inf would be NaN
             mass = mass * tl.exp(value - shift) + tl.sum(tl.exp(z - tl.expand_dims(shift, AXIS)), AXIS)
             grown = grown + ((best, mass),)
@@ -82,17 +87,19 @@ def load_anchors(anchors, kinds, first, rows, n, POSITIVE: tl.constexpr, AXIS: t
 
 
 @triton.jit
-def term_weight(term, anchor):
+def term_weight(term, mask, anchor):
     """dL/dterm for the anchor whose term it is, as `load_anchors` has it."""
     if len(anchor) > 1:
         dstate, state = anchor
-        return dstate * tl.exp(term - state)
+        # Selected before the difference, as in `fold_tile`: a product in the term would fuse with it, and then the
+        # term is rounded in another way than in the state.
+        return dstate * tl.exp(tl.where(mask, term, float("-inf")) - state)
     else:
         return anchor[0]
 
 
 @triton.jit
-def merge_fold(parts, out_ptr, unit, at, inside, P, step, LOG: tl.constexpr, BP: tl.constexpr):
+def merge_fold(parts, out_ptr, at, inside, P, step, LOG: tl.constexpr, BP: tl.constexpr):
     """One fold [BLOCK] from its parts, which lie `step` apart."""
     value = tl.zeros(at.shape, parts.dtype.element_ty)
     best = value + float("-inf")
@@ -102,21 +109,19 @@ def merge_fold(parts, out_ptr, unit, at, inside, P, step, LOG: tl.constexpr, BP:
         part = tl.load(parts + p.to(tl.int64)[:, None] * step + at[None, :], mask=mask, other=0.0)
         if LOG:
             part = tl.where(mask, part, float("-inf"))
-            before, best = best, tl.maximum(best, tl.max(part, 0))
+            before, best = best, larger(best, tl.max(part, 0))
             shift = tl.where(tl.abs(best) == float("inf"), 0.0, best)  # inf - inf would be NaN
             value = value * tl.exp(before - shift) + tl.sum(tl.exp(part - shift[None, :]), 0)
         else:
             value += tl.sum(part, 0)
     if LOG:
         value = best + tl.log(value)
-    if len(unit) > 0:
-        value *= tl.load(unit[0])
     tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["P", "n"])
-def merge(parts, out_ptr, kinds, unit, P, n, BP: tl.constexpr, BLOCK: tl.constexpr):
-    """The folds [folds, n] of all pairs from those of parts of them [P, folds, n], times a unit if there is one.
+def merge(parts, out_ptr, kinds, P, n, BP: tl.constexpr, BLOCK: tl.constexpr):
+    """The folds [folds, n] of all pairs from those of parts of them [P, folds, n].
 
     Grid: (blocks of n, folds).
     """
@@ -124,4 +129,4 @@ def merge(parts, out_ptr, kinds, unit, P, n, BP: tl.constexpr, BLOCK: tl.constex
     step = len(kinds) * n.to(tl.int64)
     for k in tl.static_range(len(kinds)):
         if tl.program_id(1) == k:
-            merge_fold(parts, out_ptr, unit, k * n.to(tl.int64) + rows, rows < n, P, step, len(kinds[k]) > 0, BP)
+            merge_fold(parts, out_ptr, k * n.to(tl.int64) + rows, rows < n, P, step, len(kinds[k]) > 0, BP)

@@ -78,7 +78,7 @@ def logits_grad(
     at, z, inside, own, share = load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES)
     d_lse, lse = load_anchors(anchors, kinds, 1, r, R, False, 1)[0]
     lse = tl.where(lse == float("-inf"), float("inf"), lse)  # where all others are -inf they have no share, not NaN
-    g = term_weight(z, (d_lse, lse))
+    g = term_weight(z, inside, (d_lse, lse))
     if INDICES:
         g = tl.where(own, load(anchors.dstates, r, R).to(tl.float32)[:, None], g)
     if SUMS:

@@ -43,8 +43,8 @@ def logistic(z):
 
 @triton.jit
 def ones(s):
-    """1 of every pair, laid out as the scores are, so that the compiler counts where they lie."""
-    return tl.minimum(tl.maximum(s, 1.0), 1.0)
+    """1 of every pair, NaN's too, laid out as the scores are, so that the compiler counts where they lie."""
+    return tl.where(s > 0.0, 1.0, 0.0) + tl.where(s > 0.0, 0.0, 1.0)
 
 
 @triton.jit

@@ -4,14 +4,14 @@ import triton
 import triton.language as tl
 
 from .engine import split_columns
-from .tiles import load, load_chunks, pair_masks, score_tile
+from .tiles import load, load_chunks, load_norms, pair_masks, score_tile
 
 
 @triton.jit
 def keep_best(best, index, s, eligible, c, SIGN: tl.constexpr):
     """Running maximum of SIGN * s over the eligible pairs; ties go to the lowest index, NaN wins, so it shows. [BM]"""
     t = SIGN * s
-    t = tl.where(t != t, float("inf"), tl.maximum(t, -3.4e38))
+    t = tl.where(t != t, float("inf"), tl.where(t < -3.4e38, -3.4e38, t))
     value, at = tl.max(tl.where(eligible, t, float("-inf")), axis=1, return_indices=True)
     better = value > best
     return tl.where(better, value, best), tl.where(better, tl.min(c, 0) + at, index)
@@ -29,7 +29,7 @@ def mine(
     farther than floor[i]. ref_offset as in engine.py.
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    own, xl = load(x.norms, r, N)[:, None], load(x.labels, r, N)
+    own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
     xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
     pos_best = tl.full([BM], float("-inf"), tl.float32)
     neg_best = tl.full([BM], float("-inf"), tl.float32)

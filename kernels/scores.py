@@ -2,8 +2,9 @@
 
 `s, d_e, t, f = score(e, own, other)` where
     e      [BM, BN]  what the tile accumulated over D: <x, y>, or sum|x - y| for manhattan
-    own    [BM, 1]   the norm of the row whose gradient is wanted, as `prepare` wrote it
-    other  [1, BN]   the norm of the row on the other side
+    own    [BM, 1]   of the row whose gradient is wanted, as `prepare` wrote them: the factor that scales it, and the
+                     squared length it then has
+    other  [1, BN]   the same of the row on the other side
     s      the score,  d_e = ds/de,  and t f, how much of x itself comes with each y in the gradient:
     dL/dx_i = sum_j w_ij y_j - f_i x_i sum_j w_ij t_ij,   w = dL/ds d_e
 Every score is symmetric in its two rows, so this is the gradient of either side. With the same rounded w in front of
@@ -16,8 +17,8 @@ import triton.language as tl
 
 @triton.jit
 def sqeuclidean(e, own, other):
-    """|x - y|^2 from the norms of the rounded rows, so a row is at distance 0 from itself up to summation error."""
-    s = own + other - 2.0 * e
+    """|x - y|^2 from the lengths of the rounded rows, so a row is at distance 0 from itself up to summation error."""
+    s = own[1] + other[1] - 2.0 * e
     return tl.where(s < 0.0, 0.0, s), -2.0, 1.0, 1.0  # NaN stays NaN
 
 
@@ -25,14 +26,14 @@ def sqeuclidean(e, own, other):
 def root(sq):
     """The root of a squared distance and its inverse, 0 where there is none: the gradient of a distance at 0 is 0."""
     # 1.2e-38 is the least number that the hardware does not take for 0; sq * inv stays inf, or NaN, where sq is.
-    inv = tl.where(sq >= 1.2e-38, tl.rsqrt(tl.minimum(sq, 3.4e38)), 0.0)
+    inv = tl.where(sq >= 1.2e-38, tl.rsqrt(tl.where(sq > 3.4e38, 3.4e38, sq)), 0.0)
     return sq * inv, inv
 
 
 @triton.jit
 def euclidean(e, own, other):
     """|x - y|."""
-    s, inv = root(own + other - 2.0 * e)
+    s, inv = root(own[1] + other[1] - 2.0 * e)
     return s, -inv, 1.0, 1.0
 
 
@@ -44,9 +45,9 @@ def dot(e, own, other):
 
 @triton.jit
 def similarity(e, own, other):
-    """cos; the norms are 1 / max(|x|, 1e-8), and a clamped norm is a constant."""
-    both = own * other
-    return e * both, both, e, tl.where(own < 9.9e7, own * own, 0.0)
+    """cos; rows are scaled by 1 / max(|x|, 1e-8), a constant for a row that stays shorter than 1."""
+    both = own[0] * other[0]
+    return e * both, both, e, tl.where(own[1] < 1.0, 0.0, own[0] * own[0])
 
 
 @triton.jit
@@ -58,9 +59,9 @@ def cosine(e, own, other):
 
 @triton.jit
 def chord(e, own, other):
-    """The euclidean distance of the rows scaled to length 1; a row of length 0 stays at the origin."""
+    """The euclidean distance of the rows scaled to length 1; a row shorter than 1e-8 is scaled by 1e8."""
     cos, d_cos, t, f = similarity(e, own, other)
-    s, inv = root(tl.where(own < 9.9e7, 1.0, 0.0) + tl.where(other < 9.9e7, 1.0, 0.0) - 2.0 * cos)
+    s, inv = root(own[1] + other[1] - 2.0 * cos)
     return s, -d_cos * inv, t, f
 
 

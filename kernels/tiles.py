@@ -18,7 +18,7 @@ class Rows(NamedTuple):
     """One side of the score matrix. What a side has not is an empty tuple, since not every Triton takes None in one."""
 
     rows: Any  # [n, D], or [D, n] for manhattan, as `prepare` rounded them
-    norms: Any  # [n], from `prepare`
+    norms: Any  # from `prepare` [3, n]
     labels: Any  # [n]
     offsets: tuple = ()  # ([n],) if its scores have some
 
@@ -50,6 +50,12 @@ def load(ptr, i, n):
 
 
 @triton.jit
+def load_norms(ptr, i, n, AXIS: tl.constexpr):
+    """What scores take of rows i: the factor that scales them, and the squared length they then have."""
+    return tl.expand_dims(load(ptr, i, n), AXIS), tl.expand_dims(load(ptr + n.to(tl.int64), i, n), AXIS)
+
+
+@triton.jit
 def load_numbers(numbers):
     if len(numbers.pointers) > 0:
         loaded = ()
@@ -69,16 +75,40 @@ def round_tf32(v):
 
 
 @triton.jit
-def round_weights(w, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
-    """The weights of the gradient product as it will see them; those beyond fp16 stay finite. [BM, BN]"""
+def power(k):
+    """2^k for whole numbers k up to 127, 0 below -126."""
+    return ((tl.minimum(tl.maximum(k, -127), 127) + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def exponent(v):
+    """The k with 2^(k - 1) <= v < 2^k, for v above 1e-38."""
+    return ((v.to(tl.int32, bitcast=True) >> 23) & 255) - 126
+
+
+@triton.jit
+def round_weights(w, acc, row_share, top, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """The weights of the gradient product as it will see them [BM, BN]; and what was added up before, to be added to.
+
+    Weights of any size fit fp16 by the power of two that brings the largest of their row so far, below 2^top, below
+    2^15. What was added up with a lower one is lowered to it; `unscaled` undoes it.
+    """
     if PRECISION == "manhattan":
-        return w
+        return w, acc, row_share, top
     elif PRECISION == "tf32":
-        return round_tf32(w)
+        return round_tf32(w), acc, row_share, top
     elif tl.float16 == DTYPE:
-        return tl.clamp(w, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL).to(DTYPE)
+        higher = tl.maximum(top, exponent(tl.max(tl.abs(w), 1)))
+        lower = power(top - higher)
+        lowered = ()
+        for k in tl.static_range(len(acc)):
+            lowered = lowered + (acc[k] * lower[:, None],)
+        return (w * power(15 - higher)[:, None]).to(DTYPE), lowered, row_share * lower, higher
     else:
-        return w.to(DTYPE)
+        return w.to(DTYPE), acc, row_share, top
+
+
+LOWEST: tl.constexpr = tl.constexpr(-110)  # the first `top`
 
 
 @triton.jit
@@ -125,7 +155,7 @@ def score_tile(
 ):  # fmt: skip
     """Scores of a tile whose rows x are loaded and have the norms `own`. [BM, BN]"""
     e = accumulate(x.rows, y.rows, xs, load_chunks(y.rows, c, M, D, BD, CHUNKS), r, c, N, M, D, BD, PRECISION)
-    s, _d_e, _t, _f = SCORE(e, own, load(y.norms, c, M)[None, :])
+    s, _d_e, _t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0))
     return s
 
 
@@ -172,28 +202,69 @@ def share_labels(xl, yl):
     return (tl.min(xl) <= tl.max(yl)) & (tl.min(yl) <= tl.max(xl))
 
 
+@triton.jit
+def moved(x, box, dims, D):
+    """x less the corner of its box that is nearest to the origin, in the dimensions where that is exact.
+
+    In a dimension in which all rows are between some c and 2 c, x - c has no rounding error in any format.
+    """
+    low = load(box[0], dims, D).to(tl.float32)
+    high = load(box[1], dims, D).to(tl.float32)
+    corner = tl.where((low > 0.0) & (high <= 2.0 * low), low, 0.0)
+    corner = tl.where((high < 0.0) & (low >= 2.0 * high), high, corner)
+    return (x.to(tl.float32) - corner[None, :]).to(x.dtype)
+
+
+@triton.jit
+def squared_lengths(ptr, r, n, D, BD: tl.constexpr):
+    """sum x^2 of every row in fp32. [BM]"""
+    found = tl.zeros(r.shape, tl.float32)
+    for first in range(0, D, BD):
+        x = load_rows(ptr, r, first + tl.arange(0, BD), n, D).to(tl.float32)
+        found += tl.sum(x * x, 1)
+    return found
+
+
 @triton.jit(do_not_specialize=["N"])
 def prepare(
-    x_ptr, rounded_ptr, norms_ptr, N, D, ROUND: tl.constexpr, INVERSE: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr
-):
+    x_ptr, box, rounded_ptr, norms_ptr, N, D, ROUND: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr,
+    BD: tl.constexpr,
+):  # fmt: skip
     """One pass over the rows before the engine: their values in the compute format, and the fp32 norms of these.
 
-    norms[i] = |x_i|^2, or 1 / max(|x_i|, 1e-8) if INVERSE. Grid: (row blocks,).
-    ROUND: "" leaves the rows alone (16-bit inputs, fp32-grade products); "tf32" and "bf16" also write the rounded rows.
+    norms[:, i]: the factor by which scores scale row i, 1 / max(|x_i|, 1e-8) if UNIT, otherwise 1; the squared length
+    it then has; and the power of two by which it was multiplied here. Grid: (row blocks,).
+    box: (least, most) of every dimension [D] where all rows may be moved, or ().
+    ROUND: "" leaves the rows alone; the rest write them: "tf32" and "bf16" rounded, "exact" in their own format, which
+    for UNIT is of a length from 1 to 2, so that fp16 rows of any length keep their weights within fp16.
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    norms = tl.zeros([BM], tl.float32)
+    raised = tl.full([BM], 1.0, tl.float32)
+    if UNIT and ROUND == "exact":
+        length = tl.sqrt(squared_lengths(x_ptr, r, N, D, BD))
+        raised = power(1 - exponent(tl.where(length < 1e-8, 1e-8, length)))
+    squares = tl.zeros([BM], tl.float32)
     for first in range(0, D, BD):
         dims = first + tl.arange(0, BD)
         x = load_rows(x_ptr, r, dims, N, D)
+        if len(box) > 0:
+            x = moved(x, box, dims, D)
         if ROUND != "":
             if ROUND == "tf32":
                 x = round_tf32(x.to(tl.float32))
+            elif UNIT and ROUND == "exact":
+                x = x.to(tl.float32) * raised[:, None]
             x = x.to(rounded_ptr.dtype.element_ty)
             at = rounded_ptr + r.to(tl.int64)[:, None] * D + dims[None, :]
             tl.store(at, x, mask=(r < N)[:, None] & (dims < D)[None, :])
         x = x.to(tl.float32)
-        norms += tl.sum(x * x, 1)
-    if INVERSE:
-        norms = 1.0 / tl.sqrt(tl.where(norms < 1e-16, 1e-16, norms))  # NaN stays NaN
-    tl.store(norms_ptr + r, norms, mask=r < N)
+        squares += tl.sum(x * x, 1)
+    scale = tl.full([BM], 1.0, tl.float32)
+    if UNIT:
+        least = 1e-8 * raised
+        scale = 1.0 / tl.where(squares < least * least, least, tl.sqrt(squares))  # NaN stays NaN
+        squares = tl.where(squares < least * least, (squares * scale) * scale, 1.0)
+    live = r < N
+    tl.store(norms_ptr + r, scale, mask=live)
+    tl.store(norms_ptr + N.to(tl.int64) + r, squares, mask=live)
+    tl.store(norms_ptr + 2 * N.to(tl.int64) + r, raised, mask=live)

@@ -14,10 +14,12 @@ from .engine import split_columns, store_gradient, zeros
 from .losses import log1p
 from .mining import keep_best
 from .tiles import (
+    LOWEST,
     accumulate,
     accumulate_grad,
     load,
     load_chunks,
+    load_norms,
     load_numbers,
     round_weights,
     score_tile,
@@ -141,7 +143,7 @@ def fold_triplets(
     if SLOPES:
         if tl.max(stop - begin) <= first:
             return
-    own, xl = load(x.norms, r, N)[:, None], load(x.labels, r, N)
+    own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
     xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
     (margin,) = load_numbers(margin)
     state: tl.constexpr = tl.float32 if SLOPES else outs.states.dtype.element_ty
@@ -202,7 +204,7 @@ def mine_semihard(
     begin, stop, ref_column = load_ranges(ranges, r, N)
     if (first > 0) & (tl.max(stop - begin) <= first):
         return
-    own, xl = load(x.norms, r, N)[:, None], load(x.labels, r, N)
+    own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
     xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
     (margin,) = load_numbers(margin)
     state: tl.constexpr = outs.states.dtype.element_ty
@@ -300,7 +302,7 @@ def triplets_grad(
     if tl.load(longest_ptr) <= first:
         return
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    own, xl = load(x.norms, r, N)[:, None], load(x.labels, r, N)
+    own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
     xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
     (margin,) = load_numbers(margin)
     slab = tl.program_id(2) * SLAB * BD
@@ -308,6 +310,7 @@ def triplets_grad(
     for _ in tl.static_range(SLAB):
         acc = acc + (tl.zeros([BM, BD], tl.float32),)
     row_share = tl.zeros([BM], tl.float32)
+    top = tl.full([BM], LOWEST, tl.int32)
 
     start, end = split_columns(M, BN)
     for c0 in range(start, end, BN):
@@ -324,7 +327,7 @@ def triplets_grad(
         if KIND != "nearest" or tl.max((g != 0.0).to(tl.int32)) > 0:
             ys = load_chunks(y.rows, c, M, D, BD, CHUNKS)
             e = accumulate(x.rows, y.rows, xs, ys, r, c, N, M, D, BD, PRECISION)
-            s, d_e, t, _f = SCORE(e, own, load(y.norms, c, M)[None, :])
+            s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0))
             if KIND != "nearest":
                 s = tl.where(neg, s, float("inf"))
                 if len(x_anchors) > 0:
@@ -332,10 +335,10 @@ def triplets_grad(
                 if len(y_anchors) > 0:
                     g += anchor_grad(s, y_anchors, c, r, margin, M, first, width, parts, neg, near, 1, KIND, SOFT)
             if KIND == "nearest" or tl.max((g != 0.0).to(tl.int32)) > 0:
-                w = round_weights(g * d_e, x.rows.dtype.element_ty, PRECISION)
+                w, acc, row_share, top = round_weights(g * d_e, acc, row_share, top, x.rows.dtype.element_ty, PRECISION)
                 if PRECISION != "manhattan":
                     row_share += tl.sum(w.to(tl.float32) * t, 1)
                 acc = accumulate_grad(acc, w, x.rows, y.rows, ys, r, c, slab, N, M, D, BD, PRECISION)
 
-    _s, _d, _t, f = SCORE(own, own, own)
-    store_gradient(out_ptr, acc, row_share, f, x, r, slab, N, D, PRECISION != "manhattan", ADD, BD)
+    _s, _d, _t, f = SCORE(own[0], own, own)
+    store_gradient(out_ptr, acc, row_share, top, f, x, r, slab, N, D, PRECISION, PRECISION != "manhattan", ADD, BD)

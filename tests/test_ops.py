@@ -251,7 +251,7 @@ def test_no_loss_reads_a_value(backend, device, loss, monkeypatch):
     arguments = example(loss, refs=True)
     with FakeTensorMode():  # whose tensors have no values: reading one is an error
         absent = {
-            name: torch.ones(v.shape, dtype=v.dtype, requires_grad=v.is_floating_point())
+            name: torch.ones(v.shape, dtype=v.dtype, device=device, requires_grad=v.is_floating_point())
             for name, v in arguments.items()
         }
         value = loss(**absent)

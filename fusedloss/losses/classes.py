@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import checks, ops
 from ..options import integer, learnable, number, one_of, optional, options, tensor
-from .reduce import REDUCTIONS, focal, reduce, reduce_rows, softplus
+from .reduce import REDUCTIONS, at_least_one, focal, reduce, reduce_rows, softplus
 
 
 def _fold(
@@ -77,7 +77,7 @@ def linear_cross_entropy_loss(
     own, others, *total = _fold(x, w, index, "dot", scale=1.0, own_scale=1.0, bias=bias, total=smooth)
     terms = softplus(others - own)
     if total:
-        terms = terms + label_smoothing * (own - (own + total[0]) / torch.sym_max(C, 1))
+        terms = terms + label_smoothing * (own - (own + total[0]) / at_least_one(C))
     if gamma:
         terms = terms * focal(others - own, gamma)
     return reduce_rows(terms, reduction, index, x)

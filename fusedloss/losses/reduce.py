@@ -22,8 +22,13 @@ def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor) -> Ten
     elif reduction != "none":
         terms = terms.sum()
         if reduction == "mean":
-            terms = terms / (count.where(count != 0, 1) if isinstance(count, Tensor) else torch.sym_max(count, 1))
+            terms = terms / (count.where(count != 0, 1) if isinstance(count, Tensor) else at_least_one(count))
     return terms.to(loss_dtype(x))
+
+
+def at_least_one(count: int) -> int:
+    """The larger of a number of rows, which may be symbolic, and 1."""
+    return max(count, 1) if isinstance(count, int) else torch.sym_max(count, 1)
 
 
 def reduce_rows(terms: Tensor, reduction: str, index: Tensor, x: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...checks import Batch
 from .parallel import spread
-from .scores import SCALED, SQUARED, manhattan_grad, pull, score, unit, unit_grad
+from .scores import MOVED, SCALED, SQUARED, manhattan_grad, pull, score, unit, unit_grad
 
 ALIGNED = 64  # bytes; the last bits of a matrix product depend on how its factors lie in memory
 BLOCK = 384  # rows and columns of a tile: 0.6 MiB in float32; with larger ones memory is given back and taken again
@@ -76,7 +76,22 @@ def ascending(labels: Tensor) -> Tensor | None:
     return labels.argsort(stable=True)
 
 
-def side(x: Tensor, labels: Tensor, metric: str, sort: bool, size: int) -> Side:
+def corner(b: Batch) -> Tensor | None:
+    """By what all rows are moved: the corner of their box that is nearest to the origin, in the dimensions where that
+    is exact, which it is in any format where all rows are between some c and 2 c; None for nowhere. [D]"""
+    rows = [widen(x) for x in (b.x, b.y) if x is not None and x.shape[0]]
+    if not rows:
+        return None
+    low, high = rows[0].amin(0), rows[0].amax(0)
+    for others in rows[1:]:
+        low, high = torch.minimum(low, others.amin(0)), torch.maximum(high, others.amax(0))
+    if low.device.type == "cpu" and not bool((low * high > 0).any()):
+        return None
+    nearest = torch.where((low > 0) & (high <= 2 * low), low, 0.0)
+    return torch.where((high < 0) & (low >= 2 * high), high, nearest)
+
+
+def side(x: Tensor, labels: Tensor, metric: str, sort: bool, size: int, corner: Tensor | None = None) -> Side:
     order = ascending(labels) if sort else None
     blocks, bounds = slices(x.shape[0], size), None
     if x.device.type == "cpu" and x.data_ptr() % ALIGNED:
@@ -88,11 +103,12 @@ def side(x: Tensor, labels: Tensor, metric: str, sort: bool, size: int) -> Side:
         bounds = list(zip(values, values, strict=True))
     if len(blocks) <= 1:
         x = widen(x if order is None else x[order])
+        x = x if corner is None else x - corner
         rows, scale = unit(x) if metric in SCALED else (x, None)
         return Side(rows, squared(rows, metric), scale, labels, order, blocks, bounds)
 
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    same = order is None and x.dtype == wide and metric not in SCALED
+    same = order is None and x.dtype == wide and metric not in SCALED and corner is None
     rows = x if same else torch.empty_like(x, dtype=wide)
     scale = rows.new_empty(len(x), 1) if metric in SCALED else None
     squares = rows.new_empty(len(x)) if metric in SQUARED else None
@@ -101,6 +117,8 @@ def side(x: Tensor, labels: Tensor, metric: str, sort: bool, size: int) -> Side:
         r = blocks[i]
         if not same:
             part = widen(x[r] if order is None else x[order[r]])
+            if corner is not None:
+                part = part - corner
             if scale is not None:
                 part, scale[r] = unit(part)
             rows[r] = part
@@ -119,10 +137,11 @@ def squared(rows: Tensor, metric: str) -> Tensor | None:
 def sides(b: Batch, metric: str, *, sort: bool) -> tuple[Side, Side]:
     """Both sides, the same one in a self batch."""
     rows, columns = block_sizes(b)
-    x = side(b.x, b.x_labels, metric, sort, rows)
+    moved = corner(b) if metric in MOVED else None
+    x = side(b.x, b.x_labels, metric, sort, rows, moved)
     if b.y is None:
         return x, x
-    y = side(b.y, b.y_labels, metric, sort, columns)
+    y = side(b.y, b.y_labels, metric, sort, columns, moved)
     if b.ref_offset is not None:
         at = y.restore(torch.arange(len(b.y), device=b.y.device), 0)  # the place of each row of y
         x = x._replace(ref_column=x.ordered(at[b.ref_offset : b.ref_offset + len(b.x)]))
@@ -162,7 +181,10 @@ def tile(x: Side, y: Side, metric: str, i: int, j: int) -> Tile:
 def scores(x: Side, y: Side, metric: str, r: slice, c: slice) -> Tensor:
     own = None if x.squares is None else x.squares[r]
     other = None if y.squares is None else y.squares[c]
-    return score(x.rows[r], y.rows[c], own, other, metric)
+    s = score(x.rows[r], y.rows[c], own, other, metric)
+    # The product of a block with itself may differ in the last bits of s_ij and s_ji; in the backward both roles of a
+    # row take the same one, and a state was made from one of them.
+    return s.add(s.T).mul_(0.5) if x is y and r == c else s
 
 
 def row_tiles(x: Side, y: Side, metric: str, i: int) -> Iterator[Tile]:

@@ -75,11 +75,7 @@ def anchors(states: Tensor, dstates: Tensor, side: Side) -> engine.Anchors:
 
 
 def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    f, b, dstates, unit = g.fold, g.fold.batch, g.dstates, None
-    if b.x.dtype == torch.float16 and dstates.numel():
-        # The products take fp16 operands: bring the largest derivative near 1, and undo it after.
-        unit = dstates.abs().amax().clamp_min(1e-30)
-        dstates = dstates / unit
+    f, b, dstates = g.fold, g.fold.batch, g.dstates
     # Sorted apart, the rows that are on both sides would no longer be in the same order.
     both = b.ref_offset is not None and b.y is not None
     sort = PIECES[f.loss].sparse and len(b.x) * len(b.y_labels) > configs.SORT_FROM and not both
@@ -97,8 +93,8 @@ def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     def gradient(x: Side, y: Side, like: Tensor, role: str, by_numbers: bool) -> Found:
         parts = chosen.splits(x.n, y.n)
-        plain = parts == 1 and unit is None
-        rows = torch.empty(parts, *like.shape, dtype=like.dtype if plain else torch.float32, device=like.device)
+        dtype = like.dtype if parts == 1 else torch.float32
+        rows = torch.empty(parts, *like.shape, dtype=dtype, device=like.device)
         sums = torch.empty(parts, f.numbers.numel() * by_numbers + 1, x.n, dtype=torch.float32, device=like.device)
         offset = b.ref_offset if role != "y" or b.ref_offset is None else -b.ref_offset
         outs = engine.Gradients(rows, sums)
@@ -106,8 +102,8 @@ def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         grid = (cdiv(x.n, chosen.tile.BM), parts, cdiv(x.D, chosen.slab * chosen.tile.BD))
         Launch(engine.grad, grid, args, options | dict(BY_NUMBERS=by_numbers), chosen.key, role).run()
         summed = by_numbers or (g.want_offsets and x.rows.offsets)
-        of_rows = x.restore(total(sums, unit=unit), 1) if summed else sums[0]
-        return Found(x.restore(total(rows, like.dtype, unit), 0), of_rows[:-1], of_rows[-1])
+        of_rows = x.restore(total(sums), 1) if summed else sums[0]
+        return Found(x.restore(total(rows, like.dtype), 0), of_rows[:-1], of_rows[-1])
 
     by_rows, by_columns = g.want_offsets and bool(xs.rows.offsets), g.want_offsets and bool(ys.rows.offsets)
     with_y = b.y is not None and (g.want_y or by_columns)

@@ -18,7 +18,8 @@ SCORES = {
     name: getattr(scores, name)
     for name in ("euclidean", "sqeuclidean", "cosine", "manhattan", "dot", "similarity", "chord")
 }
-SCALED = ("cosine", "similarity", "chord")  # scores of rows scaled to length 1: their norms are inverse
+UNIT = ("cosine", "similarity", "chord")  # scores of rows scaled to length 1
+DISTANCES = ("euclidean", "sqeuclidean")  # which do not change when all rows are moved
 
 
 class Launch(NamedTuple):
@@ -91,22 +92,37 @@ class Side(NamedTuple):
 
 def sides(b: Batch, metric: str, *, sort: bool = False) -> tuple[Side, Side]:
     """Both sides, sorted by label or as they are; the same one in a self batch."""
-    x = prepare(b.x, b.x_labels, metric, sort)
-    return x, x if b.y is None else prepare(b.y, b.y_labels, metric, sort)
+    box = enclosing(b) if metric in DISTANCES else ()
+    x = prepare(b.x, b.x_labels, metric, sort, box)
+    return x, x if b.y is None else prepare(b.y, b.y_labels, metric, sort, box)
 
 
-def prepare(x: Tensor, labels: Tensor, metric: str, sort: bool) -> Side:
+def enclosing(b: Batch) -> tuple[Tensor, ...]:
+    """The least and the most of every dimension over all rows."""
+    rows = [x for x in (b.x, b.y) if x is not None and x.shape[0]]
+    if not rows:
+        return ()
+    low, high = rows[0].aminmax(dim=0)
+    for others in rows[1:]:
+        least, most = others.aminmax(dim=0)
+        low, high = torch.minimum(low, least), torch.maximum(high, most)
+    return low, high
+
+
+def prepare(x: Tensor, labels: Tensor, metric: str, sort: bool, box: tuple[Tensor, ...] = ()) -> Side:
     """A side in its compute format."""
     order = labels.argsort(stable=True) if sort else None
     if order is not None:
         x, labels = x.index_select(0, order), labels.index_select(0, order)
     n, D = x.shape
-    norms = torch.empty(n, dtype=torch.float32, device=x.device)
+    norms = torch.empty(3, n, dtype=torch.float32, device=x.device)
     rounding, precision = ("", "manhattan") if metric == "manhattan" else compute_format(x)
+    if not rounding and (box or (metric in UNIT and x.dtype == torch.float16)):
+        rounding = "exact"
     rounded = torch.empty_like(x, dtype=torch.bfloat16 if rounding == "bf16" else x.dtype) if rounding else x
     BM, BD = configs.ROWS_PER_PROGRAM, configs.ROW_CHUNK
-    options = dict(ROUND=rounding, INVERSE=metric in SCALED, BM=BM, BD=BD, num_warps=4)
-    Launch(tiles.prepare, (cdiv(n, BM),), (x, rounded, norms, n, D), options).run()
+    options = dict(ROUND=rounding, UNIT=metric in UNIT, BM=BM, BD=BD, num_warps=4)
+    Launch(tiles.prepare, (cdiv(n, BM),), (x, box, rounded, norms, n, D), options).run()
     rows = x.t().contiguous() if metric == "manhattan" else rounded
     return Side(tiles.Rows(rows, norms, labels), precision, n, D, order)
 
@@ -168,20 +184,18 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def merge(
-    parts: Tensor, kinds: tuple[Any, ...], dtype: torch.dtype | None = None, unit: Tensor | None = None
-) -> Tensor:
+def merge(parts: Tensor, kinds: tuple[Any, ...], dtype: torch.dtype | None = None) -> Tensor:
     """The folds [folds, n] of all pairs from those of parts of them [parts, folds, n]; kinds as in `folds.KINDS`."""
-    if len(parts) == 1 and unit is None:
+    if len(parts) == 1:
         return parts[0].to(dtype or parts.dtype)
     P, count, n = parts.shape
     out = torch.empty(count, n, dtype=dtype or parts.dtype, device=parts.device)
     options = dict(BP=configs.PARTS, BLOCK=configs.MERGED, num_warps=4)
-    args = (parts, out, kinds, optional(unit), P, n)
+    args = (parts, out, kinds, P, n)
     Launch(folds.merge, (cdiv(n, configs.MERGED), count), args, options).run()
     return out
 
 
-def total(parts: Tensor, dtype: torch.dtype | None = None, unit: Tensor | None = None) -> Tensor:
-    """The sum of parts [parts, ...], times a unit if there is one, in their dtype or another one."""
-    return merge(parts.flatten(1).unsqueeze(1), (folds.KINDS["sum"],), dtype, unit).view(parts.shape[1:])
+def total(parts: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The sum of parts [parts, ...], in their dtype or another one."""
+    return merge(parts.flatten(1).unsqueeze(1), (folds.KINDS["sum"],), dtype).view(parts.shape[1:])

@@ -118,12 +118,7 @@ def turns(s: Sorted, du: Tensor, index: Tensor) -> Iterator[Turn]:
 def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
     t, x, y = g.forward, g.forward.batch.x, g.forward.batch.y
     s = Sorted.of(t)
-    du, unit = reorder(g.dsums, s.x.order).float(), None
-    if x.dtype == torch.float16 and len(x):
-        # The products take fp16 operands: a row may be in M triplets or in one, so bring the root of M near 1. A power
-        # of two leaves numbers of triplets whole where all anchors have the same derivative.
-        unit = du.abs().amax().clamp_min(1e-30) * 2.0 ** (s.y.n.bit_length() // 2)
-        du = du / unit
+    du = reorder(g.dsums, s.x.order).float()
     chosen = s.plan("triplets_grad", "nearest" if t.triplets == "nearest" else "exp" if t.soft else "")
 
     runs = [(s.x, s.y, "self" if y is None else "x")] if g.want_x else []
@@ -142,5 +137,5 @@ def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
                     chosen.key, role,
                 ).run()  # fmt: skip
 
-    grads = [rows.restore(total(out, x.dtype, unit), 0) for (rows, _, _), out in zip(runs, outs, strict=True)]
+    grads = [rows.restore(total(out, x.dtype), 0) for (rows, _, _), out in zip(runs, outs, strict=True)]
     return grads[0] if g.want_x else x.new_empty(0), grads[-1] if y is not None and g.want_y else x.new_empty(0)
