@@ -17,73 +17,89 @@ from .tiles import load
 def load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES: tl.constexpr):
     """Addresses and logits of a tile, its inside, the rows' own classes, and every class's share. [BM, BC] each
 
-    The share of class c in the sum of the logits is its weight, for probabilities q times kept q + spread, which are
-    1 - label smoothing and label smoothing / C.
+    The share of class c in the loss of its row is its weight times kept q + spread, which are 1 - label smoothing and
+    label smoothing / C, for the probability q, or 1 for the class of an index. A row without a class is read as 0,
+    whatever it holds.
     """
     at = ((r // P) * C * P + r % P)[:, None] + c.to(tl.int64)[None, :] * P
     inside = (r < R)[:, None] & (c < C)[None, :]
-    z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    w = 1.0
-    if len(weight) > 0:
-        w = load(weight[0], c, C).to(tl.float32)[None, :]
+    counted, own = inside, inside
     if INDICES:
-        y = tl.load(target_ptr + r, mask=r < R, other=-1)
-        return at, z, inside, inside & (y[:, None] == c[None, :]), w
+        y = tl.load(target_ptr + r, mask=r < R, other=-1)[:, None]
+        counted, own = inside & (y >= 0), inside & (y == c[None, :])
+        q = tl.where(own, 1.0, 0.0)
     else:
         q = tl.load(target_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        kept, spread = smoothing
-        return at, z, inside, inside, w * (kept * q + spread)
+    z = tl.load(z_ptr + at, mask=counted, other=0.0).to(tl.float32)
+    kept, spread = smoothing
+    share = kept * q + spread
+    if len(weight) > 0:
+        share *= load(weight[0], c, C).to(tl.float32)[None, :]
+    return at, z, inside, own, tl.where(inside, share, 0.0)
+
+
+@triton.jit
+def reference(best):
+    """The highest logit, from which the others are told; 0 where all are -inf, since -inf - -inf is NaN."""
+    return tl.where(best == float("-inf"), 0.0, best)
 
 
 @triton.jit(do_not_specialize=["R"])
 def fold_logits(
     z_ptr, target_ptr, weight, smoothing, kinds, states_ptr, R, C, P,  # kinds: a log sum exp; states [splits, folds, R]
-    INDICES: tl.constexpr, SUMS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    INDICES: tl.constexpr, SHARES: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Row states of R rows over the classes of this program's split. Grid: (row blocks, splits).
 
-    INDICES: the target is an index: the logit of the own class, and log sum exp of the others. Otherwise it is a
-    probability of every class: the sum of the shares, and log sum exp of all. SUMS: and the sum of share times logit.
+    INDICES: the target is an index, otherwise a probability of every class.
+    SHARES: the sum of the shares, log sum exp of all classes, and the sum of share times (log sum exp - logit). All of
+    it is a sum of what is at least 0, told from the highest logit so far, so that no digit of a large logit is lost.
+    Otherwise the logit of the own class, and log sum exp of the others.
     """
     r = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    first, sums = tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
+    first, cost = tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
     folds = empty_folds(kinds, False, BM)
     start, end = split_columns(C, BC)
     for c0 in range(start, end, BC):
         c = c0 + tl.arange(0, BC)
         _at, z, inside, own, share = load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES)
-        if INDICES:
+        if SHARES:
+            before = reference(folds[0][0])
+            folds = fold_tile(folds, ((z,),), inside, False, 1)
+            best = reference(folds[0][0])
+            apart = tl.where(share == 0.0, 0.0, share * (best[:, None] - z))  # a share of 0 in -inf costs nothing
+            cost += first * (best - before) + tl.sum(apart, 1)
+            first += tl.sum(share, 1)
+        else:
             first += tl.sum(tl.where(own, z, 0.0), 1)
             folds = fold_tile(folds, ((z,),), inside & ~own, False, 1)
-        else:
-            first += tl.sum(tl.where(inside, share, 0.0), 1)
-            folds = fold_tile(folds, ((z,),), inside, False, 1)
-        if SUMS:
-            sums += tl.sum(tl.where(inside, share * z, 0.0), 1)
-    at = states_ptr + tl.program_id(1).to(tl.int64) * (3 if SUMS else 2) * R
+    at = states_ptr + tl.program_id(1).to(tl.int64) * (3 if SHARES else 2) * R
     tl.store(at + r, first.to(states_ptr.dtype.element_ty), mask=r < R)
     store_folds(at, folds, 1, r, R, False)
-    if SUMS:
-        tl.store(at + 2 * R.to(tl.int64) + r, sums.to(states_ptr.dtype.element_ty), mask=r < R)
+    if SHARES:
+        mass = folds[0][1]
+        left_out = (mass == 0.0) & (tl.num_programs(1) > 1)  # all of a part of the classes, but not of a whole row
+        cost += tl.where(left_out, 0.0, first * tl.log(mass))
+        tl.store(at + 2 * R.to(tl.int64) + r, cost.to(states_ptr.dtype.element_ty), mask=r < R)
 
 
 @triton.jit(do_not_specialize=["R"])
 def logits_grad(
     z_ptr, target_ptr, weight, smoothing, kinds, anchors, out_ptr, R, C, P,  # anchors: `engine.Anchors` [folds, R]
-    INDICES: tl.constexpr, SUMS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    INDICES: tl.constexpr, SHARES: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """dz of a tile, which may take the place of z. Grid: (row blocks, class blocks)."""
     r = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     at, z, inside, own, share = load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES)
     d_lse, lse = load_anchors(anchors, kinds, 1, r, R, False, 1)[0]
-    lse = tl.where(lse == float("-inf"), float("inf"), lse)  # where all others are -inf they have no share, not NaN
-    g = term_weight(z, inside, (d_lse, lse))
-    if INDICES:
+    if SHARES:
+        d_cost = load(anchors.dstates + 2 * R.to(tl.int64), r, R).to(tl.float32)
+        g = term_weight(z, inside, (d_lse, lse)) - d_cost[:, None] * share
+    else:
+        lse = tl.where(lse == float("-inf"), float("inf"), lse)  # where all others are -inf they have no share, not NaN
+        g = term_weight(z, inside, (d_lse, lse))
         g = tl.where(own, load(anchors.dstates, r, R).to(tl.float32)[:, None], g)
-    if SUMS:
-        d_sum = load(anchors.dstates + 2 * R.to(tl.int64), r, R).to(tl.float32)
-        g += d_sum[:, None] * share
     tl.store(out_ptr + at, g.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -101,9 +117,16 @@ def sigmoids(z):
 
 
 @triton.jit
+def answered(t, if_1, if_0):
+    """t if_1 and (1 - t) if_0; 0 for what is not asked, though it be infinite."""
+    return tl.where(t == 0.0, 0.0, t * if_1), tl.where(t == 1.0, 0.0, (1.0 - t) * if_0)
+
+
+@triton.jit
 def binary_cross_entropy(z, t, pos_weight, numbers):
     p, q, if_1, if_0 = sigmoids(z)
-    return pos_weight * t * if_1 + (1.0 - t) * if_0, (1.0 - t) * p - pos_weight * t * q
+    yes, no = answered(t, if_1, if_0)
+    return pos_weight * yes + no, (1.0 - t) * p - pos_weight * t * q
 
 
 @triton.jit
@@ -117,8 +140,10 @@ def sigmoid_focal(z, t, pos_weight, numbers):
     soft_u = tl.where((t == 0.0) | (t == 1.0), 1.0, p * (1.0 - t) + q * t)
     log_u = tl.where(t == 1.0, -if_0, tl.where(t == 0.0, -if_1, tl.log(soft_u)))
     slope = tl.where(t == 1.0, -p, tl.where(t == 0.0, q, (1.0 - 2.0 * t) * p * q / soft_u))
-    entropy = t * if_1 + (1.0 - t) * if_0
-    balance = tl.where(alpha < 0.0, 1.0, alpha * t + (1.0 - alpha) * (1.0 - t)) * tl.exp(gamma * log_u)
+    yes, no = answered(t, if_1, if_0)
+    entropy = yes + no
+    power = tl.where(gamma == 0.0, 1.0, tl.exp(gamma * log_u))
+    balance = tl.where(alpha < 0.0, 1.0, alpha * t + (1.0 - alpha) * (1.0 - t)) * power
     return balance * entropy, balance * (gamma * slope * entropy + (1.0 - t) * p - t * q)
 
 

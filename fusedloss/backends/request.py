@@ -148,21 +148,22 @@ class RowDistancesGrad(NamedTuple):
 class Logits(NamedTuple):
     """Row states of logits [N, C, P], rows being the samples n and places p. [folds, N P]
 
-    Of indices: the logit of the own class, log sum exp of the others and, if `sums`, the weighted sum of all. Of
-    probabilities, with the shares b = weight (smoothed target) of the classes: the sum of b, log sum exp of all classes
-    and the sum of b times logit.
+    The logit of the own class and log sum exp of the others. If `shares`, which probabilities need, with the shares
+    b = weight (smoothed target) of the classes: the sum of b, log sum exp of all classes, and the cost, which is the
+    sum of b (log sum exp - logit).
     """
 
     z: Tensor
     target: Tensor  # the class of every row, -1 for none [N P]; or probabilities [N, C, P]
     weight: Tensor | None  # of every class [C]
     smoothing: float
-    sums: bool
+    shares: bool
     overwrite: bool  # the backward may write dz into the memory of z
 
 
 class LogitsGrad(NamedTuple):
-    """dz, into the tensor that the backend is given, which may be z."""
+    """dz, into the tensor that the backend is given, which may be z. The derivative of a log sum exp of all classes is
+    what comes from the cost too."""
 
     forward: Logits
     states: Tensor

@@ -65,10 +65,7 @@ def cross_entropy_loss(
         raise ValueError(f"ignore_index must be negative where target has probabilities, got {ignore_index}")
     w = None if weight is None else checks.of_classes("weight", weight, z.shape[1], z, constant=True)
     z_rows, q_rows = _rows(z, target)
-    shares, lse, part = ops.fold_logits(
-        z_rows, q_rows, w, label_smoothing, sums=True, overwrite=overwrite_logits
-    )  # fmt: skip
-    terms = shares * lse - part
+    *_, terms = ops.fold_logits(z_rows, q_rows, w, label_smoothing, shares=True, overwrite=overwrite_logits)
     return _shaped(reduce(terms, reduction, terms.shape[0], z), z)
 
 
@@ -80,15 +77,13 @@ def _of_index(
     C = z.shape[1]
     index = checks.class_indices("target", target, z.shape[:1] + z.shape[2:], C, z, ignore_index)
     w = None if weight is None else checks.of_classes("weight", weight, C, z, constant=True)
-    own, others, *total = ops.fold_logits(_rows(z)[0], index, w, sums=smoothing > 0, overwrite=overwrite)
-    entropy = softplus(others - own)
+    own, others, *cost = ops.fold_logits(_rows(z)[0], index, w, smoothing, shares=smoothing > 0, overwrite=overwrite)
     weights = None if w is None else w.to(own.dtype)[index.clamp(min=0)]
-    terms = entropy if weights is None else weights * entropy
+    if cost:
+        return _shaped(reduce_rows(cost[0], reduction, index, z, weights), z)
+    terms = softplus(others - own) if weights is None else weights * softplus(others - own)
     if gamma:
         terms = terms * focal(others - own, gamma)
-    if total:
-        whole = C if w is None else w.sum(dtype=own.dtype)
-        terms = (1 - smoothing) * terms + smoothing / C * (whole * (own + entropy) - total[0])
     return _shaped(reduce_rows(terms, reduction, index, z, weights), z)
 
 

@@ -35,31 +35,44 @@ elements_grad_op = Operation("elements_grad", ElementsGrad, "Tensor", _dz_fake, 
 
 
 def _logits_fake(r: Logits) -> Tensor:
-    return r.z.new_empty(2 + r.sums, r.z.shape[0] * r.z.shape[2], dtype=state_dtype(r.z))
+    return r.z.new_empty(2 + r.shares, r.z.shape[0] * r.z.shape[2], dtype=state_dtype(r.z))
 
 
 def _logits_backward(r: Logits, wanted: Any, backend: str, outputs: Any, derivatives: Any) -> dict[str, Tensor]:
     (states,), (dstates,), found = outputs, derivatives, {}
     if wanted.target:  # the probabilities', from the logits before they are overwritten
-        first, _, total = dstates.view(3, r.z.shape[0], 1, r.z.shape[2]).to(loss_dtype(r.z))
-        shares = torch.addcmul(first, total, r.z.to(first.dtype)).mul_(1 - r.smoothing)
-        found["target"] = (shares if r.weight is None else shares * r.weight[:, None]).to(r.target.dtype)
+        found["target"] = _dtarget(r, states, dstates)
+    if r.shares:
+        d_first, d_lse, d_cost = dstates
+        dstates = torch.stack([d_first, torch.addcmul(d_lse, d_cost, states[0]), d_cost])
     found["z"] = logits_grad_op(LogitsGrad(_may_overwrite(r), states, dstates), backend)
     return found
+
+
+def _dtarget(r: Logits, states: Tensor, dstates: Tensor) -> Tensor:
+    """By probabilities; as that of `torch.xlogy` it is 0 where a share of 0 meets a logit of -inf."""
+    d_first, _, d_cost = dstates.view(3, r.z.shape[0], 1, r.z.shape[2])
+    lse, dtype = states[1].view_as(d_cost), loss_dtype(r.z)
+    high = lse.to(dtype)
+    apart = (high - r.z).add_((lse - high).to(dtype))  # of large numbers, before it is a factor
+    share = r.target if r.weight is None else r.target * r.weight[:, None]
+    apart.masked_fill_((r.z == -torch.inf) & (share == 0), 0.0)
+    by_share = torch.addcmul(d_first.to(dtype), d_cost.to(dtype), apart).mul_(1 - r.smoothing)
+    return (by_share if r.weight is None else by_share * r.weight[:, None]).to(r.target.dtype)
 
 
 fold_logits_op = Operation("fold_logits", Logits, "Tensor", _logits_fake, _logits_backward)
 
 
 def fold_logits(
-    z: Tensor, target: Tensor, weight: Tensor | None, smoothing: float = 0.0, *, sums: bool = False,
+    z: Tensor, target: Tensor, weight: Tensor | None, smoothing: float = 0.0, *, shares: bool = False,
     overwrite: bool = False,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Row states of logits [N, C, P], see `Logits`.
 
     Differentiable by probabilities and by z, whose memory may hold its gradient afterwards if `overwrite`.
     """
-    request = Logits(z, target, weight, smoothing, sums, overwrite)
+    request = Logits(z, target, weight, smoothing, shares, overwrite)
     return fold_logits_op(request, resolve_backend(z)).unbind()
 
 

@@ -24,9 +24,9 @@ class Rows(NamedTuple):
 
     n: slice
     p: slice
-    logits: Tensor  # [n, C, p], in float32 or wider
-    classes: Tensor | None  # the own classes, -1 for none [n, 1, p]
-    shares: Any  # of every class in the sum of the logits, if wanted: its weight, for probabilities times its own
+    logits: Tensor  # [n, C, p], in float32 or wider; 0 in a row without a class, whatever it holds
+    own: Tensor  # the own classes, 0 for none [n, 1, p]; not of probabilities
+    shares: Tensor | None  # of every class in the loss of its row, if wanted [n, C, p]
 
 
 class Blocks:
@@ -34,42 +34,49 @@ class Blocks:
 
     def __init__(self, r: Logits) -> None:
         self.r, (N, C, P) = r, r.z.shape
-        self.weight = None
-        if r.sums or r.target.is_floating_point():
-            dtype = loss_dtype(r.z)
-            self.weight = r.z.new_ones(C, dtype=dtype) if r.weight is None else r.weight.to(dtype)
+        self.weight = None if r.weight is None else r.weight.to(loss_dtype(r.z))
+        self.classes = None if r.target.is_floating_point() else r.target.view(N, 1, P)
+        self.ignores = self.classes is not None and (r.target.device.type != "cpu" or bool((r.target < 0).any()))
         samples, part = max(1, BLOCK // max(C * P, 1)), max(1, BLOCK // max(C, 1))
         self.at = [(n, p) for n in slices(N, samples) for p in slices(P, part)]
 
     def __getitem__(self, i: int) -> Rows:
-        (n, p), w, target = self.at[i], self.weight, self.r.target
+        n, p = self.at[i]
         z = widen(self.r.z[n, :, p])
-        if w is not None and target.is_floating_point():
-            q = target[n, :, p].to(w.dtype) * (1 - self.r.smoothing) + self.r.smoothing / z.shape[1]
-            return Rows(n, p, z, None, q.mul_(w[:, None]))
-        classes = target.view(len(self.r.z), 1, -1)[n, :, p]
-        return Rows(n, p, z, classes, None if w is None else w[None, :, None])
+        if self.classes is None:
+            q = self.r.target[n, :, p]
+            return Rows(n, p, z, q, self.shares(q.to(z.dtype) * (1 - self.r.smoothing)))
+        own = self.classes[n, :, p]
+        if self.ignores:
+            z, own = z.masked_fill(own < 0, 0.0), own.clamp(min=0)
+        shares = torch.zeros_like(z).scatter_(1, own, 1 - self.r.smoothing) if self.r.shares else None
+        return Rows(n, p, z, own, None if shares is None else self.shares(shares))
+
+    def shares(self, kept: Tensor) -> Tensor:
+        """What smoothing has kept of each class's probability, plus what it has spread; times the class's weight."""
+        kept.add_(self.r.smoothing / kept.shape[1])
+        return kept if self.weight is None else kept.mul_(self.weight[:, None])
 
 
 @single_threaded(lambda r: r.z)
 def fold_logits(r: Logits) -> Tensor:
     N, _, P = r.z.shape
-    states, blocks = r.z.new_empty(2 + r.sums, N, P, dtype=state_dtype(r.z)), Blocks(r)
+    states, blocks = r.z.new_empty(2 + r.shares, N, P, dtype=state_dtype(r.z)), Blocks(r)
 
     def of_rows(i: int) -> None:
         rows = blocks[i]
-        first, lse, *total = states[:, rows.n, rows.p]
+        first, lse, *cost = states[:, rows.n, rows.p]
         high = highest(rows.logits, 1)
-        p = (rows.logits - high).exp_()
-        if rows.classes is None:
+        apart = rows.logits - high
+        if rows.shares is None:
+            first.copy_(rows.logits.gather(1, rows.own)[:, 0])
+            lse.copy_(log_sum(apart.exp_().scatter_(1, rows.own, 0.0), high[:, 0], 1))
+        else:  # a sum of what is at least 0, told from the highest logit, so that no digit of a large one is lost
+            below = (rows.shares * apart).masked_fill_(rows.shares == 0, 0.0)  # not 0 times the -inf of a class left out
+            above = apart.exp_().sum(1).to(lse.dtype).log_()
             first.copy_(rows.shares.sum(1))
-        else:
-            own = rows.classes.clamp(min=0)
-            first.copy_(rows.logits.gather(1, own).masked_fill_(rows.classes < 0, 0.0)[:, 0])
-            p.scatter_(1, own, 0.0)
-        lse.copy_(log_sum(p, high[:, 0], 1))
-        if total:
-            total[0].copy_((rows.shares * rows.logits).sum(1))
+            lse.copy_(above + high[:, 0])
+            cost[0].copy_(above.mul_(first).sub_(below.sum(1)))
 
     spread(len(blocks.at), of_rows)
     return states.flatten(1)
@@ -79,8 +86,9 @@ def fold_logits(r: Logits) -> Tensor:
 def logits_grad(g: LogitsGrad, out: Tensor) -> None:
     states, dstates = g.states, g.dstates
     N, _, P = g.forward.z.shape
-    lse = states[1].masked_fill(states[1] == -torch.inf, torch.inf).view(N, 1, P)  # then no class has a share
-    d_first, d_lse, *d_total = dstates.view(len(dstates), N, 1, P)
+    lse, (d_first, d_lse, *d_cost) = states[1].view(N, 1, P), dstates.view(len(dstates), N, 1, P)
+    if not d_cost:
+        lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # no other class has a share
     blocks = Blocks(g.forward)
 
     def of_rows(i: int) -> None:
@@ -88,10 +96,10 @@ def logits_grad(g: LogitsGrad, out: Tensor) -> None:
         at = (rows.n, slice(None), rows.p)
         direct = out[at] if out.dtype == rows.logits.dtype else None
         dz = exponential(rows.logits, lse[at], d_lse[at], out=direct)
-        if rows.classes is not None:
-            dz.scatter_(1, rows.classes.clamp(min=0), d_first[at].to(dz.dtype))
-        if d_total:
-            dz.addcmul_(d_total[0][at].to(dz.dtype), rows.shares)
+        if rows.shares is None:
+            dz.scatter_(1, rows.own, d_first[at].to(dz.dtype))
+        else:
+            dz.addcmul_(d_cost[0][at].to(dz.dtype), rows.shares, value=-1)
         if direct is None:
             out[at] = dz
 
@@ -101,8 +109,14 @@ def logits_grad(g: LogitsGrad, out: Tensor) -> None:
 # Losses of an element, as in `kernels/logits.py`: the value, and the derivative by z.
 
 
+def answered(t: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """t log p and (1 - t) log(1 - p), in their place; 0 for what is not asked, though it be infinite."""
+    return log_p.mul_(t).masked_fill_(t == 0, 0.0), log_q.mul_(1 - t).masked_fill_(t == 1, 0.0)
+
+
 def binary_cross_entropy(z: Tensor, t: Tensor, pos_weight: Tensor | float, numbers: Sequence[float]) -> Tensor:
-    return F.logsigmoid(z).mul_(-pos_weight * t).sub_(F.logsigmoid(-z).mul_(1 - t))
+    yes, no = answered(t, F.logsigmoid(z), F.logsigmoid(-z))
+    return yes.mul_(-pos_weight).sub_(no)
 
 
 def binary_cross_entropy_slope(z: Tensor, t: Tensor, pos_weight: Tensor | float, numbers: Sequence[float]) -> Tensor:
@@ -112,15 +126,17 @@ def binary_cross_entropy_slope(z: Tensor, t: Tensor, pos_weight: Tensor | float,
 def focal_terms(z: Tensor, t: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
     """alpha_t u^gamma of u = 1 - p_t, to the last bits where it is small, and the cross entropy."""
     log_p, log_q, f = F.logsigmoid(z), F.logsigmoid(-z), 1 - t
-    if is_whole(t):
-        log_u = t * log_q + f * log_p
+    if gamma == 0:
+        factor = torch.ones_like(z)
+    elif is_whole(t):
+        factor = torch.where(t == 1, log_q, log_p).mul_(gamma).exp_()
     else:
         u = (log_p.exp() * f).add_(log_q.exp() * t)
-        log_u = torch.where(t == 1, log_q, torch.where(f == 1, log_p, u.log_()))
-    factor = log_u.mul_(gamma).exp_()
+        factor = torch.where(t == 1, log_q, torch.where(f == 1, log_p, u.log_())).mul_(gamma).exp_()
     if alpha >= 0:
         factor.mul_(alpha * t + (1 - alpha) * f)
-    return factor, log_p.mul_(t).add_(log_q.mul_(f)).neg_()
+    yes, no = answered(t, log_p, log_q)
+    return factor, yes.add_(no).neg_()
 
 
 def is_whole(t: Tensor) -> bool:

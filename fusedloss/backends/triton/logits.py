@@ -26,11 +26,12 @@ def class_tile(C: int, P: int) -> tuple[int, int]:
     return max(1, configs.CLASS_TILE // BC), BC
 
 
-def row_launch(kernel: Any, r: Logits, programs: int, sums: bool, *outs: Any) -> Launch:
+def row_launch(kernel: Any, r: Logits, programs: int, *outs: Any) -> Launch:
     """A kernel on row blocks, of whose classes each of the programs takes a part."""
     N, C, P = r.z.shape
     BM, BC = class_tile(C, P)
-    options = dict(INDICES=not r.target.is_floating_point(), SUMS=sums, BM=BM, BC=BC, num_warps=configs.CLASS_WARPS)
+    options = dict(INDICES=not r.target.is_floating_point(), SHARES=r.shares, BM=BM, BC=BC)
+    options |= dict(num_warps=configs.CLASS_WARPS)
     smoothing = (1 - r.smoothing, r.smoothing / max(C, 1))
     args = (r.z, r.target, optional(r.weight), smoothing, (KINDS["lse"],), *outs, N * P, C, P)
     return Launch(kernel, (cdiv(N * P, BM), programs), args, options)
@@ -40,16 +41,20 @@ def fold_logits(r: Logits) -> Tensor:
     N, C, P = r.z.shape
     BM, BC = class_tile(C, P)
     splits = max(1, min(configs.SPLIT_TARGET // max(1, cdiv(N * P, BM)), cdiv(C, BC)))
-    out = torch.empty(splits, 2 + r.sums, N * P, dtype=state_dtype(r.z), device=r.z.device)
-    row_launch(logits.fold_logits, r, splits, r.sums, out).run()
-    return merge(out, tuple(KINDS[kind] for kind in ("sum", "lse", "sum")[: 2 + r.sums]))
+    out = torch.empty(splits, 2 + r.shares, N * P, dtype=state_dtype(r.z), device=r.z.device)
+    row_launch(logits.fold_logits, r, splits, out).run()
+    if r.shares and splits > 1:
+        shares, lse, cost = out.unbind(1)
+        whole = lse.logsumexp(0)
+        cost += shares * (whole - lse.where(lse > -torch.inf, whole))  # a part told its cost from its own log sum exp
+    return merge(out, tuple(KINDS[kind] for kind in ("sum", "lse", "sum")[: 2 + r.shares]))
 
 
 def logits_grad(g: LogitsGrad, out: Tensor) -> None:
     _, C, P = g.forward.z.shape
     anchors = engine.Anchors(g.states, g.dstates)
     programs = cdiv(C, class_tile(C, P)[1])
-    row_launch(logits.logits_grad, g.forward, programs, len(g.states) == 3, anchors, out).run()
+    row_launch(logits.logits_grad, g.forward, programs, anchors, out).run()
 
 
 def element_launch(kernel: Any, e: Elements, total: bool, *outs: Tensor) -> Launch:
