@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import operator
@@ -14,6 +15,9 @@ from torch import Tensor
 METRICS = ("euclidean", "sqeuclidean", "cosine", "manhattan")
 REAL: Any = (int, float, numbers.Real)  # the last has NumPy's, and is slow to ask
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WITHOUT_FLOAT64 = ("mps", "xpu")  # types of devices
+# Types of devices that have autocast: asked here, once, since compiled code cannot ask.
+AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu")))
 
 
 class Batch(NamedTuple):
@@ -44,12 +48,14 @@ def number(
     unit: str = "",
 ) -> Any:  # fmt: skip
     """A finite number from low (above it if `above`) to high, as an int or float; or, if `learnable`, a floating tensor
-    of one element, as a 0-d one, which is not read."""
+    of one element, as a 0-d one, as wide as a float and read only on a CPU."""
     if isinstance(value, Tensor):
         if not learnable or value.shape not in ((), (1,)) or not value.is_floating_point():
             kind = "a number or a floating tensor of one element" if learnable else "a number"
             raise TypeError(f"{name} must be {kind}, got a {value.dtype} tensor of shape {tuple(value.shape)}")
-        return value.reshape(()) if value.dim() else value
+        if readable(value):
+            number(name, value.item(), low=low, high=high, above=above, unit=unit)
+        return value.reshape(()).to(torch.float32 if value.device.type in WITHOUT_FLOAT64 else torch.float64)
     if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     found = value if type(value) in (int, float) else float(value)  # NumPy's become Python's
@@ -69,21 +75,49 @@ def tensor(name: str, values: object) -> Tensor:
     return values
 
 
+def autocast(device: torch.device) -> bool:
+    """Whether it is on."""
+    return device.type in AUTOCAST and torch.is_autocast_enabled(device.type)
+
+
 def rows(name: str, x: object) -> Tensor:
     """A floating [N, D] tensor, in the autocast dtype where autocast is on."""
+    x = matrix(name, x)
+    if autocast(x.device) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x
+
+
+def matrix(name: str, x: object) -> Tensor:
+    """A floating [N, D] tensor, as it is."""
     x = tensor(name, x)
     if x.dim() != 2 or x.shape[1] == 0:
         raise ValueError(f"{name} must have shape (N, D) with D >= 1, got {tuple(x.shape)}")
-    device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if autocast and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(device))
     return x
+
+
+def unrounded(names: Sequence[str], tensors: Sequence[object]) -> list[Tensor]:
+    """Several floating [N, D] tensors, for a loss without products of all pairs, which autocast leaves as they are; of
+    several dtypes, which autocast makes, in the widest."""
+    found = [matrix(n, t) for n, t in zip(names, tensors, strict=True)]
+    if autocast(found[0].device):
+        widest = functools.reduce(torch.promote_types, (t.dtype for t in found))
+        return [t.to(widest) for t in found]
+    return found
+
+
+def given_rows(names: Sequence[str], tensors: Sequence[object]) -> list[Tensor]:
+    """Several [N, D] tensors of which row i is compared with row i alone."""
+    return alike(names, unrounded(names, tensors))
 
 
 def same_rows(names: Sequence[str], tensors: Sequence[object]) -> list[Tensor]:
     """Several [N, D] tensors that belong together row by row."""
-    checked = [rows(n, t) for n, t in zip(names, tensors, strict=True)]
+    return alike(names, [rows(n, t) for n, t in zip(names, tensors, strict=True)])
+
+
+def alike(names: Sequence[str], checked: list[Tensor]) -> list[Tensor]:
+    """Tensors of one shape, dtype and device."""
     for name, t in zip(names[1:], checked[1:], strict=True):
         if t.shape != checked[0].shape:
             raise ValueError(
@@ -103,10 +137,14 @@ def same_kind(name: str, x: Tensor, other_name: str, y: Tensor) -> None:
 def same_dimensions(name: str, x: Tensor, other_name: str, other: object) -> Tensor:
     """Another [M, D] tensor to compare x with."""
     y = rows(other_name, other)
+    comparable(name, x, other_name, y)
+    return y
+
+
+def comparable(name: str, x: Tensor, other_name: str, y: Tensor) -> None:
     if y.shape[1] != x.shape[1]:
         raise ValueError(f"{other_name} must have the D of {name}, {x.shape[1]}, got shape {tuple(y.shape)}")
     same_kind(name, x, other_name, y)
-    return y
 
 
 def flag(name: str, value: object) -> bool:
@@ -288,11 +326,32 @@ def first_of(found: Tensor) -> int | None:
 
 
 def similar_pairs(target: object, similar: int, x: Tensor) -> Tensor:
-    """Which given pairs are similar, from a target in either convention. [N] bool"""
+    """How similar given pairs are, from a target in either convention: bool, or of a floating one shares from 0 to 1,
+    in the dtype of the loss. [N]
+
+    Another value is an error on a CPU, where looking is no sync; elsewhere the share is NaN.
+    """
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}")
     if target.shape != x.shape[:1]:
         raise ValueError(f"target must have shape ({x.shape[0]},), one value a pair, got {tuple(target.shape)}")
     if target.device != x.device:
         raise ValueError(f"target must be on the device of x1, {x.device}, got {target.device}")
-    return target > 0 if similar == 1 else target == 0
+    if target.is_complex():
+        raise TypeError(f"target must be real, got {target.dtype}")
+    if target.requires_grad:
+        raise ValueError("target must not require a gradient, which it does not receive: detach it")
+    if target.dtype == torch.bool:
+        return target if similar == 1 else ~target
+    graded, read = target.is_floating_point(), readable(target)
+    if graded or read:
+        values = target if graded else target.long()  # unsigned ones have no -1
+        known = (values >= 0) & (values <= 1)
+        known = known | (values == -1) if similar == 1 else known
+        if read and (i := first_of(~known)) is not None:
+            signs = " (or -1, not similar)" if similar == 1 else ", where similar is 0"
+            raise ValueError(f"target must be from 0 to 1{signs}, got {target[i].item()} in row {i}")
+    if not graded:
+        return target == similar
+    share = target.to(torch.promote_types(x.dtype, torch.float32)).clamp(min=0)
+    return (share if similar == 1 else 1 - share).masked_fill(~known, torch.nan)

@@ -158,7 +158,10 @@ class ClassLossModule(LossModule):
     def forward(self, *tensors: Any, **named: Any) -> Any:
         arguments = self._arguments(tensors, named)
         embeddings, rows = arguments["embeddings"], getattr(self, self.rows)
-        arguments[self.rows] = rows.to(embeddings.dtype) if isinstance(embeddings, Tensor) else rows
+        if isinstance(embeddings, Tensor):  # under autocast the loss knows in which dtype it is computed
+            autocast = checks.autocast(embeddings.device)
+            rows = rows.to(torch.promote_types(rows.dtype, embeddings.dtype) if autocast else embeddings.dtype)
+        arguments[self.rows] = rows
         return self.function(**arguments)
 
     def extra_repr(self) -> str:

@@ -49,12 +49,17 @@ def pairwise_distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
 def row_distance(x: Tensor, y: Tensor, metric: str, eps: float = 0.0) -> Tensor:
     """d(x_i, y_i); eps is added to the difference, as torch.nn.functional.pairwise_distance does. [N]"""
     if metric == "cosine":
-        return 1 - (_normalize(x) * _normalize(y)).sum(-1)
+        return 1 - row_cosine(x, y)
     diff = x - y + eps
     if metric == "manhattan":
         return diff.abs().sum(-1)
     s = diff.square().sum(-1)
     return s if metric == "sqeuclidean" else _sqrt(s)
+
+
+def row_cosine(x: Tensor, y: Tensor) -> Tensor:
+    """cos(x_i, y_i). [N]"""
+    return (_normalize(x) * _normalize(y)).sum(-1)
 
 
 def _reduce(terms: Tensor, reduction: str) -> Tensor:
@@ -69,13 +74,22 @@ def _mean_of(terms, counted, reduction):
     return terms.sum() / (1 if reduction == "sum" else counted.sum().clamp_min(1))
 
 
-def _similar(target: Tensor, similar: int) -> Tensor:
-    return target > 0 if similar == 1 else target == 0
+def _graded(target, similar, if_similar, if_not):
+    """What each pair costs: the share of `if_similar` that its target says, and the rest of `if_not`."""
+    target = target.to(if_not.dtype).clamp(min=0)
+    share = target if similar == 1 else 1 - target
+    mixed = share * if_similar + (1 - share) * if_not
+    return torch.where(share == 1, if_similar, torch.where(share == 0, if_not, mixed))
+
+
+def _short_of(x, y, metric, margin):
+    """margin - d(x_i, y_i), which of small cosines is more than 1 - (1 - cos). [N]"""
+    return row_cosine(x, y) - (1 - margin) if metric == "cosine" else margin - row_distance(x, y, metric)
 
 
 def contrastive_loss(x1, x2, target, *, margin=1.0, metric="euclidean", similar=1, reduction="mean"):
-    d = row_distance(x1, x2, metric)
-    return _reduce(torch.where(_similar(target, similar), d.square(), F.relu(margin - d).square()) / 2, reduction)
+    d, short = row_distance(x1, x2, metric), F.relu(_short_of(x1, x2, metric, margin))
+    return _reduce(_graded(target, similar, d.square(), short.square()) / 2, reduction)
 
 
 def euclidean_distance_loss(x1, x2, target, *, margin=1.0, similar=1, reduction="mean"):
@@ -83,13 +97,13 @@ def euclidean_distance_loss(x1, x2, target, *, margin=1.0, similar=1, reduction=
 
 
 def cosine_similarity_loss(x1, x2, target=None, *, similar=1, reduction="mean"):
-    d = row_distance(x1, x2, "cosine")
-    return _reduce(d if target is None else torch.where(_similar(target, similar), d / 2, 1 - d / 2), reduction)
+    cos = row_cosine(x1, x2)
+    return _reduce(1 - cos if target is None else _graded(target, similar, 1 - cos, 1 + cos) / 2, reduction)
 
 
 def cosine_embedding_loss(x1, x2, target, *, margin=0.0, similar=1, reduction="mean"):
-    d = row_distance(x1, x2, "cosine")
-    return _reduce(torch.where(_similar(target, similar), d, F.relu(1 - d - margin)), reduction)
+    cos = row_cosine(x1, x2)
+    return _reduce(_graded(target, similar, 1 - cos, F.relu(cos - margin)), reduction)
 
 
 def triplet_margin_loss(
@@ -97,7 +111,7 @@ def triplet_margin_loss(
     positive,
     negative,
     *,
-    margin=1.0,
+    margin=None,
     metric="euclidean",
     swap=False,
     soft_margin=False,
@@ -107,7 +121,15 @@ def triplet_margin_loss(
     d_ap, d_an = row_distance(anchor, positive, metric, eps), row_distance(anchor, negative, metric, eps)
     if swap:
         d_an = torch.minimum(d_an, row_distance(positive, negative, metric, eps))
-    return _reduce(_softplus(d_ap - d_an) if soft_margin else F.relu(d_ap - d_an + margin), reduction)
+    return _reduce(_hinge(d_ap - d_an, _margin(margin, 1.0, soft_margin), soft_margin), reduction)
+
+
+def _margin(margin, default, soft_margin):
+    return margin if margin is not None else 0.0 if soft_margin else default
+
+
+def _hinge(gap, margin, soft_margin):
+    return _softplus(gap + margin) if soft_margin else F.relu(gap + margin)
 
 
 def _own(logits, offset=0):
@@ -170,7 +192,7 @@ def hardest_pairs(
 
 def batch_hard_triplet_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    ref_offset=None, margin=0.2, metric="euclidean", soft_margin=False,
+    ref_offset=None, margin=None, metric="euclidean", soft_margin=False,
     positives="hardest", negatives="hardest", reduction="mean",
 ):  # fmt: skip
     mined = hardest_pairs(
@@ -179,20 +201,21 @@ def batch_hard_triplet_loss(
     )  # fmt: skip
     counts = (mined.positive_index >= 0) & (mined.negative_index >= 0)
     gap = torch.where(counts, mined.positive_distance - mined.negative_distance, 0)
-    terms = torch.where(counts, _softplus(gap) if soft_margin else F.relu(gap + margin), 0)
+    terms = torch.where(counts, _hinge(gap, _margin(margin, 0.2, soft_margin), soft_margin), 0)
     return _mean_of(terms, counts, reduction)
 
 
 def batch_all_triplet_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    ref_offset=None, margin=0.2, metric="euclidean", soft_margin=False, triplets="all", reduction="mean",
+    ref_offset=None, margin=None, metric="euclidean", soft_margin=False, triplets="all", reduction="mean",
 ):  # fmt: skip
     refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
     d = pairwise_distance(embeddings, refs, metric)
     gap = d[:, :, None] - d[:, None]  # d(a, p) - d(a, n)
+    margin = _margin(margin, 0.2, soft_margin)
     bands = dict(hard=gap >= 0, semihard=(gap < 0) & (gap >= -margin), easy=gap < -margin)
     chosen = pos[:, :, None] & neg[:, None] & bands.get(triplets, True)
-    terms = (_softplus(gap) if soft_margin else F.relu(gap + margin)).where(chosen, gap.new_zeros(()))
+    terms = _hinge(gap, margin, soft_margin).where(chosen, gap.new_zeros(()))
     return _mean_of(terms, chosen, reduction)
 
 

@@ -46,9 +46,10 @@ class Triplets(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What `fold_triplets` writes: the sum of the terms, how many are chosen, how many cost something."""
+    """What `fold_triplets` writes: the sum of the terms, how many are chosen, how many cost something, and if `SLOPED`
+    the sum of the slopes."""
 
-    states: Any  # [splits, 3, N]
+    states: Any  # [splits, 3 or 4, N]
 
 
 class Slopes(NamedTuple):
@@ -68,12 +69,12 @@ class Semihard(NamedTuple):
 @triton.jit
 def triplet(gap, margin, KIND: tl.constexpr, SOFT: tl.constexpr):
     """Of gap = d(a, p) - d(a, n): the term, its slope, and 1 if the triplet is of the kind (but for "all")."""
+    h = gap + margin
     if SOFT:
-        v = tl.exp(-tl.abs(gap))
-        term = tl.where(gap <= 0.0, 0.0, gap) + log1p(v)
-        slope = tl.where(gap < 0.0, v, 1.0) / (1.0 + v)
+        v = tl.exp(-tl.abs(h))
+        term = tl.where(h <= 0.0, 0.0, h) + log1p(v)
+        slope = tl.where(h < 0.0, v, 1.0) / (1.0 + v)
     else:
-        h = gap + margin
         term = tl.where(h <= 0.0, 0.0, h)
         slope = tl.where(h <= 0.0, 0.0, 1.0)
     if KIND == "all":
@@ -129,8 +130,8 @@ def farther(s, xl, yl, c, M):
 @triton.jit(do_not_specialize=["N", "M", "first", "last"])
 def fold_triplets(
     x, y, ranges, outs, margin, N, M, D, first, last,  # margin: `tiles.Numbers`, one
-    SCORE: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
+    SCORE: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, SLOPED: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Each anchor's triplets of its positives number `first` to `last` with the columns of a split. Grid: (row blocks,
     splits).
@@ -148,6 +149,7 @@ def fold_triplets(
     (margin,) = load_numbers(margin)
     state: tl.constexpr = tl.float32 if SLOPES else outs.states.dtype.element_ty
     total, chosen, active = tl.zeros([BM], state), tl.zeros([BM], state), tl.zeros([BM], state)
+    sloped = tl.zeros([BM], state)
 
     start, end = split_columns(M, BN)
     for k0 in range(first, tl.minimum(tl.max(stop - begin), last), K):
@@ -159,7 +161,7 @@ def fold_triplets(
             c = c0 + tl.arange(0, BN)
             s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
             s = farther(s, xl, load(y.labels, c, M), c, M)
-            terms, kinds, costly = zeros(3, BM)  # of the tile
+            terms, kinds, costly, steep = zeros(4, BM)  # of the tile
             grown = ()
             for k in tl.static_range(K):
                 term, slope, of_kind = triplet(t[k][:, None] - s, margin, KIND, SOFT)
@@ -169,12 +171,16 @@ def fold_triplets(
                     terms += tl.sum(term, 1)
                     kinds += tl.sum(of_kind, 1)
                     costly += tl.sum((term > 0.0).to(tl.float32), 1)
+                    if SLOPED:
+                        steep += tl.sum(slope, 1)
             if SLOPES:
                 slopes = grown
             else:
                 total += terms.to(state)
                 chosen += kinds.to(state)
                 active += costly.to(state)
+                if SLOPED:
+                    sloped += steep.to(state)
         if SLOPES:
             for k in tl.static_range(K):
                 at = (k0 + k - first) * N.to(tl.int64) + r
@@ -184,10 +190,13 @@ def fold_triplets(
                 tl.store(outs.slopes + part + at, slopes[k], mask=kept)
 
     if not SLOPES:
-        at = outs.states + tl.program_id(1).to(tl.int64) * 3 * N + r
+        step = N.to(tl.int64)
+        at = outs.states + tl.program_id(1) * (3 + SLOPED) * step + r
         tl.store(at, total, mask=r < N)
-        tl.store(at + N, chosen, mask=r < N)
-        tl.store(at + 2 * N.to(tl.int64), active, mask=r < N)
+        tl.store(at + step, chosen, mask=r < N)
+        tl.store(at + 2 * step, active, mask=r < N)
+        if SLOPED:
+            tl.store(at + 3 * step, sloped, mask=r < N)
 
 
 @triton.jit(do_not_specialize=["N", "M", "first", "last", "width"])

@@ -37,7 +37,7 @@ LEARNABLE = [
     (loss, p.name)
     for loss in LOSSES
     for p in inspect.signature(loss).parameters.values()
-    if p.kind is p.KEYWORD_ONLY and p.annotation == "float | Tensor"
+    if p.kind is p.KEYWORD_ONLY and p.annotation.startswith("float | Tensor")
 ]
 DTYPES = {
     "triton": (torch.float32, torch.float16, torch.bfloat16),
@@ -165,6 +165,8 @@ def taking(role: Role) -> list[Callable[..., Tensor]]:
 
 
 IN_BATCH, WITH_CLASSES = taking(Role.REF_ROWS), taking(Role.CLASSES)
+# What compares every row with one other and has no product of all pairs.
+ROW_BY_ROW = [loss.function for loss in CATALOG.values() if loss.family in ("rows", "mined") and loss.products is None]
 GIVEN_LOGITS, ELEMENTS = taking(Role.LOGITS), taking(Role.ANSWERS)
 
 

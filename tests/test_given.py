@@ -20,6 +20,8 @@ KINDS = {
     "signs": lambda similar: 2 * similar - 1,
     "float_signs": lambda similar: 2.0 * similar - 1,
     "similar_is_zero": lambda similar: 1 - similar,
+    "graded": lambda similar: (similar + torch.arange(len(similar)) % 3) / 3,  # 0 and 1 are among them
+    "graded_is_zero": lambda similar: (similar + torch.arange(len(similar)) % 3) / 3,
 }
 MARGINS = ("number", "tensor")
 
@@ -38,7 +40,7 @@ def pairs(case):
     arguments, margin = rows(case, ("x1", "x2"))
     N = len(arguments["x1"])
     target = KINDS[case["target"]](torch.arange(N) % 3 % 2)
-    options = dict(target=target, similar=int(case["target"] != "similar_is_zero"), reduction=case["reduction"])
+    options = dict(target=target, similar=int(not case["target"].endswith("is_zero")), reduction=case["reduction"])
     return arguments | options, margin
 
 
@@ -47,7 +49,7 @@ def test_contrastive_is_as_exact_as_eager(backend, case):
     arguments, margin = pairs(case)
     arguments |= dict(metric=case["metric"], margin=margin)
     with running(backend, case["plan"]) as device:
-        check(fusedloss.contrastive_loss, arguments, case["dtype"], device)
+        check(fusedloss.contrastive_loss, arguments, case["dtype"], device, constant=["target"])
 
 
 @cases(
@@ -68,18 +70,22 @@ def test_other_pair_losses_are_as_exact_as_eager(backend, case):
     else:
         arguments["margin"] = 1 - margin if case["loss"] is fusedloss.cosine_embedding_loss else margin
     with running(backend, case["plan"]) as device:
-        check(case["loss"], arguments, case["dtype"], device)
+        check(case["loss"], arguments, case["dtype"], device, constant=["target"])
 
 
 @cases(
-    GRID | dict(metric=METRICS, swap=(False, True), margin=(*MARGINS, "soft"), eps=(1e-6, 0.0, 0.5)),
+    GRID
+    | dict(
+        metric=METRICS, swap=(False, True), margin=(*MARGINS, None), soft_margin=(False, True), eps=(1e-6, 0.0, 0.5)
+    ),
     blocked=3,
     triton=2,
 )
 def test_triplet_margin_is_as_exact_as_eager(backend, case):
     arguments, margin = rows(case, ("anchor", "positive", "negative"))
-    arguments |= {name: case[name] for name in ("metric", "swap", "eps", "reduction")}
-    arguments |= dict(margin=margin / 4, soft_margin=case["margin"] == "soft")
+    arguments |= {name: case[name] for name in ("metric", "swap", "eps", "reduction", "soft_margin")}
+    if case["margin"] is not None:
+        arguments["margin"] = margin / 4
     with running(backend, case["plan"]) as device:
         check(fusedloss.triplet_margin_loss, arguments, case["dtype"], device)
 
@@ -138,3 +144,168 @@ def test_a_target_may_mix_both_kinds(backend, device):
     target = torch.tensor([1, -1], device=device)
     terms = fusedloss.cosine_embedding_loss(x1, x2, target, margin=0.5, reduction="none")
     torch.testing.assert_close(terms.cpu(), torch.tensor([0.0, 0.5]), rtol=0, atol=1e-6)
+
+
+PAIRS = (
+    fusedloss.contrastive_loss,
+    fusedloss.euclidean_distance_loss,
+    fusedloss.cosine_similarity_loss,
+    fusedloss.cosine_embedding_loss,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize(("similar", "target"), [(1, 0.3), (0, 0.7)])
+@pytest.mark.parametrize(
+    ("loss", "x1", "x2", "options", "terms"),  # of a similar and of a dissimilar pair
+    [
+        (fusedloss.contrastive_loss, [0.0, 0.0], [0.0, 1.0], {}, (0.5, 0.0)),
+        (fusedloss.contrastive_loss, [0.0, 0.0], [0.0, 1.0], dict(margin=3.0, metric="manhattan"), (0.5, 2.0)),
+        (fusedloss.contrastive_loss, [1.0, 0.0], [0.0, 1.0], dict(margin=3.0, metric="cosine"), (0.5, 2.0)),
+        (fusedloss.euclidean_distance_loss, [0.0, 0.0], [0.0, 1.0], dict(margin=2.0), (1.0, 1.0)),
+        (fusedloss.cosine_similarity_loss, [3.0, 4.0], [3.0, 0.0], {}, (0.2, 0.8)),
+        (fusedloss.cosine_embedding_loss, [3.0, 4.0], [3.0, 0.0], dict(margin=0.1), (0.4, 0.5)),
+    ],
+)
+def test_a_graded_pair_costs_its_share_of_both_terms(
+    backend, device, loss, x1, x2, options, terms, similar, target, dtype
+):
+    x1, x2 = torch.tensor([x1], device=device), torch.tensor([x2], device=device)
+    share = torch.tensor([target], device=device, dtype=dtype)
+    value = loss(x1, x2, share, similar=similar, **options)
+    part = share.item() if similar == 1 else 1 - share.item()
+    assert value.item() == pytest.approx(part * terms[0] + (1 - part) * terms[1], rel=2e-6)
+
+
+@pytest.mark.parametrize("similar", [1, 0])
+def test_a_share_of_0_or_1_selects_its_term_whatever_the_other_is(backend, device, similar):
+    x1, x2 = (1e10 * batch(9, 5, seed=seed)[0].float().to(device) for seed in range(2))
+    bits, found = torch.arange(9, device=device) % 2, []
+    apart = bits != similar
+    for target in (bits.bool(), bits, bits.float()):
+        leaf = x1.clone().requires_grad_()
+        terms = fusedloss.contrastive_loss(leaf, x2, target, metric="sqeuclidean", similar=similar, reduction="none")
+        (grad,) = torch.autograd.grad(terms[apart].sum(), leaf)
+        assert terms[~apart].isinf().all()
+        found.append(torch.cat([terms[apart, None], grad[apart]], 1))
+    assert found[0].isfinite().all()
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+WRONG = [torch.nan, torch.inf, 2.0, 1.5, -0.5, -2.0]
+
+
+@pytest.mark.parametrize("loss", PAIRS)
+@pytest.mark.parametrize(("similar", "wrong"), [*((s, w) for s in (1, 0) for w in WRONG), (0, -1.0)])
+def test_another_target_is_an_error_on_a_cpu_and_else_a_loss_of_nan(backend, device, loss, similar, wrong, monkeypatch):
+    rows = [batch(3, 5, seed=seed)[0].float() for seed in range(2)]
+    for target in (torch.tensor([0.0, 1.0, wrong]), torch.tensor([0.0, 1.0, wrong]).bfloat16()):
+        with pytest.raises(ValueError, match=f"^target must be from 0 to 1.*, got {wrong} in row 2"):
+            loss(*rows, target, similar=similar)
+    if wrong in (2.0, -2.0, -1.0):
+        with pytest.raises(ValueError, match=f"^target must be from 0 to 1.*, got {int(wrong)} in row 2"):
+            loss(*rows, torch.tensor([0, 1, int(wrong)]), similar=similar)
+    monkeypatch.setattr(fusedloss.checks, "readable", lambda *_: False)  # as on a GPU
+    on_device = [v.to(device) for v in (*rows, target)]
+    assert loss(*on_device, similar=similar, reduction="none").isnan().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("loss", PAIRS)
+def test_a_target_receives_no_gradient(loss):
+    rows = [batch(3, 5, seed=seed)[0] for seed in range(2)]
+    with pytest.raises(ValueError, match=r"^target must not require a gradient"):
+        loss(*rows, torch.full((3,), 0.5, requires_grad=True))
+    with pytest.raises(TypeError, match=r"^target must be real, got torch.complex64"):
+        loss(*rows, torch.ones(3, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.uint16, torch.uint32])
+def test_a_target_of_any_integer_dtype_is_a_bool(backend, device, dtype):
+    rows = [batch(9, 5, seed=seed)[0].float().to(device) for seed in range(2)]
+    bits = torch.arange(9) % 2
+    for similar in (1, 0):
+        found, want = (fusedloss.contrastive_loss(*rows, t.to(device), similar=similar) for t in (bits.to(dtype), bits))
+        assert torch.equal(found, want)
+
+
+SMALL = 3e-8  # a cosine that 1 - (1 - cos) does not hold
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("loss", "value", "slope"),  # of a dissimilar pair with a cosine of SMALL, or SMALL above -1
+    [
+        (fusedloss.cosine_embedding_loss, SMALL, 1.0),
+        (partial(fusedloss.contrastive_loss, metric="cosine"), SMALL**2 / 2, SMALL),
+    ],
+)
+@pytest.mark.parametrize("margin", ["default", "tensor"])
+def test_a_hinge_of_a_small_cosine_is_exact(backend, device, loss, value, slope, sign, margin):
+    if margin == "tensor":
+        default = 0.0 if loss is fusedloss.cosine_embedding_loss else 1.0
+        loss = partial(loss, margin=torch.tensor(default, device=device))
+    x1 = torch.tensor([[sign * SMALL, 1.0]], device=device, requires_grad=True)
+    x2 = torch.tensor([[1.0, 0.0]], device=device)
+    found = loss(x1, x2, torch.zeros(1, dtype=torch.int64, device=device))
+    found.backward()
+    assert found.item() == pytest.approx(value if sign > 0 else 0.0, rel=1e-6)
+    assert x1.grad[0, 0].item() == pytest.approx(slope if sign > 0 else 0.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("soft_margin", [False, True])
+def test_a_triplet_of_small_cosines_is_exact(backend, device, soft_margin, swap):
+    a = torch.tensor([[1.0, 0.0]], device=device)
+    p, n = (torch.tensor([[cos, 1.0]], device=device, requires_grad=True) for cos in (SMALL, 2 * SMALL))
+    for loss in (fusedloss.triplet_margin_loss, mined):
+        options = dict(swap=swap) if loss is fusedloss.triplet_margin_loss else {}
+        value = loss(a, p, n, margin=0.0, metric="cosine", soft_margin=soft_margin, **options)
+        by_p, by_n = torch.autograd.grad(value, (p, n))
+        swapped = bool(options.get("swap"))  # then the negative is nearer to the positive, with a cosine of 1
+        gap = 1.0 - SMALL if swapped else SMALL
+        want = F.softplus(torch.tensor(gap)).item() if soft_margin else gap
+        assert value.item() == pytest.approx(want, rel=1e-6)
+        if not swapped:
+            slope = torch.tensor(gap).sigmoid().item() if soft_margin else 1.0
+            assert (by_p[0, 0].item(), by_n[0, 0].item()) == pytest.approx((-slope, slope), rel=1e-6)
+
+
+def mined(anchor, positive, negative, **options):
+    """The triplet as the one that batch-hard mining finds."""
+    labels = torch.tensor([0, 0, 1], device=anchor.device)
+    refs = torch.cat([anchor, positive, negative])
+    return fusedloss.batch_hard_triplet_loss(anchor, labels[:1], refs, labels, ref_offset=0, **options)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("margin", [0.7, None])
+def test_a_soft_margin_has_its_margin(backend, device, metric, dtype, margin):
+    a, p, n = (batch(1, 5, seed=seed)[0].float().to(device) for seed in range(3))
+    gap = (reference.row_distance(a, p, metric) - reference.row_distance(a, n, metric)).item()
+    given = {} if margin is None else dict(margin=margin)
+    if margin is not None and dtype is not None:
+        given = dict(margin=torch.tensor(margin, dtype=dtype, device=device, requires_grad=True))
+    z = torch.tensor(gap + (given["margin"].item() if dtype and given else margin or 0.0))
+    for loss in (partial(fusedloss.triplet_margin_loss, eps=0.0), mined, of_all):
+        value = loss(a, p, n, metric=metric, soft_margin=True, **given)
+        assert value.item() == pytest.approx(F.softplus(z).item(), rel=3e-6)
+        if isinstance(given.get("margin"), torch.Tensor):
+            (slope,) = torch.autograd.grad(value, given["margin"])
+            assert slope.dtype == dtype
+            assert slope.item() == pytest.approx(z.sigmoid().item(), rel=1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def of_all(anchor, positive, negative, **options):
+    """The triplet as the only one of a batch."""
+    labels = torch.tensor([0, 0, 1], device=anchor.device)
+    refs = torch.cat([anchor, positive, negative])
+    return fusedloss.batch_all_triplet_loss(anchor, labels[:1], refs, labels, ref_offset=0, **options)
+
+
+def test_soft_semihard_triplets_need_a_margin():
+    x, labels = torch.tensor([[0.0], [1.0], [1.5]]), torch.tensor([0, 0, 1])
+    options = dict(soft_margin=True, triplets="semihard")
+    with pytest.raises(ValueError, match=r"^margin must be given where soft_margin is True .* got None"):
+        fusedloss.batch_all_triplet_loss(x, labels, **options)
+    assert fusedloss.batch_all_triplet_loss(x, labels, margin=1.0, **options) == F.softplus(torch.tensor(0.5))

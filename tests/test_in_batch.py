@@ -52,7 +52,8 @@ def test_pairwise_contrastive_is_as_exact_as_eager(backend, case):
         reduction=("mean", "sum", "none"),
         positives=("hardest", "easiest"),
         negatives=("hardest", "easiest", "semihard"),
-        margin=("number", "tensor", "soft"),
+        margin=("number", "tensor", None),
+        soft_margin=(False, True),
     ),
     blocked=3,
     triton=2,
@@ -61,9 +62,9 @@ def test_pairwise_contrastive_is_as_exact_as_eager(backend, case):
 def test_batch_hard_is_as_exact_as_eager(backend, case):
     arguments, margin, constant = in_batch(case)
     margin *= 4 if case["negatives"] == "easiest" else 1  # some terms are active in every case
-    arguments |= dict(margin=torch.tensor(margin) if case["margin"] == "tensor" else margin)
-    arguments |= dict(soft_margin=case["margin"] == "soft")
-    arguments |= {name: case[name] for name in ("reduction", "positives", "negatives")}
+    arguments |= {name: case[name] for name in ("reduction", "positives", "negatives", "soft_margin")}
+    if case["margin"] is not None or not case["soft_margin"]:
+        arguments |= dict(margin=torch.tensor(margin) if case["margin"] == "tensor" else margin)
     with running(backend, case["plan"]) as device:
         check(fusedloss.batch_hard_triplet_loss, arguments, case["dtype"], device, constant=constant)
 

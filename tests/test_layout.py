@@ -27,7 +27,7 @@ LAYERS = {
     "fusedloss/checks.py": ("torch",),
     "fusedloss/options.py": ("fusedloss.checks.",),
     "fusedloss/reference.py": ("torch",),
-    "fusedloss/backends/dtypes.py": ("torch",),
+    "fusedloss/backends/dtypes.py": LEAVES,
     "fusedloss/backends/request.py": (*LEAVES, "fusedloss.backends.dtypes."),
     "fusedloss/backends/__init__.py": ("torch", "fusedloss.backends.triton", "fusedloss.backends.blocked"),
     "fusedloss/backends/blocked": (*LEAVES, *(f"fusedloss.backends.{m}." for m in ("dtypes", "request", "blocked"))),

@@ -27,8 +27,20 @@ from fusedloss.backends.request import (
 from fusedloss.checks import Batch
 from fusedloss.ops import folds, logits, rows, triplets
 from fusedloss.ops.registration import OPERATIONS, as_tensor, flat
-from tests.compare import differentiate
-from tests.grid import FULL, GIVEN_LOGITS, IN_BATCH, LEARNABLE, LOSSES, SAMPLE, batch, example, in_front, running
+from tests.compare import differentiate, is_rows
+from tests.grid import (
+    FULL,
+    GIVEN_LOGITS,
+    IN_BATCH,
+    LEARNABLE,
+    LOSSES,
+    ROW_BY_ROW,
+    SAMPLE,
+    batch,
+    example,
+    in_front,
+    running,
+)
 
 OPS = [*OPERATIONS.values()]
 
@@ -65,12 +77,13 @@ def op_inputs(device):
 
     yield rows.mine_op, Mining(pairs, "manhattan", "nearest", "beyond")
     margin, negatives = margins[1].clone(), torch.tensor(9 * [[2, -1, 0, 3, 1, 4, 2, 0, 5]], device=device)
-    yield triplets.fold_triplets_op, Triplets(alone, margin.clone().requires_grad_(), "euclidean", "all", False)
-    yield triplets.fold_triplets_op, Triplets(pairs, margin, "cosine", "semihard", True)
-    yield triplets.fold_triplets_op, Triplets(inside, margin, "sqeuclidean", "nearest", False)
+    yield triplets.fold_triplets_op, Triplets(alone, margin.clone().requires_grad_(), "euclidean", "all", False, False)
+    yield triplets.fold_triplets_op, Triplets(pairs, margin.clone().requires_grad_(), "cosine", "semihard", True, True)
+    yield triplets.fold_triplets_op, Triplets(inside, margin, "sqeuclidean", "nearest", False, False)
     du, no_index = states[0], negatives[:0].int()
-    hard, every = Triplets(alone, margin, "euclidean", "hard", False), Triplets(pairs, margin, "manhattan", "all", True)
-    nearest = Triplets(pairs, margin, "sqeuclidean", "nearest", False)
+    hard = Triplets(alone, margin, "euclidean", "hard", False, False)
+    every = Triplets(pairs, margin, "manhattan", "all", True, False)
+    nearest = Triplets(pairs, margin, "sqeuclidean", "nearest", False, False)
     yield triplets.fold_triplets_grad_op, TripletsGrad(hard, no_index, du, True, False)
     yield triplets.fold_triplets_grad_op, TripletsGrad(every, no_index, du, True, True)
     yield triplets.fold_triplets_grad_op, TripletsGrad(nearest, negatives[:7].int(), du, False, True)
@@ -180,7 +193,7 @@ def test_checkpointed_equals_eager(backend, device, loss):
     assert all(torch.equal(a, b) for a, b in zip(found, torch.autograd.grad(loss(**arguments), rows), strict=True))
 
 
-@in_front([loss for loss in LOSSES if loss not in GIVEN_LOGITS])
+@in_front([loss for loss in LOSSES if loss not in (*GIVEN_LOGITS, *ROW_BY_ROW)])
 def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_inputs(backend, device, loss):
     arguments = {name: v.to(device) for name, v in example(loss, refs=True).items()}
     rows = [v.requires_grad_() for v in arguments.values() if v.is_floating_point()]
@@ -195,12 +208,63 @@ def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_inputs(back
     assert all(grad.dtype == torch.float32 for grad in grads)
 
 
-@in_front(GIVEN_LOGITS)
-def test_autocast_leaves_given_logits_as_they_are(backend, device, loss):
-    arguments = {name: v.to(device) for name, v in example(loss).items()}
+@in_front([*GIVEN_LOGITS, *ROW_BY_ROW])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_leaves_given_logits_and_rows_compared_one_by_one_as_they_are(backend, device, loss, dtype):
+    arguments = {name: v.to(device, dtype if is_rows(v) else v.dtype) for name, v in example(loss).items()}
+    rows = [v.requires_grad_() for v in arguments.values() if is_rows(v)]
     with torch.autocast(device, torch.bfloat16):
         value = loss(**arguments)
-    assert torch.equal(value, loss(**arguments))
+    want = loss(**arguments)
+    assert torch.equal(value, want) and value.dtype == want.dtype
+    for grad, want_grad in zip(torch.autograd.grad(value, rows), torch.autograd.grad(want, rows), strict=True):
+        assert torch.equal(grad, want_grad) and grad.dtype == dtype
+
+
+@in_front(ROW_BY_ROW)
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float16, torch.bfloat16)])
+def test_under_autocast_rows_of_two_dtypes_are_compared_in_one_that_holds_both(backend, device, loss, dtypes):
+    arguments = {name: v.to(device) for name, v in example(loss).items()}
+    names = [name for name, v in arguments.items() if is_rows(v)]
+    for name, dtype in zip(names, (*dtypes, dtypes[0]), strict=False):
+        arguments[name] = arguments[name].to(dtype).requires_grad_()
+    rows = [arguments[name] for name in names]
+    with torch.autocast(device, torch.bfloat16):
+        value = loss(**arguments)
+    want = loss(**arguments | {name: arguments[name].float() for name in names})
+    assert torch.equal(value, want)
+    for grad, want_grad, v in zip(*(torch.autograd.grad(of, rows) for of in (value, want)), rows, strict=True):
+        assert torch.equal(grad, want_grad) and grad.dtype == v.dtype
+    with pytest.raises(TypeError, match="must have the dtype of"):
+        loss(**arguments)
+
+
+def test_a_distance_that_16_bits_do_not_hold_counts_under_autocast(backend, device):
+    x1, x2 = torch.tensor([[1.0, 0.5]], device=device), torch.tensor([[1.001, 0.5]], device=device)
+    with torch.autocast(device, torch.bfloat16):
+        value = fusedloss.contrastive_loss(x1.requires_grad_(), x2, torch.ones(1, dtype=torch.int64, device=device))
+    value.backward()
+    assert value.item() == pytest.approx(5e-7, rel=1e-3)
+    assert x1.grad.tolist() == [[pytest.approx(-1e-3, rel=1e-3), 0.0]]
+
+
+@pytest.mark.parametrize("module", [fusedloss.CenterLoss, fusedloss.IslandLoss])
+def test_centers_of_a_module_are_not_rounded_to_embeddings_of_autocast(backend, device, module):
+    torch.manual_seed(0)
+    loss, x = module(7, 5).to(device), example(module.function)["embeddings"].to(device).bfloat16()
+    target = example(module.function)["target"].to(device)
+    with torch.autocast(device, torch.bfloat16):
+        value = loss(x, target)
+    assert torch.equal(value, module.function(x.float(), loss.centers, target))
+
+
+def test_whether_a_device_has_autocast_is_asked_once(backend, device, monkeypatch):
+    def asked(kind):
+        raise AssertionError("Dynamo of PyTorch 2.11 cannot trace this")
+
+    monkeypatch.setattr(torch.amp, "is_autocast_available", asked)
+    for loss in (fusedloss.contrastive_loss, fusedloss.pairwise_contrastive_loss):
+        loss(**{name: v.to(device) for name, v in example(loss).items()})
 
 
 def test_float64_stays_float64_under_autocast():

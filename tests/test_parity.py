@@ -55,7 +55,7 @@ def test_batch_hard_is_its_triplet_loss_of_the_batch_hard_miner(backend, device,
     distance = DISTANCES[metric]()
     miner = miners.BatchHardMiner(distance=distance)
     loss = losses.TripletMarginLoss(
-        margin=0 if soft_margin else 0.3, smooth_loss=soft_margin, distance=distance, reducer=reducers.MeanReducer()
+        margin=0.3, smooth_loss=soft_margin, distance=distance, reducer=reducers.MeanReducer()
     )
 
     def theirs(embeddings, labels):
@@ -88,10 +88,8 @@ TRIPLETS = [(metric, soft) for metric in DISTANCES for soft in (False, True)]
     [*(("blocked", *of) for of in TRIPLETS), *(("triton", *of) for of in (TRIPLETS if FULL else TRIPLETS[:2]))],
 )
 def test_all_active_triplets_are_its_triplet_loss(backend, device, metric, soft_margin):
-    margin, distance = 0 if soft_margin else 0.3, DISTANCES[metric]()
-    theirs = losses.TripletMarginLoss(
-        margin=margin, smooth_loss=soft_margin, distance=distance, triplets_per_anchor="all"
-    )
+    distance = DISTANCES[metric]()
+    theirs = losses.TripletMarginLoss(margin=0.3, smooth_loss=soft_margin, distance=distance, triplets_per_anchor="all")
     ours = with_options(
         fusedloss.batch_all_triplet_loss, margin=0.3, soft_margin=soft_margin, metric=metric, reduction="active"
     )
@@ -108,7 +106,7 @@ KINDS = ("all", "hard", "semihard", "easy")
 def test_triplets_of_a_kind_are_those_of_its_triplet_miner(backend, device, kind):
     distance = distances.LpDistance(normalize_embeddings=False)
     miner = miners.TripletMarginMiner(margin=0.5, type_of_triplets=kind, distance=distance)
-    loss = losses.TripletMarginLoss(margin=0, smooth_loss=True, distance=distance, reducer=reducers.MeanReducer())
+    loss = losses.TripletMarginLoss(margin=0.5, smooth_loss=True, distance=distance, reducer=reducers.MeanReducer())
 
     def theirs(embeddings, labels):
         return loss(embeddings, labels, miner(embeddings, labels))

@@ -70,7 +70,8 @@ STORED = 32  # semi-hard negatives of an anchor that are kept for the backward, 
 
 
 class Triplets(NamedTuple):
-    """States of every anchor: the sum of its triplets' terms, how many are chosen, how many cost something. [3, N]
+    """States of every anchor: the sum of its triplets' terms, how many are chosen, how many cost something, and if
+    `sloped` the sum of their slopes, which is the derivative by the margin. [3 or 4, N]
 
     For "nearest" (one triplet for each positive) also the row of the negative of the first positives of every anchor,
     -1 for those that cost nothing, in the order of the labels. [STORED, N]
@@ -81,10 +82,11 @@ class Triplets(NamedTuple):
     metric: str
     triplets: str  # "all", "hard", "semihard", "easy" or "nearest"
     soft: bool
+    sloped: bool  # for soft terms: of others the slopes are 1 where they cost something
 
-    def new_states(self, folds: int) -> Tensor:
+    def new_states(self) -> Tensor:
         x = self.batch.x
-        return torch.zeros(folds, x.shape[0], dtype=state_dtype(x), device=x.device)
+        return torch.zeros(3 + self.sloped, x.shape[0], dtype=state_dtype(x), device=x.device)
 
     def new_negatives(self) -> Tensor:
         x, kept = self.batch.x, STORED if self.triplets == "nearest" else 0

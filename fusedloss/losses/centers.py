@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import ops
+from .. import checks, ops
 from ..backends.dtypes import loss_dtype
 from ..options import number, one_of, options
-from .classes import classified
 from .reduce import REDUCTIONS, reduce_rows
 
 
@@ -42,8 +41,16 @@ def center_loss(embeddings: Tensor, centers: Tensor, target: Tensor, *, reductio
     >>> center_loss(torch.eye(2), torch.zeros(2, 2), torch.tensor([0, 1]))
     tensor(0.5000)
     """
-    x, c, index = classified(embeddings, "centers", centers, target)
+    x, c, index = _classified(embeddings, centers, target)
     return reduce_rows(_to_centers(x, c, index), reduction, index, x)
+
+
+def _classified(embeddings: object, centers: object, target: object) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked rows, the centers, and the index of every row's class."""
+    names = ("embeddings", "centers")
+    x, c = checks.unrounded(names, (embeddings, centers))
+    checks.comparable(names[0], x, names[1], c)
+    return x, c, checks.class_indices("target", target, x.shape[:1], c.shape[0], x)
 
 
 def _to_centers(x: Tensor, c: Tensor, index: Tensor) -> Tensor:
@@ -86,7 +93,7 @@ def island_loss(
     >>> island_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), weight=1.0)
     tensor(2.)
     """
-    x, c, index = classified(embeddings, "centers", centers, target)
+    x, c, index = _classified(embeddings, centers, target)
     C = c.shape[0]
     own = c.to(loss_dtype(c)).clone(memory_format=torch.contiguous_format)  # gradients add up in one order
     directions = F.normalize(own, eps=1e-8)

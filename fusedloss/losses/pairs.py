@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,8 +25,9 @@ def contrastive_loss(
 
     Args:
         x1, x2: embeddings [N, D], float16, bfloat16, float32 or float64.
-        target: [N]. `similar=1` (default): similar where target > 0, so bool, {0, 1} and {-1, +1} all work;
-            `similar=0`: similar where target == 0, the convention of the paper.
+        target: [N]. `similar=1` (default): similar where target is 1, so bool, {0, 1} and {-1, +1} all work;
+            `similar=0`: similar where target is 0, the convention of the paper. A floating target between 0 and 1 is
+            graded: its pair costs that share of the similar term and the rest of the other. It receives no gradient.
         margin: distance beyond which a dissimilar pair costs nothing; a tensor of one element receives its gradient.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
         reduction: "mean" over the pairs, "sum", or "none" (one value per pair).
@@ -33,12 +36,13 @@ def contrastive_loss(
         A scalar, or [N] for reduction "none"; float32 (float64 for float64 inputs). N = 0 gives 0.
 
     Raises:
-        TypeError, ValueError: naming the argument and what was seen.
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of another target. On a GPU, where
+            looking would wait for it, and in compiled code the loss of such a pair is NaN if the target is floating.
 
     Equivalent to (euclidean)::
 
         d = (x1 - x2).norm(dim=1)
-        torch.where(target > 0, d**2, F.relu(margin - d) ** 2).mean() / 2
+        torch.where(target == 1, d**2, F.relu(margin - d) ** 2).mean() / 2
 
     Source: Hadsell, Chopra, LeCun, "Dimensionality Reduction by Learning an Invariant Mapping", CVPR 2006.
 
@@ -62,7 +66,7 @@ def euclidean_distance_loss(
     Equivalent to::
 
         d = (x1 - x2).norm(dim=1)
-        torch.where(target > 0, d**2, F.relu(margin - d) ** 2).mean()
+        torch.where(target == 1, d**2, F.relu(margin - d) ** 2).mean()
 
     >>> x1, x2 = torch.zeros(2, 1), torch.tensor([[2.0], [1.0]])
     >>> euclidean_distance_loss(x1, x2, torch.tensor([1, 0]), margin=2.0, reduction="none")
@@ -75,17 +79,33 @@ def _given_pairs_hinge(
     x1: Tensor, x2: Tensor, target: Tensor, margin: float | Tensor, metric: str, similar: int, reduction: str,
     scale: float,
 ) -> Tensor:  # fmt: skip
-    is_similar, d = _given_distances(x1, x2, target, metric, similar)
-    # margin - d, in the order in which compiled code lets the margin vary
-    loss = reduce(torch.where(is_similar, d, F.relu(-(d - margin))).square(), reduction, d.shape[0], x1)
+    x1, x2 = checks.given_rows(("x1", "x2"), (x1, x2))
+    share = checks.similar_pairs(target, similar, x1)
+    if metric == "cosine":
+        cos = ops.row_distances(x1, x2, None, "similarity")[0]
+        d, short = 1 - cos, F.relu(cos - (1 - margin))  # of the cosine itself: 1 - (1 - cos) loses small ones
+    else:
+        d = ops.row_distances(x1, x2, None, metric)[0]
+        short = F.relu(-(d - margin))  # margin - d, in the order in which compiled code lets the margin vary
+    loss = reduce(_graded(share, d, short, torch.square), reduction, d.shape[0], x1)
     return loss if scale == 1 else scale * loss
 
 
-def _given_distances(x1: Tensor, x2: Tensor, target: Tensor, metric: str, similar: int) -> tuple[Tensor, Tensor]:
-    """Which pairs are similar, and their distances. [N] each"""
-    x1, x2 = checks.same_rows(("x1", "x2"), (x1, x2))
-    is_similar = checks.similar_pairs(target, similar, x1)
-    return is_similar, ops.row_distances(x1, x2, None, metric)[0]
+def _graded(
+    share: Tensor, similar: Tensor, dissimilar: Tensor, cost: Callable[[Tensor], Tensor] = lambda x: x
+) -> Tensor:
+    """What each pair costs: that share of the similar term, and the rest of the dissimilar one; by a bool one of them,
+    whatever the other is. [N]"""
+    if share.dtype == torch.bool:
+        return cost(torch.where(share, similar, dissimilar))
+    similar, dissimilar = similar.masked_fill(share == 0, 0.0), dissimilar.masked_fill(share == 1, 0.0)
+    return share * cost(similar) + (1 - share) * cost(dissimilar)
+
+
+def _given_cosines(x1: Tensor, x2: Tensor, target: Tensor, similar: int) -> tuple[Tensor, Tensor]:
+    """How similar the pairs are to be, see `checks.similar_pairs`, and their cosines. [N] each"""
+    x1, x2 = checks.given_rows(("x1", "x2"), (x1, x2))
+    return checks.similar_pairs(target, similar, x1), ops.row_distances(x1, x2, None, "similarity")[0]
 
 
 @options(similar=one_of(0, 1), reduction=one_of(*REDUCTIONS))
@@ -102,7 +122,7 @@ def cosine_similarity_loss(
     Equivalent to::
 
         s = (1 + F.cosine_similarity(x1, x2)) / 2
-        torch.where(target > 0, 1 - s, s).mean()  # without target: (1 - F.cosine_similarity(x1, x2)).mean()
+        torch.where(target == 1, 1 - s, s).mean()  # without target: (1 - F.cosine_similarity(x1, x2)).mean()
 
     >>> x = torch.eye(2)
     >>> cosine_similarity_loss(x, x.flip(0), torch.tensor([1, 0]), reduction="none")
@@ -111,11 +131,11 @@ def cosine_similarity_loss(
     if target is None:
         checks.one_of("reduction", reduction, REDUCTIONS)
         checks.one_of("similar", similar, (0, 1))
-        x1, x2 = checks.same_rows(("x1", "x2"), (x1, x2))
+        x1, x2 = checks.given_rows(("x1", "x2"), (x1, x2))
         d = ops.row_distances(x1, x2, None, "cosine")[0]
         return reduce(d, reduction, d.shape[0], x1)
-    is_similar, d = _given_distances(x1, x2, target, "cosine", similar)
-    return reduce(torch.where(is_similar, 0.5 * d, 1 - 0.5 * d), reduction, d.shape[0], x1)
+    share, cos = _given_cosines(x1, x2, target, similar)
+    return reduce(0.5 * _graded(share, 1 - cos, 1 + cos), reduction, cos.shape[0], x1)
 
 
 @options(margin=learnable(low=-1.0), similar=one_of(0, 1), reduction=one_of(*REDUCTIONS))
@@ -137,8 +157,8 @@ def cosine_embedding_loss(
     >>> cosine_embedding_loss(x1, x2, torch.tensor([-1]), margin=0.5)
     tensor(0.5000)
     """
-    is_similar, d = _given_distances(x1, x2, target, "cosine", similar)
-    return reduce(torch.where(is_similar, d, F.relu(1 - d - margin)), reduction, d.shape[0], x1)
+    share, cos = _given_cosines(x1, x2, target, similar)
+    return reduce(_graded(share, 1 - cos, F.relu(cos - margin)), reduction, cos.shape[0], x1)
 
 
 @options(

@@ -189,7 +189,7 @@ def clip_loss(
     positive, negative = _competition(x, y, rows, logit_scale, "dot", columns=True)
     terms = softplus(negative - positive)  # of the images, then of the texts
     loss = reduce(terms.unflatten(0, (2, x.shape[0])).mean(0), reduction, x.shape[0], x)
-    return loss + 0 * logit_bias if isinstance(logit_bias, Tensor) else loss
+    return loss + (0 * logit_bias).to(loss.dtype) if isinstance(logit_bias, Tensor) else loss
 
 
 @options(logit_scale=learnable(low=-torch.inf), logit_bias=learnable(low=-torch.inf), reduction=one_of(*REDUCTIONS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,22 +29,22 @@ class HardestPairs(NamedTuple):
 
 
 @options(
-    margin=learnable(), metric=one_of(*METRICS), swap=flag, soft_margin=flag, eps=number(),
+    margin=optional(learnable()), metric=one_of(*METRICS), swap=flag, soft_margin=flag, eps=number(),
     reduction=one_of(*REDUCTIONS),
 )  # fmt: skip
 def triplet_margin_loss(
     anchor: Tensor, positive: Tensor, negative: Tensor, *,
-    margin: float | Tensor = 1.0, metric: str = "euclidean", swap: bool = False, soft_margin: bool = False,
+    margin: float | Tensor | None = None, metric: str = "euclidean", swap: bool = False, soft_margin: bool = False,
     eps: float = 1e-6, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Triplet loss of given triplets; equals `torch.nn.functional.triplet_margin_loss` for p = 2 and 1.
 
-    $$ \ell_i = \max(0, d(a_i, p_i) - d(a_i, n_i) + m), \quad \text{soft: } \log(1 + \exp(d(a_i, p_i) - d(a_i, n_i))) $$
+    $$ \ell_i = \max(0, z_i), \quad \text{soft: } \log(1 + \exp(z_i)), \quad z_i = d(a_i, p_i) - d(a_i, n_i) + m $$
 
     Args:
         anchor, positive, negative: [N, D], float16, bfloat16, float32 or float64.
-        margin: how much farther the negative has to be; a tensor of one element receives its gradient. The soft margin
-            has none.
+        margin: m, how much farther the negative has to be; a tensor of one element receives its gradient. None
+            (default): 1.0, or 0 with `soft_margin`.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
         swap: use the smaller of d(a, n) and d(p, n) (Balntas et al., BMVC 2016).
         soft_margin: the softplus form.
@@ -67,14 +68,26 @@ def triplet_margin_loss(
     >>> triplet_margin_loss(a, a + 2, a + 1, margin=0.5, eps=0.0)
     tensor(1.5000)
     """
-    a, p, n = checks.same_rows(("anchor", "positive", "negative"), (anchor, positive, negative))
-    d = ops.row_distances(a, p, n, metric, eps, pairs=3 if swap else 2)
+    a, p, n = checks.given_rows(("anchor", "positive", "negative"), (anchor, positive, negative))
+    margin = _margin(margin, 1.0, soft_margin)
+    d = _to_compare(lambda of: ops.row_distances(a, p, n, of, eps, pairs=3 if swap else 2), metric)
     d_an = torch.minimum(d[1], d[2]) if swap else d[1]
     return reduce(_hinge(d[0] - d_an, margin, soft_margin), reduction, d_an.shape[0], a)
 
 
+def _margin(margin: float | Tensor | None, default: float, soft_margin: bool) -> float | Tensor:
+    if margin is None:
+        return 0.0 if soft_margin else default
+    return margin
+
+
 def _hinge(gap: Tensor, margin: float | Tensor, soft_margin: bool) -> Tensor:
-    return softplus(gap) if soft_margin else F.relu(gap + margin)
+    return softplus(gap + margin) if soft_margin else F.relu(gap + margin)
+
+
+def _to_compare(distances: Callable[[str], Tensor], metric: str) -> Tensor:
+    """The distances of a metric; of "cosine" they are -cos, whose differences keep what 1 - cos loses of small ones."""
+    return -distances("similarity") if metric == "cosine" else distances(metric)
 
 
 @options(
@@ -132,17 +145,17 @@ def hardest_pairs(
 
 
 @options(
-    ref_offset=optional(integer()), margin=learnable(), metric=one_of(*METRICS), soft_margin=flag,
+    ref_offset=optional(integer()), margin=optional(learnable()), metric=one_of(*METRICS), soft_margin=flag,
     positives=one_of(*POSITIVES), negatives=one_of(*NEGATIVES), reduction=one_of(*REDUCTIONS),
 )  # fmt: skip
 def batch_hard_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    ref_offset: int | None = None, margin: float | Tensor = 0.2, metric: str = "euclidean", soft_margin: bool = False,
-    positives: str = "hardest", negatives: str = "hardest", reduction: str = "mean",
+    ref_offset: int | None = None, margin: float | Tensor | None = None, metric: str = "euclidean",
+    soft_margin: bool = False, positives: str = "hardest", negatives: str = "hardest", reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Triplet loss with one mined positive and one mined negative per anchor, without the distance matrix.
 
-    $$ \ell_i = \max(0, d_{ap} - d_{an} + m), \quad \text{soft: } \log(1 + \exp(d_{ap} - d_{an})) $$
+    $$ \ell_i = \max(0, d_{ap} - d_{an} + m), \quad \text{soft: } \log(1 + \exp(d_{ap} - d_{an} + m)) $$
 
     with d_ap, d_an the distances of anchor i to its selected positive and negative. Anchors without a positive or
     without a negative do not count (sentence-transformers counts those without a positive). Memory is O((N + M) D).
@@ -150,8 +163,8 @@ def batch_hard_triplet_loss(
     Args:
         embeddings, labels, ref_embeddings, ref_labels, ref_offset, metric, positives, negatives: as for
             `hardest_pairs`.
-        margin: how much farther the negative has to be; a tensor of one element receives its gradient. The soft margin
-            has none.
+        margin: m, how much farther the negative has to be; a tensor of one element receives its gradient. None
+            (default): 0.2, or 0 with `soft_margin`.
         soft_margin: the softplus form.
         reduction: "mean" over the anchors that count, "sum", or "none" ([N], 0 for an anchor that does not count).
 
@@ -176,28 +189,27 @@ def batch_hard_triplet_loss(
     >>> batch_hard_triplet_loss(x, labels, margin=0.5, reduction="none")
     tensor([0., 1., 0.])
     """
-    mined = hardest_pairs(
-        embeddings, labels, ref_embeddings, ref_labels,
-        ref_offset=ref_offset, metric=metric, positives=positives, negatives=negatives,
-    )  # fmt: skip
-    counts = (mined.positive_index >= 0) & (mined.negative_index >= 0)
-    gap = torch.where(counts, mined.positive_distance - mined.negative_distance, 0.0)
-    terms = torch.where(counts, _hinge(gap, margin, soft_margin), 0.0)
-    return reduce(terms, reduction, counts.sum(), embeddings)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    index = ops.mine(batch, metric, POSITIVES[positives], NEGATIVES[negatives])
+    d_ap, d_an = _to_compare(lambda of: ops.mined_distances(batch.x, batch.y, index, of), metric)
+    counts = (index >= 0).all(0)
+    gap = torch.where(counts, d_ap - d_an, 0.0)
+    terms = torch.where(counts, _hinge(gap, _margin(margin, 0.2, soft_margin), soft_margin), 0.0)
+    return reduce(terms, reduction, counts.sum(), batch.x)
 
 
 @options(
-    ref_offset=optional(integer()), margin=learnable(), metric=one_of(*METRICS), soft_margin=flag,
+    ref_offset=optional(integer()), margin=optional(learnable()), metric=one_of(*METRICS), soft_margin=flag,
     triplets=one_of(*TRIPLETS), reduction=one_of(*REDUCTIONS, "active"),
 )  # fmt: skip
 def batch_all_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    ref_offset: int | None = None, margin: float | Tensor = 0.2, metric: str = "euclidean", soft_margin: bool = False,
-    triplets: str = "all", reduction: str = "mean",
+    ref_offset: int | None = None, margin: float | Tensor | None = None, metric: str = "euclidean",
+    soft_margin: bool = False, triplets: str = "all", reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Triplet loss of every triplet of a batch, or of those of a kind, without the triplets in memory.
 
-    $$ \ell_{apn} = \max(0, d_{ap} - d_{an} + m), \quad \text{soft: } \log(1 + \exp(d_{ap} - d_{an})) $$
+    $$ \ell_{apn} = \max(0, d_{ap} - d_{an} + m), \quad \text{soft: } \log(1 + \exp(d_{ap} - d_{an} + m)) $$
 
     for every anchor a, positive p (same label) and negative n (another label). Memory is O((N + M) D), whatever the
     sizes of the classes. Counts are exact up to 2^53 triplets.
@@ -205,8 +217,8 @@ def batch_all_triplet_loss(
     Args:
         embeddings, labels, ref_embeddings, ref_labels, ref_offset, metric: as for `hardest_pairs`; positives and
             negatives are rows of the reference set.
-        margin: how much farther the negative has to be; a tensor of one element receives its gradient. The soft margin
-            has none, but the kinds "semihard" and "easy" are by it.
+        margin: m, how much farther the negative has to be; a tensor of one element receives its gradient. None
+            (default): 0.2, or 0 with `soft_margin`, which has no semi-hard triplets without one.
         soft_margin: the softplus form.
         triplets: "all"; "hard": d_an <= d_ap; "semihard": d_ap < d_an <= d_ap + margin; "easy": d_an farther than
             that, which only the soft margin makes cost something.
@@ -236,6 +248,12 @@ def batch_all_triplet_loss(
     tensor([0., 1., 4., 0.])
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    if margin is None and soft_margin and triplets == "semihard":
+        raise ValueError(
+            "margin must be given where soft_margin is True and triplets 'semihard': none is between 0 and the margin "
+            "that is 0 then, got None"
+        )
+    margin = _margin(margin, 0.2, soft_margin)
     total, chosen, active = ops.fold_triplets(batch, margin, metric, triplets, soft_margin)
     if reduction == "active":
         return reduce(total, "mean", active.detach().sum(), batch.x)

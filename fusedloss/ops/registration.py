@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import backends, checks
 
 TYPES = {
     Tensor: "Tensor", Tensor | None: "Tensor?", str: "str", bool: "bool", int: "int", int | None: "SymInt?",
@@ -84,11 +84,9 @@ def transformed() -> bool:
 @contextmanager
 def on_device_of(x: Tensor) -> Iterator[None]:
     """Kernels launch on the current device; products inside a backend keep their precision under autocast."""
-    kind = x.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     with (
         torch.cuda.device_of(x) if x.is_cuda else nullcontext(),
-        torch.autocast(kind, enabled=False) if autocast else nullcontext(),
+        torch.autocast(x.device.type, enabled=False) if checks.autocast(x.device) else nullcontext(),
     ):
         yield
 

@@ -27,14 +27,13 @@ def _backward(t: Triplets, wanted: Any, backend: str, outputs: Any, derivatives:
     (states, negatives), dsums = outputs, derivatives[0][0]
     dx, dy = fold_triplets_grad_op(TripletsGrad(t, negatives, dsums, wanted.batch.x, wanted.batch.y), backend)
     found = {"x": dx, "y": dy}
-    if wanted.margin:  # every term that costs something grows with the margin; a soft one has none
-        total = states.new_zeros(()) if t.soft else (dsums * states[2]).sum()
-        found["margin"] = total.reshape(1).to(t.margin)
+    if wanted.margin:  # every term grows with the margin as with its gap: the last state is the sum of the slopes
+        found["margin"] = (dsums * states[-1]).sum().reshape(1).to(t.margin)
     return found
 
 
 def _fake(t: Triplets) -> tuple[Tensor, Tensor]:
-    return t.new_states(3), t.new_negatives()
+    return t.new_states(), t.new_negatives()
 
 
 fold_triplets_op = Operation("fold_triplets", Triplets, "(Tensor, Tensor)", _fake, _backward)
@@ -48,6 +47,7 @@ def fold_triplets(
     triplets: "all", or those that are "hard", "semihard" or "easy"; or "nearest": one for each positive, with the
     nearest negative that is farther, else the farthest. Differentiable by x, y and the margin.
     """
-    request = Triplets(batch, as_tensor([margin], batch.x), metric, triplets, soft)
+    sloped = soft and isinstance(margin, Tensor)
+    request = Triplets(batch, as_tensor([margin], batch.x), metric, triplets, soft, sloped)
     states, _ = fold_triplets_op(request, resolve_backend(batch.x))
-    return states.unbind()
+    return states[:3].unbind()

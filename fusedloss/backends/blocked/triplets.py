@@ -130,7 +130,7 @@ def hinge_slopes(p: Positives, t: Tile, margin: Any, triplets: str, reached: Ten
 
 
 def soft_triplets(p: Positives, t: Tile, margin: Any, triplets: str) -> Iterator[Tensor]:
-    """For each positive d(a, p) - d(a, n), -inf where that is no triplet of the kind. [B, BN] each"""
+    """For each positive d(a, p) - d(a, n) + margin, -inf where that is no triplet of the kind. [B, BN] each"""
     for k in range(p.s.shape[1]):
         gap = p.s[:, k, None] - t.s
         mask = p.present[:, k, None].expand(gap.shape)
@@ -138,14 +138,14 @@ def soft_triplets(p: Positives, t: Tile, margin: Any, triplets: str) -> Iterator
         if triplets != "all":
             bands = {"hard": gap >= 0, "semihard": (gap < 0) & (gap >= -margin), "easy": gap < -margin}
             mask = mask & bands[triplets]
-        yield gap.masked_fill_(~mask, -torch.inf)
+        yield gap.add_(margin).masked_fill_(~mask, -torch.inf)
 
 
 def soft_slopes(p: Positives, t: Tile, margin: Any, triplets: str, reached: Tensor) -> Tensor:
-    """The same of log(1 + exp(gap)): the sum of the slopes of each negative's triplets, and of each positive's."""
+    """The same of log(1 + exp(gap + margin)): the summed slopes of each negative's triplets, and of each positive's."""
     places = torch.zeros_like(t.s)
-    for k, gap in enumerate(soft_triplets(p, t, margin, triplets), 1):
-        slope = gap.sigmoid_()
+    for k, h in enumerate(soft_triplets(p, t, margin, triplets), 1):
+        slope = h.sigmoid_()
         places += slope
         reached[:, k] += slope.sum(1)
     return places
@@ -200,7 +200,7 @@ def semihard(b: Sorted, i: int, p: Positives) -> tuple[Tensor, Tensor]:
 @single_threaded(lambda t: t.batch)
 def fold_triplets(request: Triplets) -> tuple[Tensor, Tensor]:
     b, triplets, soft = Sorted.of(request), request.triplets, request.soft
-    out, index, m = request.new_states(3), request.new_negatives(), b.margin
+    out, index, m = request.new_states(), request.new_negatives(), b.margin
     positives, negatives = b.counts
     if triplets in ("all", "nearest"):
         out[1] = positives * (negatives if triplets == "all" else negatives.clamp(max=1))
@@ -220,8 +220,10 @@ def fold_triplets(request: Triplets) -> tuple[Tensor, Tensor]:
             if triplets != "all":
                 out[1, r] += chosen(p, t, m, triplets)
             if soft:
-                for gap in soft_triplets(p, t, m, triplets):
-                    terms = F.logsigmoid(gap.neg_()).neg_()  # unlike softplus it is exact for every gap
+                for h in soft_triplets(p, t, m, triplets):
+                    if request.sloped:
+                        out[3, r] += h.sigmoid().sum(1)
+                    terms = F.logsigmoid(h.neg_()).neg_()  # unlike softplus it is exact for every gap
                     out[0, r] += terms.sum(1)
                     out[2, r] += (terms > 0).sum(1)
             else:

@@ -51,7 +51,7 @@ class Sorted(NamedTuple):
 
 def fold_launch(s: Sorted, chosen: Plan, splits: int, outs: Any, first: int, last: int) -> Launch:
     t = s.request
-    options = chosen.options | dict(KIND=t.triplets, SOFT=t.soft, K=configs.POSITIVES)
+    options = chosen.options | dict(KIND=t.triplets, SOFT=t.soft, SLOPED=t.sloped, K=configs.POSITIVES)
     args = (s.x.rows, s.y.rows, s.ranges, outs, numbers(t.margin), s.x.n, s.y.n, s.x.D, first, last)
     return Launch(kernels.fold_triplets, (cdiv(s.x.n, chosen.tile.BM), splits), args, options, chosen.key)
 
@@ -71,14 +71,14 @@ def fold_triplets(t: Triplets) -> tuple[Tensor, Tensor]:
     if t.triplets == "nearest":
         found = torch.empty(2, N, dtype=dtype, device=device)
         semihard_launch(s, planned, kernels.Semihard(found, index), 0, M).run()
-        cost, active = found
+        cost, *active = found
         chosen = positives * negatives.clamp(max=1)
     else:
-        parts = torch.empty(planned.splits(N, M), 3, N, dtype=dtype, device=device)
+        parts = torch.empty(planned.splits(N, M), 3 + t.sloped, N, dtype=dtype, device=device)
         fold_launch(s, planned, len(parts), kernels.Sums(parts), 0, M).run()
-        cost, chosen, active = total(parts)
+        cost, chosen, *active = total(parts)  # and the slopes
         chosen = positives * negatives if t.triplets == "all" else chosen
-    return s.x.restore(torch.stack([cost, chosen.to(cost.dtype), active]), 1), index
+    return s.x.restore(torch.stack([cost, chosen.to(cost.dtype), *active]), 1), index
 
 
 class Turn(NamedTuple):
