@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ def fold_logits(r: Logits) -> Tensor:
             first.copy_(rows.logits.gather(1, rows.own)[:, 0])
             lse.copy_(log_sum(apart.exp_().scatter_(1, rows.own, 0.0), high[:, 0], 1))
         else:  # a sum of what is at least 0, told from the highest logit, so that no digit of a large one is lost
-            below = (rows.shares * apart).masked_fill_(rows.shares == 0, 0.0)  # not 0 times the -inf of a class left out
+            below = (rows.shares * apart).masked_fill_(rows.shares == 0, 0.0)  # not 0 times -inf
             above = apart.exp_().sum(1).to(lse.dtype).log_()
             first.copy_(rows.shares.sum(1))
             lse.copy_(above + high[:, 0])
