@@ -150,7 +150,8 @@ def test_cross_entropy_is_torchs_over_every_combination_of_options(backend, devi
         options = dict(ignore_index=ignore_index, label_smoothing=smoothing, reduction=reduction)
         ours = partial(fusedloss.cross_entropy_loss, target=own.to(device), **options)
         theirs = partial(F.cross_entropy, target=own, **options)
-        found = differentiate(lambda z, f=ours, w=w: f(z, weight=w), dict(z=z), torch.float32, device, ())
+        on_device = None if w is None else w.to(device)
+        found = differentiate(lambda z, f=ours, w=on_device: f(z, weight=w), dict(z=z), torch.float32, device, ())
         want = differentiate(lambda z, f=theirs, w=w: f(z, weight=w), dict(z=z.double()), torch.float32, "cpu", ())
         for name in ("value", "z"):
             torch.testing.assert_close(found[name].cpu(), want[name], rtol=3e-6, atol=1e-6)
