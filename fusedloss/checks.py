@@ -250,6 +250,16 @@ def logits(x: object, overwrite: bool, *, classes: bool = False) -> Tensor:
     return x
 
 
+def answers(name: str, target: object, z: Tensor) -> Tensor:
+    """A constant from 0 to 1 for every logit; looked at where that is no sync."""
+    t = like_logits(name, target, z, constant=True)
+    if readable(t) and t.numel() and t.dtype != torch.bool:
+        low, high = (extreme.item() for extreme in t.detach().aminmax())
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"{name} must be from 0 to 1 everywhere, got values from {low:g} to {high:g}")
+    return t
+
+
 def like_logits(name: str, target: object, z: Tensor, *, constant: bool) -> Tensor:
     """A real tensor in the shape of z, which needs no gradient if it is a constant."""
     if not isinstance(target, Tensor):

@@ -363,6 +363,11 @@ def _own_class(target, C, ignore_index=None):
     return (F.one_hot(target.where(counted, 0).long(), C).movedim(-1, 1) * counted.unsqueeze(1)).bool()
 
 
+def _left_out(x, target, ignore_index):
+    """Rows x with zeros where they do not count, whatever they hold. [N, C, d1, ...]"""
+    return x.masked_fill((target == ignore_index).unsqueeze(1), 0)
+
+
 def cross_entropy_loss(
     logits, target, *,
     weight=None, ignore_index=-100, label_smoothing=0.0, overwrite_logits=False, reduction="mean",
@@ -370,13 +375,16 @@ def cross_entropy_loss(
     C = logits.shape[1]
     w = (logits.new_ones(C) if weight is None else weight).view(1, C, *[1] * (logits.dim() - 2))
     if target.is_floating_point():
-        q, weights = target, logits.detach().sum(1) * 0 + 1
-        smooth = torch.ones_like(weights)
+        q = target
+        weights = smooth = torch.ones_like(logits[:, 0]).detach()
     else:
+        logits = _left_out(logits, target, ignore_index)
         q = _own_class(target, C, ignore_index).to(logits.dtype)
         weights, smooth = (w * q).sum(1), q.sum(1)
     share = w * ((1 - label_smoothing) * q + label_smoothing / C * smooth.unsqueeze(1))
-    terms = -(share * logits.log_softmax(1)).sum(1)
+    log_p = logits.log_softmax(1)
+    log_p = log_p.masked_fill((share == 0) & (logits == -torch.inf), 0)  # costs nothing
+    terms = -(share * log_p).sum(1)
     return _mean_of_classes(terms, weights, reduction)
 
 
@@ -388,7 +396,7 @@ def _modulation(logits, own, gamma):
 def focal_loss(
     logits, target, *, gamma=2.0, weight=None, ignore_index=-100, overwrite_logits=False, reduction="mean"
 ):  # fmt: skip
-    own = _own_class(target, logits.shape[1], ignore_index)
+    logits, own = _left_out(logits, target, ignore_index), _own_class(target, logits.shape[1], ignore_index)
     terms = cross_entropy_loss(logits, target, weight=weight, ignore_index=ignore_index, reduction="none")
     w = 1 if weight is None else weight.view(1, -1, *[1] * (logits.dim() - 2))
     return _mean_of_classes(_modulation(logits, own, gamma) * terms, (w * own).sum(1), reduction)
@@ -398,7 +406,10 @@ def binary_cross_entropy_loss(
     logits, target, *, weight=None, pos_weight=None, overwrite_logits=False, reduction="mean"
 ):  # fmt: skip
     pw = 1 if pos_weight is None else pos_weight
-    terms = -(pw * target * F.logsigmoid(logits) + (1 - target) * F.logsigmoid(-logits))
+    yes, no = (F.logsigmoid(z).masked_fill((t == 0) & (z == -torch.inf), 0) * t for z, t in (
+        (logits, target), (-logits, 1 - target)
+    ))  # fmt: skip
+    terms = -(pw * yes + no)
     return _reduce((terms if weight is None else weight * terms).flatten(), reduction).view(
         logits.shape if reduction == "none" else ()
     )
@@ -417,7 +428,7 @@ def sigmoid_focal_loss(
 def linear_cross_entropy_loss(
     embeddings, weight, target, *, bias=None, gamma=0.0, ignore_index=-100, label_smoothing=0.0, reduction="mean"
 ):  # fmt: skip
-    logits = embeddings @ weight.T + (0 if bias is None else bias)
+    logits = _left_out(embeddings, target, ignore_index) @ weight.T + (0 if bias is None else bias)
     own = _own_class(target, len(weight), ignore_index)
     terms = cross_entropy_loss(
         logits, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"

@@ -32,8 +32,8 @@ def check(
     closer: bool = True,
     factor: float = 1.5,
 ) -> None:
-    """Assert that err(loss) <= factor err(eager) + atol for the value and the gradient by every floating argument that is
-    not `constant`, in the maximum and the L2 norm, against the oracle in float64 on the same rounded inputs.
+    """Assert that err(loss) <= factor err(eager) + atol for the value and the gradient by every floating argument that
+    is not `constant`, in the maximum and the L2 norm, against the oracle in float64 on the same rounded inputs.
 
     eager is the oracle in `dtype`, and where `closer` also in float32, by far the closer bound for 16-bit inputs.
     The atol of a 16-bit gradient is its rounding, `roundings` times where the weights of a product are rounded too.

@@ -59,6 +59,7 @@ def test_linear_cross_entropy_is_as_exact_as_eager(backend, case):
         fixed += ["bias"] * (case["bias"] == "constant")
     if case["ignored"]:
         arguments["target"][1::3] = -7
+        arguments["embeddings"][1::6], arguments["embeddings"][4::6] = torch.nan, torch.inf
     arguments |= dict(gamma=case["gamma"], label_smoothing=case["smoothing"], ignore_index=-7)
     with running(backend, case["plan"]) as device:
         loss = fusedloss.linear_cross_entropy_loss
@@ -178,6 +179,64 @@ def test_a_bias_has_the_precision_of_float32_beside_16_bit_rows(backend, device)
     bias[1] = 2.0**-10  # less than half the last bit of a bfloat16 logit of 1
     losses = [fusedloss.linear_cross_entropy_loss(**arguments, bias=1 + b) for b in (bias, 0 * bias)]
     assert (losses[0] - losses[1]).abs() > 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, dict(gamma=0.5), dict(label_smoothing=0.1)], ids=str)
+def test_a_constant_added_to_the_bias_changes_nothing(backend, device, options):
+    arguments, _ = of_classes(fusedloss.linear_cross_entropy_loss, dict(shape=SHAPES[0], reduction="none"))
+    target, bias = arguments.pop("target").to(device), batch(37, 1, seed=2)[0][:, 0]
+    loss = partial(fusedloss.linear_cross_entropy_loss, target=target, **options)
+    for constant in (2.0**20, -(2.0**20)):
+        plain, moved = (
+            differentiate(loss, arguments | dict(bias=bias + c), torch.float32, device, ()) for c in (0.0, constant)
+        )
+        for name, want in plain.items():
+            torch.testing.assert_close(moved[name], want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_class_left_out_by_its_bias_costs_nothing(backend, device):
+    arguments, _ = of_classes(fusedloss.linear_cross_entropy_loss, dict(shape=SHAPES[0], reduction="mean"))
+    left = torch.arange(37) < 35  # no row is of the last two
+    target = arguments.pop("target").to(device)
+    loss = partial(fusedloss.linear_cross_entropy_loss, target=target, gamma=0.5)
+    bias = torch.where(left, 1.0, -torch.inf)
+    found = differentiate(loss, arguments | dict(bias=bias), torch.float32, device, ())
+    alone = {name: v[left] if name == "weight" else v for name, v in arguments.items()}
+    want = differentiate(loss, alone, torch.float32, device, ())
+    torch.testing.assert_close(found["weight"][:35], want["weight"], rtol=1e-5, atol=1e-6)
+    assert not found["weight"][35:].count_nonzero()
+    for name in ("value", "embeddings"):
+        torch.testing.assert_close(found[name], want[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, dict(gamma=0.5), dict(label_smoothing=0.1)], ids=str)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 3e38])
+def test_what_an_ignored_row_holds_reaches_no_gradient(backend, device, bad, options):
+    arguments, _ = of_classes(fusedloss.linear_cross_entropy_loss, dict(shape=SHAPES[0], reduction="mean"))
+    arguments |= dict(bias=batch(37, 1, seed=2)[0][:, 0])
+    target, counted = arguments.pop("target").to(device), torch.arange(23) % 4 > 0
+    loss = partial(fusedloss.linear_cross_entropy_loss, **options)
+    alone = arguments | dict(embeddings=arguments["embeddings"][counted])
+    want = differentiate(partial(loss, target=target[counted.to(device)]), alone, torch.float32, device, ())
+    arguments["embeddings"][~counted] = bad
+    ignoring = partial(loss, target=target.where(counted.to(device), -100))
+    found = differentiate(ignoring, arguments, torch.float32, device, ())
+    rows = found.pop("embeddings")
+    assert not rows[~counted].count_nonzero()
+    torch.testing.assert_close(rows[counted], want.pop("embeddings"), rtol=1e-5, atol=1e-7)
+    for name, exact in want.items():
+        torch.testing.assert_close(found[name], exact, rtol=1e-5, atol=1e-6)
+
+
+def test_where_no_row_is_ignored_none_is_copied(monkeypatch):
+    arguments, copies = example(fusedloss.linear_cross_entropy_loss), []
+    original = torch.Tensor.masked_fill
+    monkeypatch.setattr(torch.Tensor, "masked_fill", lambda *a: copies.append(a) or original(*a))
+    fusedloss.linear_cross_entropy_loss(**arguments)
+    assert not copies
+    arguments["target"][0] = -100
+    fusedloss.linear_cross_entropy_loss(**arguments)
+    assert copies
 
 
 def test_only_the_bias_may_be_trained(backend, device):

@@ -126,8 +126,8 @@ def test_gradients_of_near_duplicates_are_as_exact_as_eager(backend, device, met
     x, _ = batch(12, 32)
     x = torch.cat([x, x + apart * batch(12, 32, seed=1)[0]])
     arguments = dict(embeddings=x, labels=torch.arange(24), metric=metric, neg_margin=2.0)
-    # Of a distance of 0 the root of its rounding is left. Three tf32 products make fp32 ones on tensor cores, which leave
-    # 2^-20 of a product; on an H200 that was 2.2 times what eager PyTorch leaves.
+    # Of a distance of 0 the root of its rounding is left. On tensor cores three tf32 products make one of fp32 rows and
+    # leave 2^-20 of it; on an H200 that was 2.2 times what eager PyTorch leaves.
     factor = 3.0 if device == "cuda" and dtype == torch.float32 and apart == 0 else 1.5
     check(fusedloss.pairwise_contrastive_loss, arguments, dtype, device, closer=False, factor=factor)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import checks, ops
 from ..options import integer, learnable, number, one_of, optional, options, tensor
-from .reduce import REDUCTIONS, at_least_one, focal, reduce, reduce_rows, softplus
+from .reduce import REDUCTIONS, at_least_one, focal, reduce, reduce_rows, softplus, without_ignored
 
 
 def _fold(
@@ -24,6 +24,14 @@ def _fold(
     batch = checks.Batch(x, classes, index, torch.arange(classes.shape[0], device=x.device, dtype=torch.int64), None)
     neg = ops.of("lse", "sum", scale=scale) if total else ops.of("lse", scale=scale)
     return ops.fold(batch, "softmax", metric, pos=ops.of("sum", scale=own_scale), neg=neg, offsets=bias)
+
+
+def _near_zero(bias: Tensor) -> Tensor:
+    """A bias less a constant, which changes no softmax: of biases that are all above 0, or all below, the nearest."""
+    if bias.shape[0] == 0:
+        return bias
+    low, high = bias.detach().aminmax()
+    return bias - (low.clamp(min=0) + high.clamp(max=0))
 
 
 @options(
@@ -73,8 +81,9 @@ def linear_cross_entropy_loss(
     if bias is not None:
         checks.of_classes("bias", bias, C, x, constant=False)
     index = checks.class_indices("target", target, x.shape[:1], C, x, ignore_index)
+    x, b = without_ignored(x, index), None if bias is None else _near_zero(bias)
     smooth = label_smoothing > 0
-    own, others, *total = _fold(x, w, index, "dot", scale=1.0, own_scale=1.0, bias=bias, total=smooth)
+    own, others, *total = _fold(x, w, index, "dot", scale=1.0, own_scale=1.0, bias=b, total=smooth)
     terms = softplus(others - own)
     if total:
         terms = terms + label_smoothing * (own - (own + total[0]) / at_least_one(C))

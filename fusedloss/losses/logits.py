@@ -187,7 +187,7 @@ def _of_elements(
     z: Tensor, target: object, loss: str, numbers: list[float], overwrite: bool, reduction: str,
     weight: Tensor | None = None, pos_weight: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    t, total = checks.like_logits("target", target, z, constant=True), reduction != "none"
+    t, total = checks.answers("target", target, z), reduction != "none"
     terms = ops.fold_elements(z.contiguous(), t, weight, pos_weight, loss, numbers, total=total, overwrite=overwrite)
     return reduce(terms, reduction, z.numel(), z)
 

@@ -24,7 +24,7 @@ class Rows(NamedTuple):
 
     n: slice
     p: slice
-    logits: Tensor  # [n, C, p], in float32 or wider; 0 in a row without a class, whatever it holds
+    logits: Tensor  # [n, C, p], in float32 or wider; 0 in a row without a class that is not finite
     own: Tensor  # the own classes, 0 for none [n, 1, p]; not of probabilities
     shares: Tensor | None  # of every class in the loss of its row, if wanted [n, C, p]
 
@@ -42,20 +42,34 @@ class Blocks:
 
     def __getitem__(self, i: int) -> Rows:
         n, p = self.at[i]
-        z = widen(self.r.z[n, :, p])
+        z, kept, spread = widen(self.r.z[n, :, p]), 1 - self.r.smoothing, self.r.smoothing / self.r.z.shape[1]
         if self.classes is None:
             q = self.r.target[n, :, p]
-            return Rows(n, p, z, q, self.shares(q.to(z.dtype) * (1 - self.r.smoothing)))
+            return Rows(n, p, z, q, self.weighted((q.to(z.dtype) * kept).add_(spread)))
         own = self.classes[n, :, p]
         if self.ignores:
-            z, own = z.masked_fill(own < 0, 0.0), own.clamp(min=0)
-        shares = torch.zeros_like(z).scatter_(1, own, 1 - self.r.smoothing) if self.r.shares else None
-        return Rows(n, p, z, own, None if shares is None else self.shares(shares))
+            z, own = read_as_zero(z, own < 0), own.clamp(min=0)
+        if not self.r.shares:
+            return Rows(n, p, z, own, None)
+        return Rows(n, p, z, own, self.weighted(torch.full_like(z, spread).scatter_(1, own, kept + spread)))
 
-    def shares(self, kept: Tensor) -> Tensor:
-        """What smoothing has kept of each class's probability, plus what it has spread; times the class's weight."""
-        kept.add_(self.r.smoothing / kept.shape[1])
-        return kept if self.weight is None else kept.mul_(self.weight[:, None])
+    def weighted(self, q: Tensor) -> Tensor:
+        return q if self.weight is None else q.mul_(self.weight[:, None])
+
+
+def read_as_zero(z: Tensor, ignored: Tensor) -> Tensor:
+    """Logits [n, C, p] with zeros in rows that are ignored, unless all of these are finite, which do no harm."""
+    if z.device.type == "cpu" and not bool((ignored & ~z.sum(1, keepdim=True).isfinite()).any()):
+        return z
+    return z.masked_fill(ignored, 0.0)
+
+
+def asked(shares: Tensor, logs: Tensor) -> Tensor:
+    """shares * logs, 0 where a share is 0, though its logarithm be -inf: that is looked for where looking is no sync,
+    since selecting takes longer than all else."""
+    found = shares * logs
+    there = logs.device.type != "cpu" or (logs.numel() > 0 and not bool(logs.amin() > -torch.inf))
+    return found.masked_fill_(shares == 0, 0.0) if there else found
 
 
 @single_threaded(lambda r: r.z)
@@ -72,11 +86,11 @@ def fold_logits(r: Logits) -> Tensor:
             first.copy_(rows.logits.gather(1, rows.own)[:, 0])
             lse.copy_(log_sum(apart.exp_().scatter_(1, rows.own, 0.0), high[:, 0], 1))
         else:  # a sum of what is at least 0, told from the highest logit, so that no digit of a large one is lost
-            below = (rows.shares * apart).masked_fill_(rows.shares == 0, 0.0)  # not 0 times -inf
+            below = asked(rows.shares, apart).sum(1)
             above = apart.exp_().sum(1).to(lse.dtype).log_()
             first.copy_(rows.shares.sum(1))
             lse.copy_(above + high[:, 0])
-            cost[0].copy_(above.mul_(first).sub_(below.sum(1)))
+            cost[0].copy_(above.mul_(first).sub_(below))
 
     spread(len(blocks.at), of_rows)
     return states.flatten(1)
@@ -109,14 +123,8 @@ def logits_grad(g: LogitsGrad, out: Tensor) -> None:
 # Losses of an element, as in `kernels/logits.py`: the value, and the derivative by z.
 
 
-def answered(t: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """t log p and (1 - t) log(1 - p), in their place; 0 for what is not asked, though it be infinite."""
-    return log_p.mul_(t).masked_fill_(t == 0, 0.0), log_q.mul_(1 - t).masked_fill_(t == 1, 0.0)
-
-
 def binary_cross_entropy(z: Tensor, t: Tensor, pos_weight: Tensor | float, numbers: Sequence[float]) -> Tensor:
-    yes, no = answered(t, F.logsigmoid(z), F.logsigmoid(-z))
-    return yes.mul_(-pos_weight).sub_(no)
+    return asked(t, F.logsigmoid(z)).mul_(-pos_weight).sub_(asked(1 - t, F.logsigmoid(-z)))
 
 
 def binary_cross_entropy_slope(z: Tensor, t: Tensor, pos_weight: Tensor | float, numbers: Sequence[float]) -> Tensor:
@@ -129,14 +137,13 @@ def focal_terms(z: Tensor, t: Tensor, alpha: float, gamma: float) -> tuple[Tenso
     if gamma == 0:
         factor = torch.ones_like(z)
     elif is_whole(t):
-        factor = torch.where(t == 1, log_q, log_p).mul_(gamma).exp_()
+        factor = asked(t, log_q).add_(asked(f, log_p)).mul_(gamma).exp_()
     else:
         u = (log_p.exp() * f).add_(log_q.exp() * t)
         factor = torch.where(t == 1, log_q, torch.where(f == 1, log_p, u.log_())).mul_(gamma).exp_()
     if alpha >= 0:
         factor.mul_(alpha * t + (1 - alpha) * f)
-    yes, no = answered(t, log_p, log_q)
-    return factor, yes.add_(no).neg_()
+    return factor, asked(t, log_p).add_(asked(f, log_q)).neg_()
 
 
 def is_whole(t: Tensor) -> bool:
