@@ -100,8 +100,18 @@ def tests(out: Path, result: Path) -> Outcome:
     paths = sorted((files.ROOT / "tests").glob("test_*.py"), key=lambda path: ("degenerate" in path.name, path.name))
     names = [str(path.relative_to(files.ROOT)) for path in paths]
     outcome = run(
-        "tests", "pytest", *names, "-k", "triton", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark",
-        f"--junitxml={xml}", *workers,
+        "tests",
+        "pytest",
+        *names,
+        "-k",
+        "triton",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:benchmark",
+        f"--junitxml={xml}",
+        *workers,
     )
     if xml.exists():
         files.update(result, tests=summary(ET.parse(xml).getroot()))
