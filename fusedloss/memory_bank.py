@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from . import checks
 from .losses import catalog
+
+ROWS = ("embeddings", "labels", "position")  # what a bank keeps, by name
 
 
 class MemoryBank(nn.Module):
@@ -27,19 +30,39 @@ class MemoryBank(nn.Module):
         size: rows kept, at least 1; in float32 they take size x dim x 4 bytes.
         dim: D of the embeddings.
         dtype: of the rows kept; they are compared in the dtype of the embeddings.
-        device: of the buffers; `.to(device)` moves them too.
+        device: of the rows kept; `.to(device)` moves them too.
 
-    `forward(embeddings, labels)`, or `forward(query, key)`, returns the loss, and in training mode then puts the rows
-    (the keys) into the buffer; `eval()` leaves it as it is. Shapes, errors and results are those of the loss. Nothing
-    is read from the device: how many rows there are is counted on the host, and from when the buffer is full a step can
-    be captured in a CUDA graph. `state_dict` holds the rows, their labels and the write position.
+    `forward` returns the loss, and in training mode then puts rows into the buffer; `eval()` leaves it as it is.
+    Shapes, errors and results are those of the loss. Its tensors are:
+
+    - `forward(embeddings, labels)`, for a loss with labels.
+    - `forward(embeddings, labels, keys)` if a second (a momentum) encoder makes the rows that are compared with and
+      kept: MoCo with labels. A key is another view, so every row is paired with its own key too, as a positive. Keys
+      gathered from several processes, [K, D], take their labels with them: `key_labels=`, [K].
+    - `forward(query, key)`, for a loss with `negatives`; the keys are kept.
+
+    `store=` names the rows (the keys) that are kept, by a mask, [N] bool, or by their numbers, [K] integers: not those
+    without a label, or in doubt. How many there are must be known without reading a device, so a mask is for CPUs, and
+    elsewhere its `mask.nonzero().flatten()`. `reset()` empties the buffer, as for another phase of training.
+
+    Nothing is read from the device: how many rows there are is counted on the host. While the buffer fills their number
+    is a size that varies, so `torch.compile` makes two graphs, the first of which is that of the empty buffer, but with
+    `dynamic=False` one a step; from when it is full no size changes, and a step can be captured in a CUDA graph.
+
+    `state_dict` holds the rows, their labels and how many were put in. They are no buffers, as `named_buffers` has it:
+    `DistributedDataParallel` would send those of rank 0 to all ranks, where every rank keeps rows of its own. A file
+    that rank 0 saved gives all ranks its rows, which are replaced after `size` more.
+
+    A sample that comes again while its row of an earlier epoch is kept is compared with that row, as a positive that is
+    nearly itself. With `size` well below the samples of an epoch that is rare.
 
     Equivalent to::
 
         refs = torch.cat([embeddings.detach(), past])  # the last `size` rows
-        loss(embeddings, labels, refs, torch.cat([labels, past_labels]), ref_offset=0)
+        loss(embeddings, labels, refs, torch.cat([labels, past_labels]), ref_offset=0)  # no ref_offset for keys
 
-    `CrossBatchMemory` of pytorch-metric-learning counts the batch into its memory_size.
+    `CrossBatchMemory` of pytorch-metric-learning counts the batch into its memory_size; its `enqueue_mask` says which
+    rows of one tensor are keys.
 
     Source: Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020; He et al., "Momentum Contrast for
     Unsupervised Visual Representation Learning", CVPR 2020.
@@ -49,6 +72,12 @@ class MemoryBank(nn.Module):
     tensor(0.)
     >>> bank(torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1]))
     tensor(1.)
+    >>> bank.reset()
+    >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1])
+    >>> bank(x, y, keys=x + 0.75, store=torch.tensor([True, False]))  # a row and its own key are positives
+    tensor(0.5000)
+    >>> bank.filled
+    1
     """
 
     embeddings: Tensor
@@ -77,9 +106,9 @@ class MemoryBank(nn.Module):
                 f"loss must take ref_embeddings and ref_labels, or negatives, got {name}({', '.join(takes)})"
             )
         self.loss, self.size, self.dim, self.labelled = loss, size, dim, labelled
-        self.register_buffer("embeddings", torch.zeros(size, dim, dtype=dtype, device=device))
-        self.register_buffer("labels", torch.zeros(size, dtype=torch.int64, device=device))
-        self.register_buffer("position", torch.zeros((), dtype=torch.int64, device=device))  # rows put in so far
+        self.embeddings = torch.zeros(size, dim, dtype=dtype, device=device)
+        self.labels = torch.zeros(size, dtype=torch.int64, device=device)
+        self.position = torch.zeros((), dtype=torch.int64, device=device)  # rows put in so far
         # Empty, its length the rows in use: counted on the host, so that no shape depends on the device, and a size,
         # which torch.compile lets vary, while it compiles anew for every value of an int of a module.
         self.used = self.embeddings.new_empty(0, 0)
@@ -90,22 +119,55 @@ class MemoryBank(nn.Module):
         """Rows of the buffer in use."""
         return self.used.shape[0]
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Any:
-        name, rows = ("embeddings", embeddings) if self.labelled else ("key", labels)
-        rows = checks.rows(name, rows).detach()
+    def reset(self) -> None:
+        """Empty the buffer."""
+        for name in ROWS:
+            getattr(self, name).zero_()
+        self.used = self.used.new_empty(0, 0)
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, keys: Tensor | None = None, *,
+        key_labels: Tensor | None = None, store: Tensor | None = None,
+    ) -> Any:  # fmt: skip
+        if key_labels is not None and keys is None:
+            raise ValueError("key_labels must be given together with keys, got no keys")
+        if not self.labelled:
+            if keys is not None:
+                raise ValueError("keys must be the second tensor where the loss takes negatives, got a third")
+            rows = self._rows("key", labels)
+            past = self.embeddings[: self.filled].to(rows.dtype, copy=True)  # the backward needs the rows of now
+            value, row_labels = self.loss(embeddings, labels, negatives=past), None
+        elif keys is None:
+            rows = self._rows("embeddings", embeddings)
+            labels = row_labels = checks.integers("labels", labels, rows).long()
+            value = self.loss(embeddings, labels, *self._references(rows, row_labels), ref_offset=0)
+        else:
+            rows = self._rows("keys", keys)
+            checks.same_kind("embeddings", self._rows("embeddings", embeddings), "keys", rows)
+            name, of_keys = ("labels", labels) if key_labels is None else ("key_labels", key_labels)
+            row_labels = checks.integers(name, of_keys, rows).long()
+            value = self.loss(embeddings, labels, *self._references(rows, row_labels))
+        if store is not None:
+            at = chosen(store, rows)
+            rows = rows.index_select(0, at)
+            row_labels = None if row_labels is None else row_labels.index_select(0, at)
+        if self.training:
+            self._put(rows, row_labels)
+        return value
+
+    def _rows(self, name: str, given: Tensor) -> Tensor:
+        """Rows that may be put in, detached."""
+        rows = checks.rows(name, given).detach()
         if rows.shape[1] != self.dim:
             raise ValueError(f"{name} must have the D of the bank, {self.dim}, got shape {tuple(rows.shape)}")
-        # A copy, here or by `cat`: the backward needs the rows as they are now.
-        past = self.embeddings[: self.filled].to(rows.dtype, copy=not self.labelled)
-        if self.labelled:
-            labels = checks.integers("labels", labels, rows).long()
-            refs = (torch.cat([rows, past]), torch.cat([labels, self.labels[: self.filled]]))
-            value = self.loss(embeddings, labels, *refs, ref_offset=0)
-        else:
-            value = self.loss(embeddings, labels, negatives=past)
-        if self.training:
-            self._put(rows, labels if self.labelled else None)
-        return value
+        if rows.device != self.embeddings.device:
+            raise ValueError(f"{name} must be on the device of the bank, {self.embeddings.device}, got {rows.device}")
+        return rows
+
+    def _references(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows and those in the buffer, and their labels; a copy, since the backward needs the rows of now."""
+        past = self.embeddings[: self.filled].to(rows.dtype)
+        return torch.cat([rows, past]), torch.cat([labels, self.labels[: self.filled]])
 
     @torch.no_grad()
     def _put(self, rows: Tensor, labels: Tensor | None) -> None:
@@ -118,9 +180,58 @@ class MemoryBank(nn.Module):
         self.position += n
         self.used = self.used.new_empty(min(self.size, self.filled + n), 0)
 
+    @contextmanager
+    def _as_buffers(self) -> Iterator[None]:
+        """For what `nn.Module` does with buffers and is to do with the rows: move, save and load them."""
+        for name in ROWS:
+            self._buffers[name] = self.__dict__.pop(name)
+        try:
+            yield
+        finally:
+            for name in ROWS:
+                self.__dict__[name] = self._buffers.pop(name)
+
+    def _apply(self, *arguments: Any, **named: Any) -> MemoryBank:
+        with self._as_buffers():
+            return super()._apply(*arguments, **named)
+
+    def _save_to_state_dict(self, *arguments: Any, **named: Any) -> None:
+        with self._as_buffers():
+            super()._save_to_state_dict(*arguments, **named)
+
+    def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
+        with self._as_buffers():
+            super()._load_from_state_dict(*arguments, **named)
+
     def _count(self, _: Any) -> None:
         """After loading a state, the one time that the position is read."""
         self.used = self.used.new_empty(min(self.size, int(self.position)), 0)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, dim={self.dim}"
+
+
+def chosen(store: Tensor, rows: Tensor) -> Tensor:
+    """Which rows to keep, by a mask or by numbers of theirs, as numbers. [K] int64"""
+    N = rows.shape[0]
+    if not isinstance(store, Tensor):
+        raise TypeError(f"store must be a tensor, a mask or numbers of rows, got {type(store).__name__}")
+    if store.device != rows.device:
+        raise ValueError(f"store must be on the device of the rows, {rows.device}, got {store.device}")
+    if store.dtype == torch.bool:
+        if store.shape != (N,):
+            raise ValueError(f"store must have shape ({N},) as a mask, one value a row, got {tuple(store.shape)}")
+        if not checks.readable(store):
+            raise ValueError(
+                f"store must be numbers of rows where reading a mask would wait for a device, or in compiled code, got "
+                f"a mask on {store.device}: its numbers are mask.nonzero().flatten()"
+            )
+        return store.nonzero().flatten()
+    if store.is_floating_point() or store.is_complex():
+        raise TypeError(f"store must be a mask (torch.bool) or numbers of rows (integers), got {store.dtype}")
+    if store.dim() != 1:
+        raise ValueError(f"store must have shape (K,), one number for every row to keep, got {tuple(store.shape)}")
+    at = store.long()
+    if checks.readable(at) and (wrong := checks.first_of((at < 0) | (at >= N))) is not None:
+        raise ValueError(f"store must be numbers of rows from 0 to {N - 1}, got {at[wrong]}")
+    return at

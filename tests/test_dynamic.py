@@ -146,3 +146,22 @@ def test_a_memory_bank_compiles_to_two_graphs_while_it_fills(loss, backend):
         torch.testing.assert_close(compiled(x, y), banks[1](x, y))
     assert counter.frame_count <= 2
     torch.testing.assert_close(*(bank.state_dict() for bank in banks))
+
+
+def test_so_does_one_of_thousands_of_rows_in_a_training_loop_with_keys_and_chosen_rows():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model, bank = torch.nn.Linear(5, 5), fusedloss.MemoryBank(fusedloss.SupConLoss(), 4096, 5)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    counter = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def loss_of(x, labels, keys, store):
+        return bank(model(x), labels, keys, store=store)
+
+    for _ in range(20):  # of which the 16th fills it
+        x, labels = torch.randn(300, 5), torch.randint(9, (300,))
+        loss_of(x, labels, x / 2, torch.randperm(300)[:260]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert counter.frame_count <= 2 and bank.filled == 4096 and bank.position == 20 * 260

@@ -1,9 +1,11 @@
 """Memory is linear: forward and backward of a batch take less than one N x N matrix, in a process of their own."""
 
 import pytest
+import torch
 
+import fusedloss
 from bench.workloads import CASES
-from fusedloss.tools.measure import measure
+from fusedloss.tools.measure import batch, measure, training_step
 from tests.grid import in_full
 
 N = 4096
@@ -24,3 +26,23 @@ def test_a_batch_takes_less_memory_than_its_distances(case):
     assert case in CASES
     found = measure("bench.workloads:in_batch", case=case, implementation="fusedloss", n=N, d=128, repeats=1)
     assert 0 < found.peak_bytes < 4 * N * N
+
+
+def semihard_against(references, n, classes):
+    """Maker: the rows of a batch against many more references."""
+    torch.set_num_threads(2)  # each has a tile
+    (x, labels), (y, y_labels) = (batch(size, 4, classes, "cpu", "float32") for size in (n, references))
+
+    def loss(x, labels):
+        return fusedloss.batch_semihard_triplet_loss(x, labels, y.detach(), y_labels)
+
+    return training_step(loss, x, labels)
+
+
+@pytest.mark.parametrize("classes", [32, *in_full(4)])
+def test_semihard_takes_no_row_of_all_references_for_each_of_a_block(classes):
+    """It took 2.5 and 6 times as much as the distances do: a count a reference, and a place for each positive."""
+    n, references = 128, 131_072
+    maker = "tests.test_memory:semihard_against"
+    found = measure(maker, n=n, references=references, classes=classes, repeats=1)
+    assert 0 < found.peak_bytes < 4 * n * references

@@ -49,6 +49,66 @@ def test_keys_are_the_queue_of_info_nce(backend, device, size):
         queue = torch.cat([queue, key])[-size:]
 
 
+@pytest.mark.parametrize("gathered", [False, True])
+@in_front(IN_BATCH)
+def test_keys_of_another_encoder_are_compared_with_and_kept(backend, device, loss, gathered):
+    """A row is paired with its own key too, which is another view; keys of several processes bring their labels."""
+    bank = MemoryBank(loss, 10, 5).to(device)
+    past, past_labels = torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64)
+    for (x, labels), (keys, of_keys) in zip(batches(), batches([n + 2 for n in SIZES]), strict=True):
+        keys, of_keys, named = (keys, of_keys, {"key_labels": of_keys.to(device)}) if gathered else (x.roll(1, 1) / 2, labels, {})
+        leaf = x.to(device, copy=True).requires_grad_()
+        value = bank(leaf, labels.to(device), keys.to(device, copy=True).requires_grad_(), **named)
+        value.backward()
+        exact = x.double().requires_grad_()
+        refs = torch.cat([keys, past]).double(), torch.cat([of_keys, past_labels])
+        want = getattr(reference, loss.__name__)(exact, labels, *refs)
+        want.backward()
+        torch.testing.assert_close(value.cpu().double(), want, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(leaf.grad.cpu().double(), exact.grad, rtol=1e-3, atol=1e-5)
+        past, past_labels = (torch.cat(pair)[-10:] for pair in ((past, keys), (past_labels, of_keys)))
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("size", [3, 10])
+def test_of_a_batch_the_chosen_rows_are_kept(backend, device, size, mask):
+    bank, want = (MemoryBank(fusedloss.supcon_loss, size, 5).to(device) for _ in range(2))
+    for x, labels in batches():
+        x, labels = x.to(device), labels.to(device)
+        sure = labels.new_tensor([i for i in range(len(x)) if i % 3])
+        store = torch.zeros(len(x), dtype=torch.bool).index_fill_(0, sure.cpu(), True) if mask else sure.int()
+        if mask and device != "cpu":
+            with pytest.raises(ValueError, match=r"^store must be numbers of rows .*mask.nonzero"):
+                bank(x, labels, store=store.to(device))
+            store = sure
+        compared = copy.deepcopy(want).eval()
+        assert bank(x, labels, store=store) == compared(x, labels)  # the others are left out of what is kept alone
+        want(x[sure], labels[sure])
+        torch.testing.assert_close(bank.state_dict(), want.state_dict(), rtol=0, atol=0)
+        assert bank.filled == want.filled
+
+
+def test_no_row_need_be_kept_and_those_of_a_queue_may_be_chosen():
+    bank = MemoryBank(fusedloss.InfoNCELoss(), 10, 5)
+    (query, _), (key, _) = batches()[:1] * 2
+    bank(query, key, store=torch.tensor([6, 0]))
+    assert torch.equal(bank.embeddings[:2], key[[6, 0]])
+    bank(query, key, store=torch.zeros(7, dtype=torch.bool))
+    assert bank.filled == bank.position == 2
+
+
+def test_a_reset_bank_is_as_it_was_built(backend, device):
+    bank = MemoryBank(fusedloss.supcon_loss, 10, 5).to(device)
+    for _ in range(2):
+        first = [bank(x.to(device), labels.to(device)) for x, labels in batches()]
+        bank.reset()
+        new = MemoryBank(fusedloss.supcon_loss, 10, 5)
+        assert bank.filled == 0
+        torch.testing.assert_close(bank.cpu().state_dict(), new.state_dict(), rtol=0, atol=0)
+        assert [new.to(device)(x.to(device), labels.to(device)) for x, labels in batches()] == first
+        bank.to(device)
+
+
 @pytest.mark.parametrize("loss", [fusedloss.supcon_loss, fusedloss.SupConLoss(), reference.supcon_loss])
 def test_a_loss_may_be_partial_or_one_that_fusedloss_has_not(loss):
     """The reference's functions are any others: only the names of what they take say what they are."""
@@ -79,6 +139,78 @@ def test_a_bank_goes_on_from_its_saved_state():
     for other in (loaded, copy.deepcopy(bank), pickle.loads(pickle.dumps(bank))):
         clone = copy.deepcopy(bank)
         assert [other(*step) for step in steps[2:]] == [clone(*step) for step in steps[2:]]
+
+
+def test_a_bank_loads_what_was_saved_of_buffers_and_says_what_is_wrong(tmp_path):
+    """Its rows were buffers once: under the same names."""
+    bank = MemoryBank(fusedloss.supcon_loss, 10, 5)
+    old = torch.nn.Module()
+    for name, value in dict(embeddings=torch.randn(10, 5), labels=torch.arange(10), position=torch.tensor(13)).items():
+        old.register_buffer(name, value)
+    torch.save(old.state_dict(), tmp_path / "bank")
+    saved = torch.load(tmp_path / "bank", weights_only=True)
+    for assign in (False, True):
+        assert str(bank.load_state_dict(saved, assign=assign)) == "<All keys matched successfully>"
+        torch.testing.assert_close(dict(bank.state_dict()), dict(old.state_dict()), rtol=0, atol=0)
+        assert bank.filled == 10
+    whole = torch.nn.Sequential(torch.nn.Linear(5, 5), bank)
+    whole.load_state_dict(whole.state_dict())
+    assert {"1.embeddings", "1.labels", "1.position"} < whole.state_dict().keys()
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "1.labels"'):
+        whole.load_state_dict({k: v for k, v in whole.state_dict().items() if k != "1.labels"})
+    with pytest.raises(RuntimeError, match=r"size mismatch for embeddings"):
+        MemoryBank(fusedloss.supcon_loss, 11, 5).load_state_dict(saved)
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: .embeddings.*position"):
+        fusedloss.SupConLoss().load_state_dict(saved)
+
+
+def test_rows_are_no_buffers_and_go_where_the_module_goes():
+    bank = MemoryBank(fusedloss.supcon_loss, 10, 5)
+    bank(*batches()[0])
+    assert not list(bank.buffers()) and not list(bank.parameters())
+    half = copy.deepcopy(bank).half()
+    assert (half.embeddings.dtype, half.labels.dtype, half.position.dtype) == (torch.half, torch.int64, torch.int64)
+    torch.testing.assert_close(half.embeddings, bank.embeddings.half())
+    assert torch.nn.Sequential(copy.deepcopy(bank)).to("meta")[0].labels.is_meta
+    assert half.filled == bank.filled == 7
+
+
+def rank(number, directory):
+    """What one process of two finds: values and gradients of steps of its own, with and without DDP."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=number, world_size=2)
+    found = []
+    for wrap in (torch.nn.parallel.DistributedDataParallel, lambda model: model):
+        torch.manual_seed(0)
+        bank = MemoryBank(fusedloss.SupConLoss(), 10, 5)
+        model = wrap(Step(bank))
+        values = []
+        for seed in range(4):
+            value = model(*batch(6, 5, classes=2, seed=10 * number + seed))
+            value.backward()
+            values.append(value.detach())
+        found.append((torch.stack(values), bank.state_dict()))
+    torch.save(found, f"{directory}/{number}")
+    torch.distributed.destroy_process_group()
+
+
+class Step(torch.nn.Module):
+    """A model and its loss, and a buffer that DDP does send."""
+
+    def __init__(self, bank):
+        super().__init__()
+        self.layer, self.norm, self.bank = torch.nn.Linear(5, 5), torch.nn.BatchNorm1d(5, momentum=0.0), bank
+
+    def forward(self, x, labels):
+        return self.bank(self.norm(self.layer(x.float())), labels)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+def test_ranks_of_ddp_keep_rows_of_their_own(tmp_path):
+    torch.multiprocessing.spawn(rank, (str(tmp_path),), nprocs=2)
+    results = [torch.load(tmp_path / str(number), weights_only=True) for number in range(2)]
+    for with_ddp, alone in results:
+        torch.testing.assert_close(with_ddp, alone)
+    assert not torch.equal(results[0][0][1]["embeddings"], results[1][0][1]["embeddings"])
 
 
 def test_in_evaluation_nothing_is_kept():
@@ -132,3 +264,30 @@ def test_bad_arguments_are_named():
     bank = MemoryBank(fusedloss.supcon_loss, 5, 3)
     with pytest.raises(ValueError, match=r"^embeddings must have the D of the bank, 3, got shape \(7, 5\)"):
         bank(*batches()[0])
+    x, labels = (t[:, :3] if t.dim() == 2 else t for t in batches()[0])
+    with pytest.raises(ValueError, match=r"^keys must have the D of the bank, 3, got shape \(7, 5\)"):
+        bank(x, labels, batches()[0][0])
+    with pytest.raises(TypeError, match=r"^keys must have the dtype of embeddings, torch.float32, got torch.float64"):
+        bank(x, labels, x.double())
+    with pytest.raises(ValueError, match=r"^labels must have shape \(5,\)"):
+        bank(x, labels, x[:5])
+    with pytest.raises(ValueError, match=r"^key_labels must have shape \(5,\), .*got \(7,\)"):
+        bank(x, labels, x[:5], key_labels=labels)
+    with pytest.raises(ValueError, match=r"^key_labels must be given together with keys"):
+        bank(x, labels, key_labels=labels)
+    with pytest.raises(ValueError, match=r"^keys must be the second tensor"):
+        MemoryBank(fusedloss.info_nce_loss, 5, 3)(x, x, x)
+    with pytest.raises(ValueError, match=r"^embeddings must be on the device of the bank, meta, got cpu"):
+        copy.deepcopy(bank).to("meta")(x, labels)
+    for store, error, match in (
+        ([0], TypeError, "must be a tensor, a mask or numbers of rows, got list"),
+        (torch.ones(7), TypeError, r"must be a mask \(torch.bool\) or numbers of rows \(integers\), got torch.float32"),
+        (torch.ones(6, dtype=torch.bool), ValueError, r"must have shape \(7,\) as a mask, .*got \(6,\)"),
+        (torch.tensor(0), ValueError, r"must have shape \(K,\), .*got \(\)"),
+        (torch.tensor([6, 7]), ValueError, "must be numbers of rows from 0 to 6, got 7"),
+        (torch.tensor([-1]), ValueError, "must be numbers of rows from 0 to 6, got -1"),
+    ):
+        before = copy.deepcopy(bank.state_dict())
+        with pytest.raises(error, match=f"^store {match}"):
+            bank(x, labels, store=store)
+        torch.testing.assert_close(bank.state_dict(), before)

@@ -36,6 +36,11 @@ class Side(NamedTuple):
         """t, in the walking order, in the order of the inputs."""
         return t if self.order is None else t.new_empty(t.shape).index_copy_(dim, self.order, t)
 
+    def cut(self, size: int) -> Side:
+        """In blocks of another size."""
+        blocks = slices(self.rows.shape[0], size)
+        return self._replace(blocks=blocks, bounds=self.bounds and first_and_last(self.labels, blocks))
+
 
 def widen(x: Tensor) -> Tensor:
     return x if x.element_size() == 8 else x.float()
@@ -61,6 +66,12 @@ def block_sizes(b: Batch) -> tuple[int, int]:
     quarter = -(-N // 64) * 16
     size = min(small, max(BLOCK // 6, quarter))
     return size, BLOCK * BLOCK // size
+
+
+def within(rows: int, width: int) -> int:
+    """Of some rows those that fit in the memory of a tile with so many columns each, one at least."""
+    fitting = BLOCK * BLOCK // max(width, 1)
+    return min(rows, fitting // 16 * 16 or max(fitting, 1))
 
 
 def several(b: Batch) -> bool:
@@ -98,9 +109,7 @@ def side(x: Tensor, labels: Tensor, metric: str, sort: bool, size: int, corner: 
         x = x.clone()
     labels = labels if order is None else labels[order]
     if sort and x.device.type == "cpu":
-        ends = [at for block in blocks for at in (block.start, block.stop - 1)]
-        values = iter(labels[ends].tolist())
-        bounds = list(zip(values, values, strict=True))
+        bounds = first_and_last(labels, blocks)
     if len(blocks) <= 1:
         x = widen(x if order is None else x[order])
         x = x if corner is None else x - corner
@@ -128,6 +137,13 @@ def side(x: Tensor, labels: Tensor, metric: str, sort: bool, size: int, corner: 
     if not same or squares is not None:
         spread(len(blocks), prepare)
     return Side(rows, squares, scale, labels, order, blocks, bounds)
+
+
+def first_and_last(labels: Tensor, blocks: list[slice]) -> list[tuple[int, int]]:
+    """Of each block of sorted labels."""
+    ends = [at for block in blocks for at in (block.start, block.stop - 1)]
+    values = iter(labels[ends].tolist())
+    return list(zip(values, values, strict=True))
 
 
 def squared(rows: Tensor, metric: str) -> Tensor | None:

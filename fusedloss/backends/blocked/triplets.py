@@ -17,7 +17,7 @@ from torch import Tensor
 from ..request import Triplets, TripletsGrad
 from .mining import FIRST, keep_best
 from .parallel import Tasks, single_threaded, spread
-from .tiles import Side, Tile, add_tile, all_zero, gradients, row_tiles, scores, sides, slices
+from .tiles import Gradient, Side, Tile, add_tile, all_zero, row_tiles, scores, sides, within
 
 
 class Positives(NamedTuple):
@@ -49,7 +49,17 @@ class Sorted(NamedTuple):
         else:
             ref_column = torch.full_like(starts, -1) if xs.ref_column is None else xs.ref_column
         margin = t.margin.item() if t.margin.device.type == "cpu" else t.margin[0]
-        return Sorted(xs, ys, t.metric, margin, starts, ends, ref_column)
+        return Sorted(xs, ys, t.metric, margin, starts, ends, ref_column).fitting()
+
+    def fitting(self) -> Sorted:
+        """In tiles of fewer rows and more columns where all positives of as many rows would take more memory."""
+        if self.starts.device.type != "cpu" or not self.x.blocks:
+            return self
+        whole = self.x.blocks[0].stop
+        rows = within(whole, self.most(slice(None)))
+        if rows == whole:
+            return self
+        return self._replace(x=self.x.cut(rows), y=self.y.cut(within(len(self.y.rows), rows)))
 
     def tiles(self, i: int) -> Iterator[Tile]:
         return row_tiles(self.x, self.y, self.metric, i)
@@ -57,33 +67,49 @@ class Sorted(NamedTuple):
     def scores(self, r: slice, c: slice) -> Tensor:
         return scores(self.x, self.y, self.metric, r, c)
 
-    def span(self, r: slice) -> slice:
-        """The columns of the block's positives: all, where reading them would be a sync."""
+    def most(self, r: slice) -> int:
+        """Positives of one of the anchors, its own row included: all rows, where reading it would be a sync."""
         if self.starts.device.type != "cpu":
-            return slice(0, len(self.y.rows))
-        return slice(int(self.starts[r].min()), int(self.ends[r].max()))
+            return len(self.y.rows)
+        return int((self.ends[r] - self.starts[r]).max())
+
+    def spans(self, r: slice) -> Iterator[tuple[slice, slice]]:
+        """The anchors of a block in parts, as their labels are apart, and the columns of each part's positives."""
+        if self.starts.device.type != "cpu":
+            yield r, slice(0, len(self.y.rows))
+            return
+        span = slice(int(self.starts[r].min()), int(self.ends[r].max()))
+        rows = r.stop - r.start
+        if rows == within(rows, span.stop - span.start):
+            yield r, span
+            return
+        middle = r.start + rows // 2
+        yield from self.spans(slice(r.start, middle))
+        yield from self.spans(slice(middle, r.stop))
 
     def positives(self, r: slice) -> Positives:
-        starts, ends, span = self.starts[r, None], self.ends[r, None], self.span(r)
-        width = span.stop - span.start
-        most = int((ends - starts).max()) if starts.device.type == "cpu" else width
-        column = starts + torch.arange(most, device=starts.device)
+        starts, ends = self.starts[r, None], self.ends[r, None]
+        column = starts + torch.arange(self.most(r), device=starts.device)
         present = (column < ends) & (column != self.ref_column[r, None])
-        column.clamp_(max=span.stop - 1)
-        s = self.scores(r, span).gather(1, column - span.start).masked_fill_(~present, -torch.inf)
-        s, number = s.sort(1)
+        column.clamp_(max=max(len(self.y.rows) - 1, 0))
+        s = self.x.rows.new_empty(column.shape)
+        for part, span in self.spans(r):
+            at = slice(part.start - r.start, part.stop - r.start)
+            if span.stop > span.start:
+                s[at] = self.scores(part, span).gather(1, inside(column[at], span))
+        s, number = s.masked_fill_(~present, -torch.inf).sort(1)
         return Positives(s, number, column.gather(1, number), present.gather(1, number))
-
-    @property
-    def width(self) -> int:
-        """Columns of a tile."""
-        return self.y.blocks[0].stop if self.y.blocks else 1
 
     @property
     def counts(self) -> tuple[Tensor, Tensor]:
         """How many positives and negatives each anchor has. [N]"""
         same = self.ends - self.starts
         return same - (self.ref_column >= 0).to(same.dtype), len(self.y.rows) - same
+
+
+def inside(column: Tensor, span: slice) -> Tensor:
+    """Columns by their place in a span, those behind it by its last."""
+    return (column - span.start).clamp_(max=span.stop - span.start - 1)
 
 
 # ------------------------------------------------------------------------------------------------- which triplets
@@ -194,6 +220,15 @@ def semihard(b: Sorted, i: int, p: Positives) -> tuple[Tensor, Tensor]:
     return terms, index.masked_fill_(terms == 0, -1)
 
 
+def times(columns: Tensor, t: Tile) -> Tensor:
+    """How many of its anchor's positives have each negative of a tile. [B, BN]"""
+    width = t.s.shape[1]
+    place = columns - t.c.start
+    place = place.where(place >= 0, width).clamp_(max=width)  # the last is for those of other tiles
+    found = t.s.new_zeros(len(columns), width + 1)
+    return found.scatter_add_(1, place, found.new_ones(()).expand(place.shape))[:, :width].contiguous()
+
+
 # -------------------------------------------------------------------------------------------------------------- the ops
 
 
@@ -243,8 +278,9 @@ def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
     b, triplets, soft, index = Sorted.of(g.forward), g.forward.triplets, g.forward.soft, g.negatives
     # Of a row's positives it is known last what they cost; a block that waited for those before it would wait for their
     # last tiles. So the columns of negatives, of positives, and the rows, add up apart.
-    of_x, _ = gradients(b.x, b.x, g.want_x, g.want_x)
-    of_negatives, of_positives = (gradients(b.y, b.y, g.want_x if b.x is b.y else g.want_y, True)[0] for _ in range(2))
+    x, y = g.forward.batch.x, g.forward.batch.y
+    of_x = Gradient(b.x, g.want_x)
+    of_negatives, of_positives = (Gradient(b.y, g.want_x if y is None else g.want_y) for _ in range(2))
     d, m = b.x.ordered(g.dsums)[:, None].to(b.x.rows.dtype), b.margin
     tasks = Tasks()
     last = -1  # the place of all positives
@@ -256,14 +292,12 @@ def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
         if triplets == "nearest":
             stored = index[:most, r].T.long().gather(1, p.number) if most <= len(index) else None
             columns = semihard(b, i, p)[1] if stored is None else stored
-            by_column = torch.zeros(len(columns), len(b.y.rows) + 1, dtype=d.dtype, device=d.device)
-            by_column.scatter_add_(1, columns.where(columns >= 0, len(b.y.rows)), d.new_ones(()).expand(columns.shape))
             slopes = (columns >= 0).to(d.dtype)
         else:
             reached = p.s.new_zeros(len(p.s), most + 1)
         for t in b.tiles(i):
             if triplets == "nearest":
-                places = by_column[:, t.c].clone()
+                places = times(columns, t)
             else:
                 places = (soft_slopes if soft else hinge_slopes)(p, t, m, triplets, reached)
             nothing = all_zero(places)
@@ -272,17 +306,16 @@ def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
                     add_tile(of_x, of_negatives, r, t.c, places.mul_(-d[r]), t.s, b.metric)
         if triplets != "nearest":
             slopes = by_positive(reached, soft)
-        span = b.span(r)
-        near = d.new_zeros(len(slopes), span.stop - span.start)
-        near.scatter_add_(1, p.column - span.start, slopes.masked_fill(~p.present, 0.0) * d[r])
+        slopes = slopes.masked_fill(~p.present, 0.0) * d[r]
         with tasks.turn(last, i):
-            for part in slices(span.stop - span.start, b.width):
-                c = slice(span.start + part.start, span.start + part.stop)
-                if not all_zero(near[:, part]):
-                    add_tile(of_x, of_positives, r, c, near[:, part], b.scores(r, c), b.metric)
+            for part, span in b.spans(r):
+                at = slice(part.start - r.start, part.stop - r.start)
+                near = d.new_zeros(part.stop - part.start, span.stop - span.start)
+                if span.stop > span.start and not all_zero(slopes[at]):
+                    near.scatter_add_(1, inside(p.column[at], span), slopes[at])
+                    add_tile(of_x, of_positives, part, span, near, b.scores(part, span), b.metric)
 
     tasks.run(len(b.x.blocks), of_rows)
-    x, y = g.forward.batch.x, g.forward.batch.y
     of_negatives.join(of_positives)
     if y is None:
         of_x.join(of_negatives)
