@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from fusedloss.losses.catalog import Role
 
 ROWS = (Role.ROWS, Role.KEYS, Role.VIEW, Role.REF_ROWS, Role.QUEUE, Role.CLASSES)
+ORDERS = 6
 LOGITS = 2.0  # the spread of given logits of length 1
 
 
@@ -47,3 +49,20 @@ def holds(dtype: torch.dtype, regime: Regime, tensors: Mapping[str, Any], exact:
     largest = [float(t.abs().max()) for t in found if t.numel()]
     told_apart = regime.offset * limits.eps < 0.1
     return told_apart and all(size == 0 or limits.tiny <= size <= limits.max for size in largest)
+
+
+def forms(dense: Callable[..., Tensor], names: Sequence[str], shift: float = 0.0) -> list[Callable[..., Tensor]]:
+    """A dense loss of rows less a common shift; and others that eager might have been as well: with sums over the
+    dimensions in another order, and last bits of the rows (those arguments of these names) that differ."""
+
+    def form(seed: int, **given: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        for name in names:
+            rows = given[name]
+            given[name] = rows = rows - shift if shift else rows
+            if seed:
+                bits = torch.randint(2, rows.shape, generator=generator).double() * torch.finfo(rows.dtype).eps / 2
+                given[name] = (rows * (1 - bits).to(rows)).roll(seed, -1)
+        return dense(**given)
+
+    return [partial(form, seed) for seed in range(ORDERS)]
