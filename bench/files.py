@@ -102,15 +102,15 @@ def save(path: Path, results: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A result file of `bench.cpu_table` ("rows") or of `bench.gpu` ("timings")."""
+    """A result file of `bench.cpu_table` ("rows"), of `bench.gpu` ("timings") or of `bench.accuracy` ("accuracy")."""
     try:
         results = json.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(results, dict) or "meta" not in results or not {"rows", "timings"} & set(results):
-        raise ValueError(f"{path}: no result file, which has 'meta' and 'rows' (CPU) or 'timings' (GPU)")
+    if not isinstance(results, dict) or "meta" not in results or not {"rows", "timings", "accuracy"} & set(results):
+        raise ValueError(f"{path}: no result file, which has 'meta' and 'rows' (CPU), 'timings' (GPU) or 'accuracy'")
     return results
 
 

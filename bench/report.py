@@ -1,6 +1,7 @@
 """The README's tables and plots, from result files: `python -m bench.report bench/results/FILE.json ...`.
 
-Files of `bench.cpu_table` and of `bench.gpu`, in the order in which the README shows them.
+Files of `bench.cpu_table` and of `bench.gpu`, in the order in which the README shows them; and the tables of
+docs/accuracy.md from those of `bench.accuracy`, by `--readme docs/accuracy.md`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import cpu_table, files, gpu_table, tables
+from . import accuracy, cpu_table, files, gpu_table, tables
 from .plots import draw, plots_of
 
 README = files.ROOT / "README.md"
@@ -28,13 +29,15 @@ NOTE = (
 
 def section(paths: Sequence[Path], plots: Path = PLOTS, readme: Path = README) -> str:
     """The Markdown between the README's markers."""
-    return "\n".join([NOTE, *(part for path in paths for part in of_file(path, plots, readme))])
+    notes = [NOTE] if any("accuracy" not in files.load(path) for path in paths) else []
+    return "\n".join([*notes, *(part for path in paths for part in of_file(path, plots, readme))])
 
 
 def of_file(path: Path, plots: Path, readme: Path) -> Iterator[str]:
     results = files.load(path)
     try:
-        yield from (gpu_section if "timings" in results else cpu_section)(link(path, readme), results)
+        (kind,) = SECTIONS.keys() & results.keys()
+        yield from SECTIONS[kind](link(path, readme), results)
         for plot in plots_of(path.stem, results):
             yield f"![{plot.title}]({link(plots / plot.name, readme)})\n"
     except KeyError as error:
@@ -78,6 +81,9 @@ def gpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
     yield f"<details><summary>{len(shown)} of {len(rows)} timings</summary>\n"
     yield tables.markdown(gpu_table.columns(others), shown) + "\n"
     yield "</details>\n"
+
+
+SECTIONS = {"rows": cpu_section, "timings": gpu_section, "accuracy": accuracy.section}
 
 
 def ends(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -25,6 +25,25 @@ def pytest_configure(config):
     grid.FULL = config.getoption("--full")  # before the tests are imported, whose cases depend on it
 
 
+def pytest_runtest_teardown(item):
+    if grid.DRAWN:
+        item.user_properties.append(("seeds", [*grid.DRAWN]))
+        grid.DRAWN.clear()
+
+
+SEEDS = []  # of all tests, those of other processes too
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "teardown":
+        SEEDS.extend(seed for name, seeds in report.user_properties if name == "seeds" for seed in seeds)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if SEEDS:
+        terminalreporter.write_line(f"property tests: {len(SEEDS)} batches, of {len(set(SEEDS))} seeds")
+
+
 @pytest.fixture(params=["blocked", "triton"])
 def backend(request):
     return request.param

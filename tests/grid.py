@@ -17,6 +17,7 @@ from fusedloss.losses import catalog
 from fusedloss.losses.catalog import CATALOG, Role
 
 FULL = False  # whether this is `make test-all`
+DRAWN: list[int] = []  # the seeds of the batches that property tests drew, until `tests/conftest.py` reports them
 
 
 def in_full(*cases: Any) -> tuple[Any, ...]:

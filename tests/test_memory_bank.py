@@ -56,7 +56,9 @@ def test_keys_of_another_encoder_are_compared_with_and_kept(backend, device, los
     bank = MemoryBank(loss, 10, 5).to(device)
     past, past_labels = torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64)
     for (x, labels), (keys, of_keys) in zip(batches(), batches([n + 2 for n in SIZES]), strict=True):
-        keys, of_keys, named = (keys, of_keys, {"key_labels": of_keys.to(device)}) if gathered else (x.roll(1, 1) / 2, labels, {})
+        keys, of_keys, named = (
+            (keys, of_keys, {"key_labels": of_keys.to(device)}) if gathered else (x.roll(1, 1) / 2, labels, {})
+        )
         leaf = x.to(device, copy=True).requires_grad_()
         value = bank(leaf, labels.to(device), keys.to(device, copy=True).requires_grad_(), **named)
         value.backward()

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from bench import files, gpu_table, plots, report, tables
+from bench import accuracy, files, gpu_table, plots, report, tables
 from bench.floor import product_flop
 from bench.gpu_table import LIBRARY
 from bench.peers import PEERS
@@ -211,6 +211,48 @@ def test_a_file_without_a_key_is_named(results, what, tmp_path):
     path = write(tmp_path, "broken.json", results)
     with pytest.raises(SystemExit, match=rf"broken\.json: .*{what}"):
         report.main(str(path), "--readme", str(report.README), "--plots", str(tmp_path))
+
+
+def accuracy_file():
+    """Of two losses: one as exact as eager, one that is not, and in float16 not finite."""
+    row = {"dtype": "fp32", "regime": "length 1", "atol": [1e-6, 1e-6], "eager": [1e-7, 2e-7],
+           "eager in float32": [1e-7, 2e-7], "triton": [1e-7, 1.2e-6], "blocked": [0.0, 3e-7]}  # fmt: skip
+    half = {"dtype": "fp16", "atol": [1e-6, 5e-4], "eager": [None, None]}
+    rows = [
+        row | {"loss": "supcon_loss"},
+        row | {"loss": "clip_loss", "triton": [1e-7, 2e-6]},
+        row | half | {"loss": "clip_loss", "triton": [1e-7, None], "blocked": [1e-7, 4e-4]},
+    ]
+    backends = {"triton": "interpreted", "blocked": "PyTorch on the CPU"}
+    return {"meta": META, "n": 48, "d": 64, "classes": 20, "backends": backends, "accuracy": rows}
+
+
+def test_a_page_of_accuracy_marks_what_is_worse_than_eager(tmp_path):
+    path, page = write(tmp_path, "accuracy.json", accuracy_file()), tmp_path / "page.md"
+    page.write_text("before\n<!-- results -->\n<!-- /results -->\nafter\n")
+    report.main(str(path), "--readme", str(page), "--plots", str(tmp_path / "plots"))
+    text = page.read_text()
+    assert "`accuracy.json`" in text and "2 of 3 by the triton backend" in text and report.NOTE not in text
+    first, *_ = (table(part, "loss")[2:] for part in text.split("### ")[1:])
+    assert first == [["`supcon_loss`", "1e-7 (1e-7), 1e-6 (2e-7)", "-", "-", "-", "-"],
+                     ["`clip_loss`", "**!** 1e-7 (1e-7), 2e-6 (2e-7)", "-", "-", "-", "-"]]  # fmt: skip
+    half = table(text.split("### fp16, triton")[1], "loss")
+    assert half[-1][1] == "**!** 1e-7 (inf), inf (inf)"
+    assert not list((tmp_path / "plots").iterdir())
+
+
+def test_the_page_of_accuracy_is_that_of_the_committed_files():
+    page = files.ROOT / "docs" / "accuracy.md"
+    committed = sorted((files.ROOT / "bench" / "results").glob("accuracy-*.json"))
+    assert report.MARKERS.findall(page.read_text()) == [report.section(committed, readme=page)]
+
+
+def test_accuracy_is_measured_of_every_loss():
+    (row, *_) = accuracy.measured("triplet_margin_loss")
+    assert (row["loss"], row["dtype"], row["regime"]) == ("triplet_margin_loss", "fp32", "length 1")
+    for found in (row[of] for of in ("eager", "eager in float32", *accuracy.BACKENDS)):
+        assert all(0 <= error < 1e-5 for error in found)
+    assert not any(accuracy.worse(row, backend) for backend in accuracy.BACKENDS)
 
 
 @pytest.mark.parametrize("content", [None, "", '{"meta": {', "\x00"])

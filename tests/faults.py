@@ -1,0 +1,336 @@
+"""Faults planted one at a time: which of them do the tests find? `python -m tests.faults [--only WORD] [--workers 2]`.
+
+Each is planted in a copy of the tree, where the tests that ought to find it run until one fails. A fault that all of
+them pass is a survivor: it needs a test, or an entry says why no test without a GPU can see it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from fusedloss.tools.console import show
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("bench", "docs", "fusedloss", "kernels", "tests", "CONTRIBUTING.md", "README.md", "pyproject.toml")
+LIMIT = 900  # seconds: a fault that makes a loop endless is found too
+
+
+class Fault(NamedTuple):
+    file: str
+    old: str  # occurs there once
+    new: str
+    why: str  # what a user would suffer
+    tests: str  # the files, and after a colon a word of `pytest -k`
+    survives: str = ""  # why no test can see it here
+
+    @property
+    def other(self) -> str:
+        """A word of the tests that need not run: those of the backend that the fault is not in."""
+        of = {"kernels/": "blocked", "fusedloss/backends/triton": "blocked", "fusedloss/backends/blocked": "triton"}
+        return next((f"not {backend}" for path, backend in of.items() if self.file.startswith(path)), "")
+
+
+FAULTS = (
+    # ------------------------------------------------------------------------------- a tile of scores, and its masks
+    Fault("kernels/tiles.py", "valid = (c < M)[None, :]", "valid = (c <= M)[None, :]",
+          "a column of padding is a row of zeros to every anchor, so losses depend on the batch size",
+          "test_in_batch.py:contrastive_is"),
+    Fault("kernels/tiles.py", "if len(ref_offset) > 0:", "if len(ref_offset) > 1:",
+          "every row is its own nearest positive", "test_in_batch.py:batch_hard_is"),
+    Fault("kernels/tiles.py", "(r + ref_offset[0])[:, None]", "(r + ref_offset[0] + 1)[:, None]",
+          "the pair left out is that of a row with the next one", "test_in_batch.py:contrastive_is"),
+    Fault("kernels/tiles.py", 'return tl.where(tl.abs(v) < float("inf"), bits.to(tl.float32, bitcast=True), v)',
+          "return v", "the tensor core truncates: tf32 products are biased, at twice the error",
+          "test_ops.py:matmul_precision"),
+    Fault("kernels/tiles.py", "(tl.min(xl) <= tl.max(yl)) & (tl.min(yl) <= tl.max(xl))",
+          "(tl.min(xl) < tl.max(yl)) & (tl.min(yl) < tl.max(xl))",
+          "positives are lost where a tile has rows of one class", "test_tiles.py:one_class"),
+    Fault("kernels/tiles.py", "norms = 1.0 / tl.sqrt(tl.where(norms < 1e-16, 1e-16, norms))",
+          "norms = 1.0 / tl.sqrt(norms)", "a row of zeros makes the loss NaN", "test_degenerate.py:tiny"),
+    Fault("kernels/tiles.py", "norms = 1.0 / tl.sqrt(tl.where(norms < 1e-16, 1e-16, norms))",
+          "norms = 1.0 / tl.sqrt(tl.where(norms < 1e-8, 1e-8, norms))",
+          "cosines of rows shorter than 1e-4 are wrong", "test_regimes.py:exact_as"),
+    # ------------------------------------------------------------------------------------------- folds and gradients
+    Fault("kernels/engine.py", 'if BRANCH != "zero" or tl.max((g != 0.0).to(tl.int32)) > 0:',
+          'if BRANCH != "zero" or tl.max((g > 0.0).to(tl.int32)) > 0:',
+          "tiles that hold nothing but negatives have no gradient", "test_in_batch.py:contrastive_is"),
+    Fault("kernels/engine.py", "inside = (r < N)[:, None]\n            at = columns_ptr",
+          "inside = (r <= N)[:, None]\n            at = columns_ptr",
+          "texts compete with an image of zeros", "test_softmax.py:exact_as"),
+    Fault("kernels/engine.py", "first = tl.program_id(2) * SLAB * BD", "first = tl.program_id(2) * BD",
+          "the gradient of wide rows lacks most dimensions", "test_in_batch.py:wide or contrastive_is"),
+    Fault("kernels/engine.py",
+          "out = states_ptr + tl.program_id(1).to(tl.int64) * (len(pos.kinds) + len(neg.kinds)) * N",
+          "out = states_ptr + tl.program_id(1).to(tl.int64) * 0 * N", "all splits but one are forgotten",
+          "test_in_batch.py:contrastive_is"),
+    Fault("kernels/engine.py", "tl.where(v < w, apart, 1.0) / (1.0 + apart)", "1.0 / (1.0 + apart)",
+          "lifted structure pushes the negatives of the wrong end", "test_structured.py:exact_as"),
+    Fault("kernels/engine.py", "tl.store(at + (BY + p) * N.to(tl.int64), by_down[p], mask=r < N)",
+          "tl.store(at + (BY + p) * N.to(tl.int64), by_up[p], mask=r < N)",
+          "a learned margin of negatives gets the gradient of that of positives", "test_in_batch.py:contrastive_is"),
+    Fault("kernels/engine.py", "dx -= row_share[:, None] * f * load_rows(", "dx -= row_share[:, None] * load_rows(",
+          "the cosine's gradient is not tangential: rows grow", "test_in_batch.py:contrastive_is"),
+    Fault("kernels/folds.py", "mask = (p < P)[:, None] & inside[None, :]",
+          "mask = (p < P - 1)[:, None] & inside[None, :]",
+          "the last split is forgotten", "test_in_batch.py:contrastive_is"),
+    Fault("kernels/folds.py", "dstate *= tl.exp(-rest.to(tl.float32))", "dstate *= 1.0",
+          "weights of logits near 10,000 do not add up to 1", "test_softmax.py:ten_thousand or exact_as"),
+    Fault("kernels/folds.py", "mass = mass * tl.exp(value - shift) + ", "mass = mass + ",
+          "log sum exp is wrong once a later tile has a larger logit", "test_softmax.py:exact_as"),
+    Fault("kernels/folds.py", 'shift = tl.where(best == float("-inf"), 0.0, best)', "shift = best",
+          "an anchor without a negative makes the loss NaN", "test_softmax.py test_structured.py:supcon or exact_as"),
+    Fault("kernels/folds.py", 'value *= tl.load(unit[0])', "value *= 1.0", "gradients of float16 rows are scaled",
+          "test_in_batch.py:float16"),
+    # ----------------------------------------------------------------------------------------- losses on a tile
+    Fault("kernels/losses.py", "return with_slope(0.5 * h * h, h, POSITIVE)", "return with_slope(h * h, h, POSITIVE)",
+          "the contrastive loss is twice its gradient's", "test_in_batch.py:contrastive_is"),
+    Fault("kernels/losses.py", "return (term, slope, -slope)", "return (term, slope, slope)",
+          "a learned margin of positives grows without end", "test_in_batch.py:contrastive_is"),
+    Fault("kernels/losses.py", "w = gamma * relu(s + margin)", "w = gamma * relu(s - margin)",
+          "circle loss forgets the negatives below the margin", "test_structured.py:exact_as"),
+    Fault("kernels/losses.py", "return tl.where(z <= 0.0, 0.0, z)  # NaN stays NaN", "return tl.where(z > 0.0, z, 0.0)",
+          "rows of NaN train on, unseen", "test_degenerate.py:not_finite"),
+    Fault("kernels/losses.py", "term = (scale * s + bias, scale, s, 1.0)",
+          "term = (scale * s + bias, scale, 0.0 * s, 1.0)",
+          "a learned temperature stays as it is", "test_softmax.py:exact_as"),
+    Fault("kernels/scores.py", "return e * both, both, e, tl.where(own < 9.9e7, own * own, 0.0)",
+          "return e * both, both, e, own * own", "rows of zeros get a gradient beyond all bounds",
+          "test_degenerate.py test_structured.py:zero or tiny"),
+    Fault("kernels/scores.py", "inv = tl.where(sq >= 1.2e-38, ", "inv = tl.where(sq >= 0.0, ",
+          "two equal rows make the gradient NaN", "test_degenerate.py:distance_zero or equal_zero"),
+    Fault("kernels/scores.py", "return tl.where(s < 0.0, 0.0, s), -2.0, 1.0, 1.0",
+          "return tl.where(s < 0.0, 0.0, s), -1.0, 1.0, 1.0", "half the gradient", "test_in_batch.py:contrastive_is"),
+    # --------------------------------------------------------------------------------------- given and mined pairs
+    Fault("kernels/rows.py", "diff = tl.where(in_row, a - b + eps, 0.0)\n        size",
+          "diff = tl.where(in_row, a - b, 0.0)\n        size", "not torch's triplet loss", "test_given.py:triplet"),
+    Fault("kernels/rows.py", "diff = tl.where(in_row, a - b + eps, 0.0)\n        size",
+          "diff = a - b + eps\n        size",
+          "eps counts once more for every dimension of padding", "test_given.py:triplet"),
+    Fault("kernels/rows.py", "db = pull(b, a, ab_alpha, ab_b, in_row, -eps, METRIC)",
+          "db = pull(b, a, ab_alpha, ab_b, in_row, eps, METRIC)", "positives of equal rows are pushed the wrong way",
+          "test_given.py:triplet"),
+    Fault("kernels/rows.py", "return 2.0 * g, g, g", "return g, g, g", "half the gradient of center loss",
+          "test_given.py test_classes.py:contrastive_is or centers"),
+    Fault("kernels/rows.py", "dc += pull(c, b, bc_alpha, bc_c, in_row, -eps, METRIC)", "dc += 0.0 * c",
+          "swapped triplets push one end alone", "test_given.py:triplet"),
+    Fault("kernels/rows.py", "by_a = tl.where(a < 1e-16, 0.0, g * cos * (ra * ra))", "by_a = g * cos * (ra * ra)",
+          "rows of zeros get a gradient beyond all bounds", "test_degenerate.py test_regimes.py:tiny or exact_as"),
+    Fault("kernels/mining.py", "better = value > best", "better = value >= best",
+          "ties go to the last index: results depend on the tile", "test_in_batch.py:brute"),
+    Fault("kernels/mining.py", 't = tl.where(t != t, float("inf"), tl.maximum(t, -3.4e38))',
+          "t = tl.maximum(t, -3.4e38)",
+          "rows of NaN are never mined, so they do not show", "test_degenerate.py:not_finite"),
+    Fault("kernels/mining.py", "neg & ~(s <= floor[:, None])", "neg & ~(s < floor[:, None])",
+          "a negative as far as the positive is taken for semi-hard", "test_in_batch.py:brute"),
+    Fault("fusedloss/backends/triton/mining.py", "first = best.argmax(0, keepdim=True)",
+          "first = len(best) - 1 - best.flip(0).argmax(0, keepdim=True)", "ties go to the last split",
+          "test_in_batch.py:brute"),
+    Fault("fusedloss/backends/triton/rows.py", "torch.where(flat < 0, M, flat)", "torch.where(flat < 0, 0, flat)",
+          "anchors without a pair give row 0 a gradient", "test_in_batch.py test_degenerate.py:batch_hard or exact",
+          survives="it is the same: such an anchor's slopes are 0"),
+    # ----------------------------------------------------------------------------------------------------- triplets
+    Fault("kernels/triplets.py", "present = (at + k < stop) & (at + k != ref_column)", "present = at + k < stop",
+          "every anchor is a positive of itself", "test_triplets.py:exact_as"),
+    Fault("kernels/triplets.py", "chosen = gap >= 0.0", "chosen = gap > 0.0", "ties are no hard triplets",
+          "test_triplets.py:brute"),
+    Fault("kernels/triplets.py", "chosen = (gap < 0.0) & (gap >= -margin)", "chosen = (gap < 0.0) & (gap > -margin)",
+          "the mean is over other triplets than the docstring says", "test_triplets.py:brute"),
+    Fault("kernels/triplets.py", "neg & ~(s <= t[k][:, None])", "neg & ~(s < t[k][:, None])",
+          "a negative as far as the positive is taken for semi-hard", "test_triplets.py:brute"),
+    Fault("kernels/triplets.py", "for part in range(1, parts):", "for part in range(2, parts):",
+          "the slopes of the second split are forgotten", "test_triplets.py:exact_as"),
+    Fault("fusedloss/backends/triton/triplets.py", "[xs.order + offset]", "[xs.order]",
+          "of a batch among its references the wrong pair is left out", "test_triplets.py:exact_as"),
+    Fault("fusedloss/backends/triton/triplets.py", "positives * negatives.clamp(max=1)", "positives * negatives",
+          "the mean is over all triplets, not over the pairs", "test_triplets.py:semihard_triplets_are"),
+    Fault("fusedloss/backends/triton/triplets.py", "if x.dtype == torch.float16 and len(x):", "if len(x) < 0:",
+          "gradients of float16 rows vanish in means of many triplets", "test_in_batch.py test_triplets.py:float16"),
+    # ------------------------------------------------------------------------------------- host code of the kernels
+    Fault("fusedloss/backends/triton/folds.py", "if b.x.dtype == torch.float16 and dstates.numel():",
+          "if dstates.numel() < 0:", "gradients of float16 rows vanish in means of many pairs",
+          "test_in_batch.py:float16"),
+    Fault("fusedloss/backends/triton/folds.py", "back = None if offset is None else -offset", "back = offset",
+          "with many columns the wrong pair is left out",
+          "test_tiles.py:columns_too"),
+    Fault("fusedloss/backends/triton/folds.py", "else -b.ref_offset\n", "else b.ref_offset\n",
+          "references get a gradient from the pairs left out", "test_in_batch.py:contrastive_is"),
+    Fault("fusedloss/backends/triton/folds.py", "anchors(g.states[:, xs.n :], dstates[:, xs.n :], ys)",
+          "anchors(g.states[:, : ys.n], dstates[:, xs.n :], ys)", "texts are weighed by the states of the images",
+          "test_softmax.py:exact_as"),
+    Fault("fusedloss/backends/triton/folds.py", "twice = 2 if b.y is None else 1", "twice = 1",
+          "a learned number gets twice its gradient", "test_in_batch.py:contrastive_is"),
+    # --------------------------------------------------------------------------------------------------- given logits
+    Fault("kernels/logits.py", "folds = fold_tile(folds, ((z,),), inside & ~own, False, 1)",
+          "folds = fold_tile(folds, ((z,),), inside, False, 1)", "the own class competes with itself",
+          "test_logits.py:cross_entropy_is_as"),
+    Fault("kernels/logits.py", 'lse = tl.where(lse == float("-inf"), float("inf"), lse)', "lse = lse",
+          "one class alone makes the gradient NaN", "test_logits.py:infinity or share or finite"),
+    Fault("kernels/logits.py", "(1.0 - t) * p - pos_weight * t * q", "(1.0 - t) * p - t * q",
+          "the weight of positives changes the value alone", "test_logits.py:binary"),
+    Fault("kernels/logits.py", "tl.where(alpha < 0.0, 1.0, alpha * t", "tl.where(alpha < -1.0, 1.0, alpha * t",
+          "alpha = -1 is no longer none", "test_logits.py:sigmoid_focal"),
+    Fault("fusedloss/backends/triton/logits.py", "smoothing = (1 - r.smoothing, r.smoothing / max(C, 1))",
+          "smoothing = (1 - r.smoothing, r.smoothing)", "smoothed probabilities add up to more than 1",
+          "test_logits.py:cross_entropy"),
+    # ------------------------------------------------------------------------------------------------ the CPU backend
+    Fault("fusedloss/backends/blocked/tiles.py", "pos.fill_diagonal_(False)", "pass", "every row is its own positive",
+          "test_in_batch.py:contrastive_is or batch_hard_is"),
+    Fault("fusedloss/backends/blocked/tiles.py", "b.ref_offset : b.ref_offset + len(b.x)",
+          "b.ref_offset - 1 : b.ref_offset - 1 + len(b.x)", "of references the wrong pair is left out",
+          "test_in_batch.py:contrastive_is"),
+    Fault("fusedloss/backends/blocked/folds.py", "0.5 if t.diagonal else 1.0", "1.0",
+          "a learned number gets part of its gradient twice", "test_in_batch.py test_softmax.py:exact_as"),
+    Fault("fusedloss/backends/blocked/folds.py", "gradient * (1 - share)).sum(0)", "gradient * share).sum(0)",
+          "lifted structure pushes the negatives of the wrong end", "test_structured.py:exact_as"),
+    Fault("fusedloss/backends/blocked/mining.py", "better |= value.isnan() & ~best.isnan()", "pass",
+          "rows of NaN are never mined, so they do not show", "test_degenerate.py test_regimes.py:finite or plausible"),
+    Fault("fusedloss/backends/blocked/mining.py", "beyond = (t.s <= pos_best[r, None])",
+          "beyond = (t.s < pos_best[r, None])",
+          "a negative as far as the positive is taken for semi-hard", "test_in_batch.py:brute"),
+    Fault("fusedloss/backends/blocked/triplets.py", "near - above(p.s, t.s, strictly=False)",
+          "near - above(p.s, t.s, strictly=True)", "ties are semi-hard as well as hard", "test_triplets.py:brute"),
+    Fault("fusedloss/backends/blocked/scores.py", ".where(scale < 9.9e7, d.new_zeros(()))", "",
+          "rows of zeros get a gradient beyond all bounds", "test_degenerate.py test_structured.py:zero or tiny"),
+    Fault("fusedloss/backends/blocked/rows.py", "nan_to_num_(nan=float(\"nan\"), posinf=0.0)",
+          "nan_to_num_(nan=0.0, posinf=0.0)",
+          "the gradient of rows of NaN is 0", "test_regimes.py:plausible",
+          survives="the loss is NaN, and the reference's gradient by the other entries of the row is finite too"),
+    # ------------------------------------------------------------------------- from losses to a backend, and formulas
+    Fault("fusedloss/ops/folds.py", 'zip(("x", "y", "numbers", "offsets")', 'zip(("y", "x", "numbers", "offsets")',
+          "the references get the gradient of the batch", "test_in_batch.py:contrastive_is"),
+    Fault("fusedloss/ops/rows.py", 'return {"a": da, "b": db, "c": dc}', 'return {"a": da, "b": dc, "c": db}',
+          "positives are pushed and negatives pulled", "test_given.py:triplet"),
+    Fault("fusedloss/ops/triplets.py", "(dsums * states[2])", "(dsums * states[1])",
+          "a learned margin gets the gradient of inactive triplets", "test_triplets.py:exact_as"),
+    Fault("fusedloss/checks.py", "x_labels, y_labels = x_labels.long(), y_labels.long()",
+          "x_labels, y_labels = x_labels.int(), y_labels.int()", "labels 2^32 apart are one class",
+          "test_degenerate.py:narrow"),
+    Fault("fusedloss/checks.py", "inside = (given >= 0) & (given < C)", "inside = (given >= 0) & (given <= C)",
+          "a class that does not exist reads what lies behind the weights",
+          "test_classes.py test_logits.py:out_of_range"),
+    Fault("fusedloss/memory_bank.py", "% self.size", "% (self.size - 1)", "the oldest row stays for ever",
+          "test_memory_bank.py:last_rows or queue"),
+    Fault("fusedloss/losses/softmax.py", "lowest = torch.finfo(a.dtype).min / 2", "lowest = -1e4",
+          "a queue far from every query still costs", "test_softmax.py:queue or info_nce"),
+    Fault("fusedloss/losses/softmax.py", "(2, x.shape[0])).mean(0)", "(2, x.shape[0])).sum(0)",
+          "twice the loss of open_clip", "test_softmax.py:towers"),
+    Fault("fusedloss/losses/softmax.py", "torch.where(count > 1, positive - total",
+          "torch.where(count > 0, positive - total",
+          "one positive: the rounding of a logit is in the loss", "test_softmax.py:supcon or unit_pairs or saturated"),
+    Fault("fusedloss/losses/softmax.py", "reduce(terms, reduction, (count > 0).sum(), batch.x)",
+          "reduce(terms, reduction, batch.x.shape[0], batch.x)", "the mean counts anchors without a positive",
+          "test_softmax.py:supcon"),
+    Fault("fusedloss/losses/reduce.py", "threshold=40.0", "threshold=20.0", "float64 losses have nine digits",
+          "test_softmax.py test_classes.py test_pieces.py:exact or sphere"),
+    Fault("fusedloss/losses/classes.py", "cos * m.cos() - sin * m.sin()", "cos * m.cos() + sin * m.sin()",
+          "ArcFace's margin helps", "test_classes.py:sphere"),
+    Fault("fusedloss/losses/classes.py", "scale * (cos - margin)", "scale * (cos + margin)", "CosFace's margin helps",
+          "test_classes.py:sphere"),
+    Fault("fusedloss/losses/classes.py", "torch.where(cos >= -m.cos(),", "torch.where(cos >= m.cos(),",
+          "most rows have no angular margin", "test_classes.py:sphere"),
+    Fault("fusedloss/losses/centers.py", '"sqeuclidean")[0] / 2', '"sqeuclidean")[0]', "twice the center loss",
+          "test_classes.py:centers"),
+    Fault("fusedloss/losses/triplets.py", "reduce(terms, reduction, counts.sum(), embeddings)",
+          "reduce(terms, reduction, embeddings.shape[0], embeddings)", "the mean counts anchors without a triplet",
+          "test_in_batch.py:batch_hard_is"),
+)  # fmt: skip
+
+
+class Outcome(NamedTuple):
+    fault: Fault
+    status: str  # caught, survived, explained, or "broken": no test was selected, or none could be collected
+    seconds: float
+    by: str  # the test that failed
+
+
+@contextmanager
+def copies(count: int) -> Iterator[SimpleQueue[Path]]:
+    """Copies of the tree, to be taken and put back."""
+    with tempfile.TemporaryDirectory() as folder:
+        free: SimpleQueue[Path] = SimpleQueue()
+        for number in range(count):
+            root = Path(folder, str(number))
+            root.mkdir()
+            for one in map(ROOT.joinpath, COPIED):
+                if one.is_file():
+                    shutil.copy(one, root)
+                else:
+                    shutil.copytree(one, root / one.name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+            free.put(root)
+        yield free
+
+
+def planted(fault: Fault, free: SimpleQueue[Path]) -> Outcome:
+    """Whether the tests find a fault."""
+    root = free.get()
+    file, start = root / fault.file, time.perf_counter()
+    right = file.read_text()
+    try:
+        file.write_text(right.replace(fault.old, fault.new))
+        found, broken = failing(root, fault)
+    finally:
+        file.write_text(right)
+        free.put(root)
+    status = "broken" if broken else "caught" if found else "explained" if fault.survives else "survived"
+    return Outcome(fault, status, time.perf_counter() - start, found)
+
+
+def failing(root: Path, fault: Fault) -> tuple[str, bool]:
+    """The test that fails first, "" if none does; and whether the tests could not run."""
+    names, _, word = fault.tests.partition(":")
+    words = " and ".join(f"({part})" for part in (fault.other, word) if part)
+    command = [sys.executable, "-m", "pytest", *(f"tests/{name}" for name in names.split()), "-k", words]
+    # A file changed twice in a second may have the bytecode of another fault.
+    environment = os.environ | dict(TRITON_INTERPRET="1", OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
+    try:
+        done = subprocess.run(
+            [*command, "-x", "-q", "-p", "no:cacheprovider", "--tb=no"],
+            cwd=root, env=environment, capture_output=True, text=True, timeout=LIMIT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"past {LIMIT} s", False
+    if done.returncode not in (0, 1):
+        return f"pytest ended with {done.returncode}: {fault.tests}", True
+    first = next((line for line in done.stdout.splitlines() if line.startswith("FAILED")), "")
+    return first.removeprefix("FAILED ").partition(" - ")[0].removeprefix("tests/"), False
+
+
+def cells(outcome: Outcome) -> list[str]:
+    fault, said = outcome.fault, outcome.by[:80]
+    planted_text = (fault.new or fault.old).splitlines()[0][:50]
+    return [outcome.status, fault.file, planted_text, said or fault.survives or fault.why, f"{outcome.seconds:.0f} s"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="faults whose file, text or reason has this word")
+    parser.add_argument("--workers", type=int, default=2, help="faults at a time (2)")
+    args = parser.parse_args()
+    chosen = [fault for fault in FAULTS if any(args.only in part for part in fault)]
+    outcomes = []
+    with copies(args.workers) as free, ThreadPoolExecutor(args.workers) as pool:
+        for outcome in pool.map(lambda fault: planted(fault, free), chosen):
+            outcomes.append(outcome)
+            print(*cells(outcome), sep=" | ", flush=True)
+    rows = sorted((outcome for outcome in outcomes if outcome.status != "caught"), key=lambda o: o.status)
+    show("what no test found", ["status", "file", "fault", "why", "time"], [cells(outcome) for outcome in rows])
+    counts = Counter(outcome.status for outcome in outcomes)
+    print(f"{len(outcomes)} faults:", ", ".join(f"{count} {status}" for status, count in counts.most_common()))
+    sys.exit(bool(counts["survived"] + counts["broken"]))
+
+
+if __name__ == "__main__":
+    main()

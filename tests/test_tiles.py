@@ -1,0 +1,37 @@
+"""What only certain tiles show: planted faults (`tests/faults.py`) that the grids of the losses do not find."""
+
+import pytest
+import torch
+
+import fusedloss
+from fusedloss import checks, ops
+from tests.compare import check
+from tests.grid import batch, running
+
+
+@pytest.mark.parametrize(
+    "loss", [fusedloss.supcon_loss, fusedloss.multi_similarity_loss, fusedloss.batch_all_triplet_loss]
+)
+@pytest.mark.parametrize("backend", ["blocked", "triton"])
+def test_positives_of_tiles_of_one_class_count(backend, loss):
+    """Of rows that are sorted by label, whose last class fills blocks of rows and ends the blocks of columns."""
+    arguments = dict(embeddings=batch(32, 5)[0], labels=torch.arange(32) // 16)
+    with running(backend, "small") as device:
+        check(loss, arguments, device=device, roundings=2)
+
+
+@pytest.mark.parametrize("workspace", [0, 1 << 20])  # a pass of their own, or with the rows
+def test_of_columns_too_the_pair_of_a_row_with_itself_is_left_out(workspace, monkeypatch):
+    """No loss shows it: the one that folds columns of a batch among its references folds their negatives alone."""
+    (x, labels), (y, ref_labels) = batch(20, 5), batch(3, 5, seed=1)
+    refs, ref_labels = torch.cat([y, x]).float(), torch.cat([ref_labels, labels])
+    s = x.float() @ refs.T
+    left_out = torch.arange(23) == torch.arange(20)[:, None] + 3
+    positives = (labels[:, None] == ref_labels) & ~left_out
+    with running("triton", "small") as device:
+        monkeypatch.setattr("fusedloss.kernels.configs.WORKSPACE", workspace)
+        given = checks.Batch(*(t.to(device) for t in (x.float(), refs, labels, ref_labels)), 3)
+        (found,) = ops.fold(given, "softmax", "dot", pos=ops.of("sum", scale=1.0), columns=True)
+        monkeypatch.undo()
+    want = s.where(positives, 0.0)
+    torch.testing.assert_close(found.cpu().float(), torch.cat([want.sum(1), want.sum(0)]))
