@@ -91,11 +91,11 @@ class Side(NamedTuple):
 
 def sides(b: Batch, metric: str, *, sort: bool = False) -> tuple[Side, Side]:
     """Both sides, sorted by label or as they are; the same one in a self batch."""
-    x = prepare(b.x, b.x_labels, metric, sort)
-    return x, x if b.y is None else prepare(b.y, b.y_labels, metric, sort)
+    x = prepare(b.x, b.x_labels, b.ignored, metric, sort)
+    return x, x if b.y is None else prepare(b.y, b.y_labels, b.ignored, metric, sort)
 
 
-def prepare(x: Tensor, labels: Tensor, metric: str, sort: bool) -> Side:
+def prepare(x: Tensor, labels: Tensor, ignored: int | None, metric: str, sort: bool) -> Side:
     """A side in its compute format."""
     order = labels.argsort(stable=True) if sort else None
     if order is not None:
@@ -108,7 +108,7 @@ def prepare(x: Tensor, labels: Tensor, metric: str, sort: bool) -> Side:
     options = dict(ROUND=rounding, INVERSE=metric in SCALED, BM=BM, BD=BD, num_warps=4)
     Launch(tiles.prepare, (cdiv(n, BM),), (x, rounded, norms, n, D), options).run()
     rows = x.t().contiguous() if metric == "manhattan" else rounded
-    return Side(tiles.Rows(rows, norms, labels), precision, n, D, order)
+    return Side(tiles.Rows(rows, norms, labels, ignored=optional(ignored)), precision, n, D, order)
 
 
 def compute_format(x: Tensor) -> tuple[str, str]:
