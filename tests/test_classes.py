@@ -13,7 +13,7 @@ from fusedloss import checks
 from fusedloss.losses.catalog import CATALOG, Role
 from fusedloss.ops import folds
 from tests.compare import check, differentiate
-from tests.grid import PLANS, WITH_CLASSES, batch, cases, example, in_full, running
+from tests.grid import IGNORED, PLANS, WITH_CLASSES, batch, cases, example, ignoring, in_full, running
 
 # Rows, classes, dimensions: ragged for tiles of any size. D below, above and not a multiple of a chunk.
 SHAPES = ((23, 37, 37), (11, 41, 3), (41, 5, 4), (17, 13, 101))
@@ -81,6 +81,7 @@ OPTIONS = {
         reduction=REDUCTIONS,
         numbers=NUMBERS,
         trained=TRAINED,
+        ignored=IGNORED,
     ),
     blocked=3,
     triton=2,
@@ -90,15 +91,22 @@ def test_losses_on_the_sphere_are_as_exact_as_eager(backend, case):
     loss, *options = case["loss"]
     arguments, fixed = of_classes(loss, case)
     arguments |= {name: number(case, value) for name, value in options}
+    arguments = ignoring(case["ignored"], arguments)
     with running(backend, case["plan"]) as device:
         check(loss, arguments, case["dtype"], device, constant=fixed, roundings=SCALED_WEIGHTS)
 
 
-@cases(dict(shape=SHAPES, reduction=REDUCTIONS, trained=TRAINED), blocked=3, triton=2, plans=("default", "small"))
+@cases(
+    dict(shape=SHAPES, reduction=REDUCTIONS, trained=TRAINED, ignored=IGNORED),
+    blocked=3,
+    triton=2,
+    plans=("default", "small"),
+)
 @pytest.mark.parametrize("loss", [fusedloss.center_loss, fusedloss.island_loss])
 def test_losses_of_centers_are_as_exact_as_eager(backend, case, loss):
     arguments, fixed = of_classes(loss, case)
     arguments |= dict(weight=0.01) if loss is fusedloss.island_loss else {}
+    arguments = ignoring(case["ignored"], arguments)
     with running(backend, case["plan"]) as device:
         # In 16 bit a center gets its gradient from the rows and from the other centers, each rounded.
         check(loss, arguments, case["dtype"], device, constant=fixed, roundings=2)
