@@ -124,12 +124,12 @@ def _counts(labels, ignore_index):
 
 
 def _where_counted(x, counts):
-    """The rows that count, and zeros."""
-    return torch.where(counts[:, None], x, x.new_zeros(()))
+    """The rows that count, and ones, which have a direction in every dtype."""
+    return torch.where(counts[:, None], x, x.new_ones(()))
 
 
 def _pairs(embeddings, labels, ref_embeddings=None, ref_labels=None, ref_offset=None, ignore_index=None):
-    """Both sides, with zeros for ignored rows, and the masks of positive and negative pairs."""
+    """Both sides, with ones for ignored rows, and the masks of positive and negative pairs."""
     refs, ref_labels = (embeddings, labels) if ref_embeddings is None else (ref_embeddings, ref_labels)
     counts, ref_counts = _counts(labels, ignore_index), _counts(ref_labels, ignore_index)
     same = labels[:, None] == ref_labels[None]
@@ -426,7 +426,7 @@ def _margin_softmax(cos, own_logit, scale, target, ignore_index, reduction):
 
 
 def _cosines(embeddings, weight, target, ignore_index):
-    """To every class, of zeros for ignored rows."""
+    """To every class, of ones for ignored rows."""
     return _logits(_where_counted(embeddings, _counts(target, ignore_index)), weight, 1.0)
 
 

@@ -163,9 +163,15 @@ def test_an_unknown_option_or_a_number_out_of_range_is_a_value_error(loss, name,
         loss(**example(loss), **{name: value})
 
 
-@pytest.mark.parametrize("value", WRONG_TYPES, ids=repr)
 @pytest.mark.parametrize(
-    ("loss", "name"), [(loss, name) for name in [*NUMBERS, "offset", "ignore_index"] for loss in takes(name)]
+    ("loss", "name", "value"),
+    [
+        (loss, name, value)
+        for name in [*NUMBERS, "offset", "ignore_index"]
+        for loss in takes(name)
+        for value in WRONG_TYPES
+        if value is not None or loss.__kwdefaults__[name] is not None
+    ],
 )
 def test_a_number_of_the_wrong_type_is_a_type_error(loss, name, value):
     with pytest.raises(TypeError, match=f"^{name} must be .*got"):

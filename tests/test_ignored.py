@@ -87,8 +87,7 @@ MODERATE = {
 
 def variants(losses):
     """Losses with the options that other kernels compute."""
-    for loss in losses:
-        yield from ((loss, MODERATE.get(loss, {}) | variant) for variant in ({}, *CATALOG[loss.__name__].variants))
+    return [(of, MODERATE.get(of, {}) | more) for of in losses for more in ({}, *CATALOG[of.__name__].variants)]
 
 
 @pytest.mark.parametrize("place", PLACES)
