@@ -109,6 +109,7 @@ class PairwiseContrastiveLoss(LossModule):
         self,
         *,
         ref_offset: int | None = None,
+        ignore_index: int | None = None,
         pos_margin: float | Tensor = 0.0,
         neg_margin: float | Tensor = 1.0,
         metric: str = "euclidean",
@@ -123,6 +124,7 @@ class PairwiseContrastiveLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         pos_margin: float | Tensor = ...,
         neg_margin: float | Tensor = ...,
         metric: str = ...,
@@ -137,6 +139,7 @@ class PairwiseContrastiveLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         pos_margin: float | Tensor = ...,
         neg_margin: float | Tensor = ...,
         metric: str = ...,
@@ -187,6 +190,7 @@ class BatchHardTripletLoss(LossModule):
         self,
         *,
         ref_offset: int | None = None,
+        ignore_index: int | None = None,
         margin: float | Tensor | None = None,
         metric: str = "euclidean",
         soft_margin: bool = False,
@@ -202,6 +206,7 @@ class BatchHardTripletLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         margin: float | Tensor | None = ...,
         metric: str = ...,
         soft_margin: bool = ...,
@@ -217,6 +222,7 @@ class BatchHardTripletLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         margin: float | Tensor | None = ...,
         metric: str = ...,
         soft_margin: bool = ...,
@@ -230,6 +236,7 @@ class BatchAllTripletLoss(LossModule):
         self,
         *,
         ref_offset: int | None = None,
+        ignore_index: int | None = None,
         margin: float | Tensor | None = None,
         metric: str = "euclidean",
         soft_margin: bool = False,
@@ -244,6 +251,7 @@ class BatchAllTripletLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         margin: float | Tensor | None = ...,
         metric: str = ...,
         soft_margin: bool = ...,
@@ -258,6 +266,7 @@ class BatchAllTripletLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         margin: float | Tensor | None = ...,
         metric: str = ...,
         soft_margin: bool = ...,
@@ -270,6 +279,7 @@ class BatchSemihardTripletLoss(LossModule):
         self,
         *,
         ref_offset: int | None = None,
+        ignore_index: int | None = None,
         margin: float | Tensor = 0.2,
         metric: str = "sqeuclidean",
         reduction: str = "mean",
@@ -282,6 +292,7 @@ class BatchSemihardTripletLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         margin: float | Tensor = ...,
         metric: str = ...,
         reduction: str = ...,
@@ -294,6 +305,7 @@ class BatchSemihardTripletLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         margin: float | Tensor = ...,
         metric: str = ...,
         reduction: str = ...,
@@ -408,6 +420,7 @@ class SupConLoss(LossModule):
         self,
         *,
         ref_offset: int | None = None,
+        ignore_index: int | None = None,
         temperature: float | Tensor = 0.1,
         normalize: bool = True,
         reduction: str = "mean",
@@ -420,6 +433,7 @@ class SupConLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         temperature: float | Tensor = ...,
         normalize: bool = ...,
         reduction: str = ...,
@@ -432,6 +446,7 @@ class SupConLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         temperature: float | Tensor = ...,
         normalize: bool = ...,
         reduction: str = ...,
@@ -447,6 +462,7 @@ class MultiSimilarityLoss(LossModule):
         self,
         *,
         ref_offset: int | None = None,
+        ignore_index: int | None = None,
         alpha: float = 2.0,
         beta: float = 50.0,
         base: float = 0.5,
@@ -461,6 +477,7 @@ class MultiSimilarityLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         alpha: float = ...,
         beta: float = ...,
         base: float = ...,
@@ -475,6 +492,7 @@ class MultiSimilarityLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         alpha: float = ...,
         beta: float = ...,
         base: float = ...,
@@ -487,6 +505,7 @@ class CircleLoss(LossModule):
         self,
         *,
         ref_offset: int | None = None,
+        ignore_index: int | None = None,
         margin: float = 0.4,
         gamma: float = 80.0,
         normalize: bool = True,
@@ -500,6 +519,7 @@ class CircleLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         margin: float = ...,
         gamma: float = ...,
         normalize: bool = ...,
@@ -513,6 +533,7 @@ class CircleLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         margin: float = ...,
         gamma: float = ...,
         normalize: bool = ...,
@@ -524,6 +545,7 @@ class GeneralizedLiftedStructureLoss(LossModule):
         self,
         *,
         ref_offset: int | None = None,
+        ignore_index: int | None = None,
         neg_margin: float = 1.0,
         pos_margin: float = 0.0,
         normalize: bool = True,
@@ -537,6 +559,7 @@ class GeneralizedLiftedStructureLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         neg_margin: float = ...,
         pos_margin: float = ...,
         normalize: bool = ...,
@@ -550,6 +573,7 @@ class GeneralizedLiftedStructureLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         neg_margin: float = ...,
         pos_margin: float = ...,
         normalize: bool = ...,
@@ -561,6 +585,7 @@ class LiftedStructureLoss(LossModule):
         self,
         *,
         ref_offset: int | None = None,
+        ignore_index: int | None = None,
         neg_margin: float = 1.0,
         pos_margin: float = 0.0,
         normalize: bool = True,
@@ -574,6 +599,7 @@ class LiftedStructureLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         neg_margin: float = ...,
         pos_margin: float = ...,
         normalize: bool = ...,
@@ -587,6 +613,7 @@ class LiftedStructureLoss(LossModule):
         ref_labels: Tensor | None = None,
         *,
         ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
         neg_margin: float = ...,
         pos_margin: float = ...,
         normalize: bool = ...,
@@ -764,6 +791,7 @@ class ArcFaceLoss(ClassLossModule):
         *,
         margin: float | Tensor = 0.5,
         scale: float | Tensor = 64.0,
+        ignore_index: int = -100,
         reduction: str = "mean",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
@@ -775,6 +803,7 @@ class ArcFaceLoss(ClassLossModule):
         *,
         margin: float | Tensor = ...,
         scale: float | Tensor = ...,
+        ignore_index: int = ...,
         reduction: str = ...,
     ) -> Tensor: ...
     def __call__(
@@ -784,6 +813,7 @@ class ArcFaceLoss(ClassLossModule):
         *,
         margin: float | Tensor = ...,
         scale: float | Tensor = ...,
+        ignore_index: int = ...,
         reduction: str = ...,
     ) -> Tensor: ...
 
@@ -795,6 +825,7 @@ class CosFaceLoss(ClassLossModule):
         *,
         margin: float | Tensor = 0.35,
         scale: float | Tensor = 64.0,
+        ignore_index: int = -100,
         reduction: str = "mean",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
@@ -806,6 +837,7 @@ class CosFaceLoss(ClassLossModule):
         *,
         margin: float | Tensor = ...,
         scale: float | Tensor = ...,
+        ignore_index: int = ...,
         reduction: str = ...,
     ) -> Tensor: ...
     def __call__(
@@ -815,6 +847,7 @@ class CosFaceLoss(ClassLossModule):
         *,
         margin: float | Tensor = ...,
         scale: float | Tensor = ...,
+        ignore_index: int = ...,
         reduction: str = ...,
     ) -> Tensor: ...
 
@@ -825,6 +858,7 @@ class NormalizedSoftmaxLoss(ClassLossModule):
         dim: int,
         *,
         temperature: float | Tensor = 0.05,
+        ignore_index: int = -100,
         reduction: str = "mean",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
@@ -835,6 +869,7 @@ class NormalizedSoftmaxLoss(ClassLossModule):
         target: Tensor,
         *,
         temperature: float | Tensor = ...,
+        ignore_index: int = ...,
         reduction: str = ...,
     ) -> Tensor: ...
     def __call__(
@@ -843,6 +878,7 @@ class NormalizedSoftmaxLoss(ClassLossModule):
         target: Tensor,
         *,
         temperature: float | Tensor = ...,
+        ignore_index: int = ...,
         reduction: str = ...,
     ) -> Tensor: ...
 
@@ -853,6 +889,7 @@ class ProxyNCALoss(ClassLossModule):
         dim: int,
         *,
         scale: float | Tensor = 1.0,
+        ignore_index: int | None = None,
         reduction: str = "mean",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
@@ -863,6 +900,7 @@ class ProxyNCALoss(ClassLossModule):
         target: Tensor,
         *,
         scale: float | Tensor = ...,
+        ignore_index: int | None = ...,
         reduction: str = ...,
     ) -> Tensor: ...
     def __call__(
@@ -871,6 +909,7 @@ class ProxyNCALoss(ClassLossModule):
         target: Tensor,
         *,
         scale: float | Tensor = ...,
+        ignore_index: int | None = ...,
         reduction: str = ...,
     ) -> Tensor: ...
 
@@ -882,6 +921,7 @@ class ProxyAnchorLoss(ClassLossModule):
         *,
         margin: float | Tensor = 0.1,
         alpha: float | Tensor = 32.0,
+        ignore_index: int | None = None,
         reduction: str = "mean",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
@@ -893,6 +933,7 @@ class ProxyAnchorLoss(ClassLossModule):
         *,
         margin: float | Tensor = ...,
         alpha: float | Tensor = ...,
+        ignore_index: int | None = ...,
         reduction: str = ...,
     ) -> Tensor: ...
     def __call__(
@@ -902,6 +943,7 @@ class ProxyAnchorLoss(ClassLossModule):
         *,
         margin: float | Tensor = ...,
         alpha: float | Tensor = ...,
+        ignore_index: int | None = ...,
         reduction: str = ...,
     ) -> Tensor: ...
 
@@ -911,12 +953,27 @@ class CenterLoss(ClassLossModule):
         num_classes: int,
         dim: int,
         *,
+        ignore_index: int | None = None,
         reduction: str = "mean",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None: ...
-    def forward(self, embeddings: Tensor, target: Tensor, *, reduction: str = ...) -> Tensor: ...
-    def __call__(self, embeddings: Tensor, target: Tensor, *, reduction: str = ...) -> Tensor: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        ignore_index: int | None = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        ignore_index: int | None = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
 
 class IslandLoss(ClassLossModule):
     def __init__(
@@ -925,9 +982,26 @@ class IslandLoss(ClassLossModule):
         dim: int,
         *,
         weight: float = 10.0,
+        ignore_index: int | None = None,
         reduction: str = "mean",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None: ...
-    def forward(self, embeddings: Tensor, target: Tensor, *, weight: float = ..., reduction: str = ...) -> Tensor: ...
-    def __call__(self, embeddings: Tensor, target: Tensor, *, weight: float = ..., reduction: str = ...) -> Tensor: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        weight: float = ...,
+        ignore_index: int | None = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        target: Tensor,
+        *,
+        weight: float = ...,
+        ignore_index: int | None = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...

@@ -36,6 +36,9 @@ def integer(low: int = 0) -> Rule:
     return functools.partial(checks.index, low=low)
 
 
+label: Rule = integer(low=-(2**63))
+
+
 def one_of(*allowed: object) -> Rule:
     return functools.partial(checks.one_of, allowed=allowed)
 

@@ -140,20 +140,33 @@ def _own(logits, offset=0):
     )
 
 
-def _pairs(embeddings, labels, ref_embeddings=None, ref_labels=None, ref_offset=None):
-    """Both sides, and the masks of positive and negative pairs."""
+def _counts(labels, ignore_index):
+    """Which rows have a label that is not ignored."""
+    return torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else labels.long() != ignore_index
+
+
+def _where_counted(x, counts):
+    """The rows that count, and ones, which have a direction in every dtype."""
+    return torch.where(counts[:, None], x, x.new_ones(()))
+
+
+def _pairs(embeddings, labels, ref_embeddings=None, ref_labels=None, ref_offset=None, ignore_index=None):
+    """Both sides, with ones for ignored rows, and the masks of positive and negative pairs."""
     refs, ref_labels = (embeddings, labels) if ref_embeddings is None else (ref_embeddings, ref_labels)
+    counts, ref_counts = _counts(labels, ignore_index), _counts(ref_labels, ignore_index)
     same = labels[:, None] == ref_labels[None]
     itself = _own(same, ref_offset or 0) & (ref_offset is not None or ref_embeddings is None)
-    return refs, same & ~itself, ~same
+    both = counts[:, None] & ref_counts
+    x, refs = _where_counted(embeddings, counts), _where_counted(refs, ref_counts)
+    return x, refs, same & both & ~itself, ~same & both
 
 
 def pairwise_contrastive_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    ref_offset=None, pos_margin=0.0, neg_margin=1.0, metric="euclidean", power=2, reduction="mean",
+    ref_offset=None, ignore_index=None, pos_margin=0.0, neg_margin=1.0, metric="euclidean", power=2, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
-    d = pairwise_distance(embeddings, refs, metric)
+    x, refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    d = pairwise_distance(x, refs, metric)
     terms = torch.where(pos, F.relu(d - pos_margin), F.relu(neg_margin - d)).pow(power) * (pos | neg) / power
     if reduction == "none":
         return terms.sum(1)
@@ -164,10 +177,10 @@ def pairwise_contrastive_loss(
 
 def hardest_pairs(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    ref_offset=None, metric="euclidean", positives="hardest", negatives="hardest",
+    ref_offset=None, ignore_index=None, metric="euclidean", positives="hardest", negatives="hardest",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
-    d = pairwise_distance(embeddings, refs, metric)
+    x, refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    d = pairwise_distance(x, refs, metric)
 
     def extreme(mask, farthest):
         worst = -torch.inf if farthest else torch.inf
@@ -176,12 +189,12 @@ def hardest_pairs(
         return torch.where(mask.any(1), index, -1)
 
     def at(index):
-        distance = row_distance(embeddings, refs[index.clamp_min(0)], metric)  # exact, not the expanded form
+        distance = row_distance(x, refs[index.clamp_min(0)], metric)  # exact, not the expanded form
         return distance.where(index >= 0, distance.new_tensor(torch.nan))
 
     if d.numel() == 0:
         none = torch.full_like(labels, -1, dtype=torch.int64)
-        nan = embeddings.sum(1) * 0 + torch.nan
+        nan = x.sum(1) * 0 + torch.nan
         return HardestPairs(nan, none, nan, none)
     positive = extreme(pos, positives == "hardest")
     if negatives == "semihard":
@@ -192,12 +205,12 @@ def hardest_pairs(
 
 def batch_hard_triplet_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    ref_offset=None, margin=None, metric="euclidean", soft_margin=False,
+    ref_offset=None, ignore_index=None, margin=None, metric="euclidean", soft_margin=False,
     positives="hardest", negatives="hardest", reduction="mean",
 ):  # fmt: skip
     mined = hardest_pairs(
         embeddings, labels, ref_embeddings, ref_labels,
-        ref_offset=ref_offset, metric=metric, positives=positives, negatives=negatives,
+        ref_offset=ref_offset, ignore_index=ignore_index, metric=metric, positives=positives, negatives=negatives,
     )  # fmt: skip
     counts = (mined.positive_index >= 0) & (mined.negative_index >= 0)
     gap = torch.where(counts, mined.positive_distance - mined.negative_distance, 0)
@@ -207,10 +220,11 @@ def batch_hard_triplet_loss(
 
 def batch_all_triplet_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    ref_offset=None, margin=None, metric="euclidean", soft_margin=False, triplets="all", reduction="mean",
+    ref_offset=None, ignore_index=None, margin=None, metric="euclidean", soft_margin=False, triplets="all",
+    reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
-    d = pairwise_distance(embeddings, refs, metric)
+    x, refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    d = pairwise_distance(x, refs, metric)
     gap = d[:, :, None] - d[:, None]  # d(a, p) - d(a, n)
     margin = _margin(margin, 0.2, soft_margin)
     bands = dict(hard=gap >= 0, semihard=(gap < 0) & (gap >= -margin), easy=gap < -margin)
@@ -221,10 +235,10 @@ def batch_all_triplet_loss(
 
 def batch_semihard_triplet_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    ref_offset=None, margin=0.2, metric="sqeuclidean", reduction="mean",
+    ref_offset=None, ignore_index=None, margin=0.2, metric="sqeuclidean", reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
-    d = pairwise_distance(embeddings, refs, metric)
+    x, refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    d = pairwise_distance(x, refs, metric)
     if d.numel() == 0:
         return _mean_of(d, pos, reduction)
     farther = neg[:, None] & (d[:, None] > d[:, :, None])  # than the positive [N, M, M]
@@ -263,7 +277,7 @@ def info_nce_loss(
 
 def nt_xent_loss(z1, z2, *, temperature=0.5, reduction="mean"):
     z, labels = torch.cat([z1, z2]), torch.arange(len(z1), device=z1.device).repeat(2)
-    _, pos, neg = _pairs(z, labels)
+    _, _, pos, neg = _pairs(z, labels)
     return _reduce(_cross_entropy(_logits(z, z, 1 / temperature), pos, neg), reduction)
 
 
@@ -280,10 +294,10 @@ def siglip_loss(image, text, logit_scale, logit_bias, *, reduction="mean"):
 
 def supcon_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    ref_offset=None, temperature=0.1, normalize=True, reduction="mean",
+    ref_offset=None, ignore_index=None, temperature=0.1, normalize=True, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
-    logits = _logits(embeddings, refs, 1 / temperature, normalize).masked_fill(~(pos | neg), -torch.inf)
+    x, refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    logits = _logits(x, refs, 1 / temperature, normalize).masked_fill(~(pos | neg), -torch.inf)
     counts = pos.sum(1)
     terms = -logits.log_softmax(1).where(pos, logits.new_zeros(())).sum(1) / counts.clamp_min(1)
     return _mean_of(terms, counts > 0, reduction)
@@ -303,20 +317,21 @@ def _log_sum_exp(terms, mask):
 
 def multi_similarity_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    ref_offset=None, alpha=2.0, beta=50.0, base=0.5, normalize=True, reduction="mean",
+    ref_offset=None, ignore_index=None, alpha=2.0, beta=50.0, base=0.5, normalize=True, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
-    s = _logits(embeddings, refs, 1.0, normalize)
+    x, refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    s = _logits(x, refs, 1.0, normalize)
     pull, push = _log_sum_exp(-alpha * (s - base), pos), _log_sum_exp(beta * (s - base), neg)
-    return _reduce(_softplus(pull) / alpha + _softplus(push) / beta, reduction)
+    terms = _softplus(pull) / alpha + _softplus(push) / beta
+    return _mean_of(terms, _counts(labels, ignore_index), reduction)
 
 
 def circle_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    ref_offset=None, margin=0.4, gamma=80.0, normalize=True, reduction="mean",
+    ref_offset=None, ignore_index=None, margin=0.4, gamma=80.0, normalize=True, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
-    s = _logits(embeddings, refs, 1.0, normalize)
+    x, refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    s = _logits(x, refs, 1.0, normalize)
     pull = _log_sum_exp(-gamma * F.relu(1 + margin - s.detach()) * (s - (1 - margin)), pos)
     push = _log_sum_exp(gamma * F.relu(s.detach() + margin) * (s - margin), neg)
     terms = _softplus(pull + push).where(pos.any(1) & neg.any(1), s.new_zeros(()))
@@ -329,20 +344,21 @@ def _lifted_distance(x, y, normalize):
 
 def generalized_lifted_structure_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    ref_offset=None, neg_margin=1.0, pos_margin=0.0, normalize=True, reduction="mean",
+    ref_offset=None, ignore_index=None, neg_margin=1.0, pos_margin=0.0, normalize=True, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
-    d = _lifted_distance(embeddings, refs, normalize)
+    x, refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    d = _lifted_distance(x, refs, normalize)
     pull, push = _log_sum_exp(d - pos_margin, pos), _log_sum_exp(neg_margin - d, neg)
-    return _reduce(F.relu(pull.masked_fill(~pos.any(1), 0) + push.masked_fill(~neg.any(1), 0)), reduction)
+    terms = F.relu(pull.masked_fill(~pos.any(1), 0) + push.masked_fill(~neg.any(1), 0))
+    return _mean_of(terms, _counts(labels, ignore_index), reduction)
 
 
 def lifted_structure_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    ref_offset=None, neg_margin=1.0, pos_margin=0.0, normalize=True, reduction="mean",
+    ref_offset=None, ignore_index=None, neg_margin=1.0, pos_margin=0.0, normalize=True, reduction="mean",
 ):  # fmt: skip
-    refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
-    d = _lifted_distance(embeddings, refs, normalize)
+    x, refs, pos, neg = _pairs(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    d = _lifted_distance(x, refs, normalize)
     lowest = torch.finfo(d.dtype).min / 2  # two of -inf would have the gradient NaN
     own, other = (_log_sum_exp(neg_margin - m, of).clamp_min(lowest) for m, of in ((d, neg), (d.T, neg.T)))
     terms = F.relu(torch.logaddexp(own[:, None], other) + d - pos_margin).square().where(pos, d.new_zeros(())) / 2
@@ -436,46 +452,61 @@ def linear_cross_entropy_loss(
     return _mean_of_classes(_modulation(logits, own, gamma) * terms if gamma else terms, own.sum(1), reduction)
 
 
-def _margin_softmax(cos, own_logit, scale, target, reduction):
+def _margin_softmax(cos, own_logit, scale, target, ignore_index, reduction):
     """Cross entropy of scaled cosines, of which that of the own class is replaced."""
-    own = _own_class(target, cos.shape[1])
-    return cross_entropy_loss(torch.where(own, own_logit, scale * cos), target, reduction=reduction)
+    own = _own_class(target, cos.shape[1], ignore_index)
+    logits = torch.where(own, own_logit, scale * cos)
+    return cross_entropy_loss(logits, target, ignore_index=ignore_index, reduction=reduction)
 
 
-def arcface_loss(embeddings, weight, target, *, margin=0.5, scale=64.0, reduction="mean"):
-    cos = _logits(embeddings, weight, 1.0)
+def _cosines(embeddings, weight, target, ignore_index):
+    """To every class, of ones for ignored rows."""
+    return _logits(_where_counted(embeddings, _counts(target, ignore_index)), weight, 1.0)
+
+
+def arcface_loss(embeddings, weight, target, *, margin=0.5, scale=64.0, ignore_index=-100, reduction="mean"):
+    cos = _cosines(embeddings, weight, target, ignore_index)
     m = margin if isinstance(margin, Tensor) else cos.new_tensor(margin)
     shifted = torch.where(cos >= -m.cos(), cos * m.cos() - _sqrt(1 - cos.square()) * m.sin(), cos - m * m.sin())
-    return _margin_softmax(cos, scale * shifted, scale, target, reduction)
+    return _margin_softmax(cos, scale * shifted, scale, target, ignore_index, reduction)
 
 
-def cosface_loss(embeddings, weight, target, *, margin=0.35, scale=64.0, reduction="mean"):
-    cos = _logits(embeddings, weight, 1.0)
-    return _margin_softmax(cos, scale * (cos - margin), scale, target, reduction)
+def cosface_loss(embeddings, weight, target, *, margin=0.35, scale=64.0, ignore_index=-100, reduction="mean"):
+    cos = _cosines(embeddings, weight, target, ignore_index)
+    return _margin_softmax(cos, scale * (cos - margin), scale, target, ignore_index, reduction)
 
 
-def normalized_softmax_loss(embeddings, weight, target, *, temperature=0.05, reduction="mean"):
-    return cross_entropy_loss(_logits(embeddings, weight, 1 / temperature), target, reduction=reduction)
+def normalized_softmax_loss(embeddings, weight, target, *, temperature=0.05, ignore_index=-100, reduction="mean"):
+    logits = _cosines(embeddings, weight, target, ignore_index) / temperature
+    return cross_entropy_loss(logits, target, ignore_index=ignore_index, reduction=reduction)
 
 
-def proxy_nca_loss(embeddings, proxies, target, *, scale=1.0, reduction="mean"):
-    return cross_entropy_loss(_logits(embeddings, proxies, 2 * scale), target, reduction=reduction)
+def proxy_nca_loss(embeddings, proxies, target, *, scale=1.0, ignore_index=None, reduction="mean"):
+    logits = 2 * scale * _cosines(embeddings, proxies, target, ignore_index)
+    return cross_entropy_loss(logits, target, ignore_index=ignore_index, reduction=reduction)
 
 
-def proxy_anchor_loss(embeddings, proxies, target, *, margin=0.1, alpha=32.0, reduction="mean"):
-    cos = _logits(proxies, embeddings, 1.0)
+def proxy_anchor_loss(
+    embeddings, proxies, target, *, margin=0.1, alpha=32.0, ignore_index=None, reduction="mean"
+):  # fmt: skip
+    cos = _cosines(embeddings, proxies, target, ignore_index).T
+    counts = _counts(target, ignore_index)
     own = torch.arange(len(proxies), device=target.device)[:, None] == target
-    pull = _softplus(_log_sum_exp(-alpha * (cos - margin), own))
-    push = _softplus(_log_sum_exp(alpha * (cos + margin), ~own))
+    pull = _softplus(_log_sum_exp(-alpha * (cos - margin), own & counts))
+    push = _softplus(_log_sum_exp(alpha * (cos + margin), ~own & counts))
     if reduction == "mean":
-        return pull.sum() / own.any(1).sum().clamp_min(1) + push.sum() / max(len(proxies), 1)
+        return pull.sum() / (own & counts).any(1).sum().clamp_min(1) + push.sum() / max(len(proxies), 1)
     return _reduce(pull + push, reduction)
 
 
-def center_loss(embeddings, centers, target, *, reduction="mean"):
-    return _reduce(row_distance(embeddings, centers[target.long()], "sqeuclidean") / 2, reduction)
+def center_loss(embeddings, centers, target, *, ignore_index=None, reduction="mean"):
+    counts = _counts(target, ignore_index)
+    own = centers[target.long().where(counts, 0)]
+    terms = row_distance(_where_counted(embeddings, counts), own, "sqeuclidean") / 2
+    return _mean_of(torch.where(counts, terms, 0), counts, reduction)
 
 
-def island_loss(embeddings, centers, target, *, weight=10.0, reduction="mean"):
+def island_loss(embeddings, centers, target, *, weight=10.0, ignore_index=None, reduction="mean"):
     cos = _logits(centers, centers, 1.0)
-    return center_loss(embeddings, centers, target, reduction=reduction) + weight * (cos + 1)[~_own(cos)].sum()
+    near = center_loss(embeddings, centers, target, ignore_index=ignore_index, reduction=reduction)
+    return near + weight * (cos + 1)[~_own(cos)].sum()

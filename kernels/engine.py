@@ -111,7 +111,7 @@ def fold(
         s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
         if len(x.offsets) + len(y.offsets) > 0:
             s, _share = shift(s, x, y, r, c, N, M)
-        positive, negative = pair_masks(xl, yl, r, c, M, ref_offset)
+        positive, negative = pair_masks(xl, yl, r, c, M, ref_offset, x.ignored)
         if len(neg.kinds) > 0:
             neg_folds = fold_tile(neg_folds, LOSS(s, down, False), negative, False, 1)
         if len(pos.kinds) > 0:
@@ -233,7 +233,7 @@ def grad(
         share = 1.0
         if len(x.offsets) + len(y.offsets) > 0:
             s, share = shift(s, x, y, r, c, N, M)
-        positive, negative = pair_masks(xl, yl, r, c, M, ref_offset)
+        positive, negative = pair_masks(xl, yl, r, c, M, ref_offset, x.ignored)
         g = tl.zeros([BM, BN], tl.float32)
         if len(neg.kinds) > 0:
             g, by_down = tile_grad(LOSS(s, down, False), negative, row_down, column_down, by_down, False)

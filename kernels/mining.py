@@ -42,7 +42,7 @@ def mine(
     for c0 in range(start, end, BN):
         c = c0 + tl.arange(0, BN)
         s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
-        pos, neg = pair_masks(xl, load(y.labels, c, M), r, c, M, ref_offset)
+        pos, neg = pair_masks(xl, load(y.labels, c, M), r, c, M, ref_offset, x.ignored)
         if POSITIVE != 0:
             pos_best, pos_index = keep_best(pos_best, pos_index, s, pos, c, POSITIVE)
         if NEGATIVE == -2:

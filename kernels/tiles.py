@@ -21,6 +21,7 @@ class Rows(NamedTuple):
     norms: Any  # from `prepare` [3, n]
     labels: Any  # [n]
     offsets: tuple = ()  # ([n],) if its scores have some
+    ignored: tuple = ()  # (label,) if rows with it are in no pair
 
 
 class Numbers(NamedTuple):
@@ -187,10 +188,26 @@ def accumulate_grad(acc, w, x_ptr, y_ptr, ys, r, c, first, N, M, D, BD: tl.const
 
 
 @triton.jit
-def pair_masks(xl, yl, r, c, M, ref_offset):
-    """Which pairs are positive and which negative; padding, and a row with itself, are neither. [BM, BN] each"""
-    same = xl[:, None] == yl[None, :]
+def valid_pairs(xl, yl, c, M, ignored):
+    """Which pairs are no padding, and of no ignored row. To be broadcast to [BM, BN]"""
     valid = (c < M)[None, :]
+    if len(ignored) > 0:
+        valid = valid & (xl != ignored[0])[:, None] & (yl != ignored[0])[None, :]
+    return valid
+
+
+@triton.jit
+def negative_mask(xl, yl, c, M, ignored):
+    """Which pairs are negative. [BM, BN]"""
+    return (xl[:, None] != yl[None, :]) & valid_pairs(xl, yl, c, M, ignored)
+
+
+@triton.jit
+def pair_masks(xl, yl, r, c, M, ref_offset, ignored):
+    """Which pairs are positive and which negative; padding, a row with itself and one that is ignored are neither.
+    [BM, BN] each"""
+    same = xl[:, None] == yl[None, :]
+    valid = valid_pairs(xl, yl, c, M, ignored)
     if len(ref_offset) > 0:
         valid = valid & ((r + ref_offset[0])[:, None] != c[None, :])
     return same & valid, ~same & valid

@@ -21,6 +21,7 @@ from .tiles import (
     load_chunks,
     load_norms,
     load_numbers,
+    negative_mask,
     round_weights,
     score_tile,
     share_labels,
@@ -28,7 +29,7 @@ from .tiles import (
 
 
 class Ranges(NamedTuple):
-    """Of every anchor, by the columns that its label has. [N] each"""
+    """Of every anchor, by the columns that its label has; of one that is ignored they are none. [N] each"""
 
     start: Any
     stop: Any
@@ -122,9 +123,9 @@ def load_thresholds(
 
 
 @triton.jit
-def farther(s, xl, yl, c, M):
+def farther(s, xl, yl, c, M, ignored):
     """Scores of the negatives, inf for all other pairs. [BM, BN]"""
-    return tl.where((xl[:, None] != yl[None, :]) & (c < M)[None, :], s, float("inf"))
+    return tl.where(negative_mask(xl, yl, c, M, ignored), s, float("inf"))
 
 
 @triton.jit(do_not_specialize=["N", "M", "first", "last"])
@@ -160,7 +161,7 @@ def fold_triplets(
         for c0 in range(start, end, BN):
             c = c0 + tl.arange(0, BN)
             s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
-            s = farther(s, xl, load(y.labels, c, M), c, M)
+            s = farther(s, xl, load(y.labels, c, M), c, M, x.ignored)
             terms, kinds, costly, steep = zeros(4, BM)  # of the tile
             grown = ()
             for k in tl.static_range(K):
@@ -233,7 +234,7 @@ def mine_semihard(
         for c0 in range(0, M, BN):
             c = c0 + tl.arange(0, BN)
             s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
-            neg = (xl[:, None] != load(y.labels, c, M)[None, :]) & (c < M)[None, :]
+            neg = negative_mask(xl, load(y.labels, c, M), c, M, x.ignored)
             far, far_index = keep_best(far, far_index, s, neg, c, 1)
             grown = ()
             grown_index = ()
@@ -325,7 +326,7 @@ def triplets_grad(
     for c0 in range(start, end, BN):
         c = c0 + tl.arange(0, BN)
         yl = load(y.labels, c, M)
-        neg = (xl[:, None] != yl[None, :]) & ((r < N)[:, None] & (c < M)[None, :])
+        neg = negative_mask(xl, yl, c, M, x.ignored) & (r < N)[:, None]
         near = share_labels(xl, yl)
         g = tl.zeros([BM, BN], tl.float32)
         if KIND == "nearest":

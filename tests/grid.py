@@ -154,6 +154,20 @@ def references(case: str, rows: Tensor, labels: Tensor, y: Tensor, y_labels: Ten
     return dict(ref_embeddings=refs, ref_labels=ref_labels, ref_offset=offset)
 
 
+IGNORED = (None, 1)  # the label whose rows are left out
+
+
+def ignoring(label: int | None, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments for a loss that leaves out rows with a label of `IGNORED`: they hold NaN."""
+    if label is None:
+        return arguments
+    found = arguments | dict(ignore_index=label)
+    for rows, labels in (("embeddings", "labels"), ("ref_embeddings", "ref_labels"), ("embeddings", "target")):
+        if labels in arguments:
+            found[rows] = arguments[rows].masked_fill((arguments[labels] == label)[:, None], torch.nan)
+    return found
+
+
 def middle(distances: Tensor) -> float:
     """A margin that half of the distances exceed, between two of them: at a kink the last bit decides."""
     ordered = distances.flatten().unique()

@@ -13,7 +13,7 @@ from fusedloss import checks
 from fusedloss.losses.catalog import CATALOG, Role
 from fusedloss.ops import folds
 from tests.compare import check, differentiate
-from tests.grid import PLANS, WITH_CLASSES, batch, cases, example, in_full, running
+from tests.grid import PLANS, WITH_CLASSES, batch, cases, example, ignoring, in_full, running
 
 # Rows, classes, dimensions: ragged for tiles of any size. D below, above and not a multiple of a chunk.
 SHAPES = ((23, 37, 37), (11, 41, 3), (41, 5, 4), (17, 13, 101))
@@ -32,6 +32,13 @@ def of_classes(loss, case):
     arguments = {"embeddings": x, name: w, "target": (3 * torch.arange(N) + 1) % max(C - 2, 2)}
     fixed = dict(both=[], rows=[name], classes=["embeddings"])[case.get("trained", "both")]
     return arguments | dict(reduction=case["reduction"]), fixed
+
+
+def leaving_out(label, arguments):
+    """A third of the rows have a label that is ignored, if it is not None, and hold NaN."""
+    if label is not None:
+        arguments["target"][1::3] = label
+    return ignoring(label, arguments)
 
 
 def number(case, value):
@@ -82,6 +89,7 @@ OPTIONS = {
         reduction=REDUCTIONS,
         numbers=NUMBERS,
         trained=TRAINED,
+        ignored=(None, -100),
     ),
     blocked=3,
     triton=2,
@@ -91,15 +99,22 @@ def test_losses_on_the_sphere_are_as_exact_as_eager(backend, case):
     loss, *options = case["loss"]
     arguments, fixed = of_classes(loss, case)
     arguments |= {name: number(case, value) for name, value in options}
+    arguments = leaving_out(case["ignored"], arguments)
     with running(backend, case["plan"]) as device:
         check(loss, arguments, case["dtype"], device, constant=fixed, roundings=SCALED_WEIGHTS)
 
 
-@cases(dict(shape=SHAPES, reduction=REDUCTIONS, trained=TRAINED), blocked=3, triton=2, plans=("default", "small"))
+@cases(
+    dict(shape=SHAPES, reduction=REDUCTIONS, trained=TRAINED, ignored=(None, -100)),
+    blocked=3,
+    triton=2,
+    plans=("default", "small"),
+)
 @pytest.mark.parametrize("loss", [fusedloss.center_loss, fusedloss.island_loss])
 def test_losses_of_centers_are_as_exact_as_eager(backend, case, loss):
     arguments, fixed = of_classes(loss, case)
     arguments |= dict(weight=0.01) if loss is fusedloss.island_loss else {}
+    arguments = leaving_out(case["ignored"], arguments)
     with running(backend, case["plan"]) as device:
         # In 16 bit a center gets its gradient from the rows and from the other centers, each rounded.
         check(loss, arguments, case["dtype"], device, constant=fixed, roundings=2)
@@ -293,7 +308,7 @@ def test_the_only_class_is_certain(backend, device, loss):
 def test_a_class_out_of_range_is_an_error_on_a_cpu(loss, bad):
     arguments = example(loss)
     arguments["target"][2] = bad
-    ignored = r" or ignore_index \(-100\)" if "ignore_index" in loss.__kwdefaults__ else ""
+    ignored = r" or ignore_index \(-100\)" if loss.__kwdefaults__["ignore_index"] is not None else ""
     with pytest.raises(ValueError, match=rf"^target must be class indices from 0 to 6{ignored}, got {bad}$"):
         loss(**arguments)
 

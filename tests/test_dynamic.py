@@ -9,7 +9,7 @@ from torch.export import Dim, export
 
 import fusedloss
 from fusedloss.losses.catalog import CATALOG, Role
-from tests.grid import FULL, IN_BATCH, LEARNABLE, LOSSES, SAMPLE, example, in_full, named
+from tests.grid import FULL, IN_BATCH, LEARNABLE, LOSSES, SAMPLE, WITH_CLASSES, example, in_full, named
 
 SIZES = (16, 24, 33, 47, 64, 65, 66, 80, 97, 128, 200)
 REFERENCES = [(loss, False) for loss in LOSSES] + [(loss, True) for loss in (*IN_BATCH, fusedloss.info_nce_loss)]
@@ -71,6 +71,12 @@ def test_so_do_they_with_the_batch_among_the_references(loss):
             yield arguments | at | dict(ref_offset=arguments["ref_labels"].shape[0])
 
     assert graphs(loss, calls()) <= 2
+
+
+@pytest.mark.parametrize("loss", front([*IN_BATCH, *WITH_CLASSES]))
+def test_so_do_they_with_rows_that_are_ignored(loss):
+    assert graphs(loss, sized(loss, loss in IN_BATCH, SIZES[:4], ignore_index=1)) <= 2
+    assert graphs(loss, [example(loss, 33) | dict(ignore_index=label) for label in (1, 3, 0, -5)]) <= 3  # 0 is its own
 
 
 @pytest.mark.parametrize(("loss", "name"), front(LEARNABLE))

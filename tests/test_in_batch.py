@@ -7,11 +7,24 @@ import torch.nn.functional as F
 import fusedloss
 from fusedloss import reference
 from tests.compare import check
-from tests.grid import METRICS, PLANS, REFS, batch, cases, in_full, middle, references, running, shapes
+from tests.grid import (
+    IGNORED,
+    METRICS,
+    PLANS,
+    REFS,
+    batch,
+    cases,
+    ignoring,
+    in_full,
+    middle,
+    references,
+    running,
+    shapes,
+)
 
 # Primes: ragged in rows, columns and dimensions for tiles of any size. D below, above and not a multiple of a chunk.
 SHAPES = shapes((23, 37, 37), (11, 41, 3), (41, 5, 1), (17, 13, 101))
-ENGINE = dict(metric=METRICS, shape=SHAPES, refs=REFS)
+ENGINE = dict(metric=METRICS, shape=SHAPES, refs=REFS, ignored=IGNORED)
 
 WEIGHTS = 2  # the weights of the gradient product are rounded as its result is; 1.6 roundings measured
 
@@ -22,7 +35,7 @@ def in_batch(case):
     D = 3 if case["metric"] == "cosine" and D == 1 else D  # in one dimension the gradient of a cosine is 0
     (x, labels), (y, ref_labels) = batch(N, D), batch(M, D, seed=1)
     arguments = dict(embeddings=x, labels=labels, metric=case["metric"])
-    arguments |= references(case["refs"], x, labels, y, ref_labels)
+    arguments = ignoring(case["ignored"], arguments | references(case["refs"], x, labels, y, ref_labels))
     margin = middle(reference.pairwise_distance(x, y, case["metric"]))
     return arguments, margin, ["ref_embeddings"] if case["refs"] == "constant" else []
 

@@ -233,7 +233,7 @@ ERRORS = [
     (lambda: fusedloss.NTXentLoss(zzz=0.1), "NTXentLoss: no argument 'zzz'. It takes temperature, reduction"),
     (lambda: fusedloss.ArcFaceLoss(), "ArcFaceLoss: num_classes and dim must be given, got nothing"),
     (lambda: fusedloss.ArcFaceLoss(embedding_size=6), "ArcFaceLoss: no argument 'embedding_size', which is dim here. "
-     "It takes num_classes, dim, margin, scale, reduction, device, dtype"),
+     "It takes num_classes, dim, margin, scale, ignore_index, reduction, device, dtype"),
     (lambda: fusedloss.ArcFaceLoss(3, 2, 0.5), "ArcFaceLoss: takes num_classes, dim by place, got 3 arguments. "
      "Options have names: ArcFaceLoss(num_classes, dim, margin=0.5)"),
     (lambda: fusedloss.ArcFaceLoss(0, 2), "ArcFaceLoss: num_classes must be at least 1, got 0"),
@@ -250,7 +250,7 @@ ERRORS = [
     (lambda: fusedloss.NTXentLoss()(*torch.ones(2, 2, 2), z1=1),
      "NTXentLoss.forward: z1 must be given once, got it by place and by name"),
     (lambda: fusedloss.ArcFaceLoss(3, 2)(torch.ones(2, 2), torch.arange(2), weight=1),
-     "ArcFaceLoss.forward: no argument 'weight'. It takes embeddings, target, margin, scale, reduction"),
+     "ArcFaceLoss.forward: no argument 'weight'. It takes embeddings, target, margin, scale, ignore_index, reduction"),
     (lambda: fusedloss.nt_xent_loss(*torch.ones(2, 2, 2), tau=1),
      "nt_xent_loss: no argument 'tau', which is temperature here. It takes z1, z2, temperature, reduction"),
 ]  # fmt: skip

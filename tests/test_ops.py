@@ -46,12 +46,13 @@ OPS = [*OPERATIONS.values()]
 
 
 def op_inputs(device):
-    """(operation, record) of every operation: a self batch, references with a margin on the device, any layout."""
+    """(operation, record) of every operation: a self batch, references with a margin on the device, rows among them of
+    which some are ignored, any layout."""
     x, labels = (t.to(device) for t in batch(9, 5, classes=2))
     y, ref_labels = (t.to(device) for t in batch(7, 5, classes=2, seed=1))
     x, y = x.float(), y.float().t().contiguous().t()
     alone, pairs = Batch(x, None, labels, labels, 0), Batch(x, y, labels, ref_labels, None)
-    inside = Batch(x[:5], torch.cat([y[:2], x[:5]]), labels[:5], torch.cat([ref_labels[:2], labels[:5]]), 2)
+    inside = Batch(x[:5], torch.cat([y[:2], x[:5]]), labels[:5], torch.cat([ref_labels[:2], labels[:5]]), 2, 1)
     margins, states = torch.tensor([[0.0], [1.0]]), torch.ones(2, 9, device=device)
     hinges = ("contrastive", "euclidean", ["sum"], ["sum"])
     scales, both, offsets = torch.tensor([[2.0, 0.0]] * 2), torch.ones(2, 16, device=device), x.new_ones(16)

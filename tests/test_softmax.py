@@ -11,7 +11,7 @@ from fusedloss import ops
 from fusedloss.checks import Batch
 from fusedloss.ops import folds
 from tests.compare import check, differentiate
-from tests.grid import PLANS, REFS, batch, cases, example, in_full, references, running
+from tests.grid import IGNORED, PLANS, REFS, batch, cases, example, ignoring, in_full, references, running
 
 # Primes: ragged in rows, columns and dimensions for tiles of any size. D below, above and not a multiple of a chunk.
 SHAPES = ((23, 37, 37), (11, 41, 3), (41, 5, 4), (17, 13, 101))
@@ -105,6 +105,7 @@ def test_n_pair_is_as_exact_as_eager(backend, case):
     dict(
         shape=SHAPES,
         refs=REFS,
+        ignored=IGNORED,
         reduction=REDUCTIONS,
         numbers=NUMBERS,
         normalize=(True, False),
@@ -118,7 +119,7 @@ def test_supcon_is_as_exact_as_eager(backend, case):
     (x, labels), (y, ref_labels) = batch(N, D), batch(M, D, seed=1)
     arguments = dict(embeddings=x, labels=labels, normalize=case["normalize"], reduction=case["reduction"])
     arguments |= dict(temperature=number(case, 0.3))
-    arguments |= references(case["refs"], x, labels, y, ref_labels)
+    arguments = ignoring(case["ignored"], arguments | references(case["refs"], x, labels, y, ref_labels))
     constant = ["ref_embeddings"] if case["refs"] == "constant" else []
     with running(backend, case["plan"]) as device:
         check(fusedloss.supcon_loss, arguments, case["dtype"], device, constant=constant, roundings=SCALED_WEIGHTS)

@@ -11,11 +11,11 @@ from fusedloss import ops, reference
 from fusedloss.backends import request
 from fusedloss.checks import Batch
 from tests.compare import check, poisoned_memory
-from tests.grid import FULL, METRICS, REFS, batch, cases, middle, references, running, shapes
+from tests.grid import FULL, IGNORED, METRICS, REFS, batch, cases, ignoring, middle, references, running, shapes
 
 # Ragged in rows, columns, dimensions and classes: 3 or 5 classes of random size, and one row alone in its class.
 SHAPES = shapes((23, 29, 37), (11, 31, 3), (37, 5, 19), (17, 13, 67))
-ENGINE = dict(metric=METRICS, shape=SHAPES, refs=REFS)
+ENGINE = dict(metric=METRICS, shape=SHAPES, refs=REFS, ignored=IGNORED)
 PLANS = ("default", "small", "held", "split", "tight")
 WEIGHTS = 2  # as in test_in_batch
 
@@ -27,7 +27,8 @@ def in_batch(case):
     arguments = dict(embeddings=x, labels=labels, metric=case["metric"])
     arguments |= references(case["refs"], x, labels, y, ref_labels)
     margin = middle(reference.pairwise_distance(x, y, case["metric"])) / 3
-    return arguments, clear(margin, x, arguments), ["ref_embeddings"] if case["refs"] == "constant" else []
+    margin, constant = clear(margin, x, arguments), ["ref_embeddings"] if case["refs"] == "constant" else []
+    return ignoring(case["ignored"], arguments), margin, constant
 
 
 def clear(margin, x, arguments):

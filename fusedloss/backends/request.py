@@ -15,6 +15,26 @@ from ..checks import Batch
 from .dtypes import state_dtype
 
 
+def box(b: Batch) -> tuple[Tensor, ...]:
+    """The least and the most of every dimension [D] over the rows of both sides, without those that are ignored; ()
+    without rows."""
+    extremes = []
+    for x, labels in ((b.x, b.x_labels), (b.y, b.y_labels)):
+        if x is None or not x.shape[0]:
+            continue
+        if b.ignored is not None:
+            counted = labels != b.ignored
+            x = torch.where(counted[:, None], x, x.index_select(0, counted.int().argmax().reshape(1)))
+        # on a CPU one after the other is 5 to 30 times as fast
+        extremes.append((x.amin(0), x.amax(0)) if x.device.type == "cpu" else tuple(x.aminmax(dim=0)))
+    if not extremes:
+        return ()
+    low, high = extremes[0]
+    for least, most in extremes[1:]:
+        low, high = torch.minimum(low, least), torch.maximum(high, most)
+    return low, high
+
+
 class Piece(NamedTuple):
     """A loss of `kernels/losses.py`, by what it takes and gives."""
 

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from .. import checks, ops
 from ..backends.dtypes import loss_dtype
-from ..options import number, one_of, options
-from .reduce import REDUCTIONS, reduce_rows
+from ..options import label, number, one_of, optional, options
+from .reduce import REDUCTIONS, reduce_rows, without_ignored
 
 
-@options(reduction=one_of(*REDUCTIONS))
-def center_loss(embeddings: Tensor, centers: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+@options(ignore_index=optional(label), reduction=one_of(*REDUCTIONS))
+def center_loss(
+    embeddings: Tensor, centers: Tensor, target: Tensor, *, ignore_index: int | None = None, reduction: str = "mean"
+) -> Tensor:
     r"""Center loss: half the squared distance of every row to the center of its class.
 
     $$ \ell_i = \tfrac12 \|x_i - c_{y_i}\|^2 $$
@@ -22,10 +24,12 @@ def center_loss(embeddings: Tensor, centers: Tensor, target: Tensor, *, reductio
         embeddings: [N, D], float16, bfloat16, float32 or float64.
         centers: [C, D], one row a class.
         target: [N], class indices of any integer dtype.
-        reduction: "mean" over the rows, "sum" (the paper's), or "none" ([N]).
+        ignore_index: rows with this target do not count, whatever they hold, and their gradient is 0. None: every
+            target is a class.
+        reduction: "mean" over the rows that count, "sum" (the paper's), or "none" ([N], 0 for one that does not).
 
     Returns:
-        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). N = 0 gives 0. The centers receive their
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). If no row counts 0. The centers receive their
         gradient, where the paper updates them by a rule of its own.
 
     Raises:
@@ -41,16 +45,19 @@ def center_loss(embeddings: Tensor, centers: Tensor, target: Tensor, *, reductio
     >>> center_loss(torch.eye(2), torch.zeros(2, 2), torch.tensor([0, 1]))
     tensor(0.5000)
     """
-    x, c, index = _classified(embeddings, centers, target)
+    x, c, index = _classified(embeddings, centers, target, ignore_index)
     return reduce_rows(_to_centers(x, c, index), reduction, index, x)
 
 
-def _classified(embeddings: object, centers: object, target: object) -> tuple[Tensor, Tensor, Tensor]:
-    """Checked rows, the centers, and the index of every row's class."""
+def _classified(
+    embeddings: object, centers: object, target: object, ignore_index: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked rows, zeros where they are ignored, the centers, and the index of every row's class."""
     names = ("embeddings", "centers")
     x, c = checks.unrounded(names, (embeddings, centers))
     checks.comparable(names[0], x, names[1], c)
-    return x, c, checks.class_indices("target", target, x.shape[:1], c.shape[0], x)
+    index = checks.class_indices("target", target, x.shape[:1], c.shape[0], x, ignore_index)
+    return x if ignore_index is None else without_ignored(x, index), c, index
 
 
 def _to_centers(x: Tensor, c: Tensor, index: Tensor) -> Tensor:
@@ -59,10 +66,11 @@ def _to_centers(x: Tensor, c: Tensor, index: Tensor) -> Tensor:
     return ops.mined_distances(x, c, mined, "sqeuclidean")[0] / 2
 
 
-@options(weight=number(), reduction=one_of(*REDUCTIONS))
+@options(weight=number(), ignore_index=optional(label), reduction=one_of(*REDUCTIONS))
 def island_loss(
-    embeddings: Tensor, centers: Tensor, target: Tensor, *, weight: float = 10.0, reduction: str = "mean"
-) -> Tensor:
+    embeddings: Tensor, centers: Tensor, target: Tensor, *, weight: float = 10.0, ignore_index: int | None = None,
+    reduction: str = "mean",
+) -> Tensor:  # fmt: skip
     r"""Island loss: center loss, plus what keeps the centers apart by their angles.
 
     $$ \ell = \frac1N \sum_i \tfrac12 \|x_i - c_{y_i}\|^2 + \lambda \sum_{j \ne k} (\cos(c_j, c_k) + 1) $$
@@ -74,10 +82,12 @@ def island_loss(
         centers: [C, D], one row a class; norms are clamped to at least 1e-8.
         target: [N], class indices of any integer dtype.
         weight: lambda, at least 0.
+        ignore_index: rows with this target do not count, whatever they hold, and their gradient is 0. None: every
+            target is a class.
         reduction: of the first sum: "mean", "sum" (the paper's), or "none" ([N], the second sum added to each).
 
     Returns:
-        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). N = 0 leaves the second sum.
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). If no row counts the second sum is left.
 
     Raises:
         TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
@@ -93,7 +103,7 @@ def island_loss(
     >>> island_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), weight=1.0)
     tensor(2.)
     """
-    x, c, index = _classified(embeddings, centers, target)
+    x, c, index = _classified(embeddings, centers, target, ignore_index)
     C = c.shape[0]
     own = c.to(loss_dtype(c)).clone(memory_format=torch.contiguous_format)  # gradients add up in one order
     directions = F.normalize(own, eps=1e-8)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
-from ..options import integer, learnable, number, one_of, optional, options, tensor
+from ..options import integer, label, learnable, number, one_of, optional, options, tensor
 from .reduce import REDUCTIONS, at_least_one, focal, reduce, reduce_rows, softplus, without_ignored
 
 
@@ -75,14 +75,9 @@ def linear_cross_entropy_loss(
     >>> linear_cross_entropy_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
     tensor(0.3133)
     """
-    x = checks.rows("embeddings", embeddings)
-    w = checks.same_dimensions("embeddings", x, "weight", weight)
-    C = w.shape[0]
-    if bias is not None:
-        checks.of_classes("bias", bias, C, x, constant=False)
-    index = checks.class_indices("target", target, x.shape[:1], C, x, ignore_index)
-    x, b = without_ignored(x, index), None if bias is None else _near_zero(bias)
-    smooth = label_smoothing > 0
+    x, w, index = classified(embeddings, "weight", weight, target, ignore_index)
+    C, smooth = w.shape[0], label_smoothing > 0
+    b = None if bias is None else _near_zero(checks.of_classes("bias", bias, C, x, constant=False))
     own, others, *total = _fold(x, w, index, "dot", scale=1.0, own_scale=1.0, bias=b, total=smooth)
     terms = softplus(others - own)
     if total:
@@ -92,10 +87,13 @@ def linear_cross_entropy_loss(
     return reduce_rows(terms, reduction, index, x)
 
 
-@options(margin=learnable(high=math.pi, unit="radians"), scale=learnable(above=True), reduction=one_of(*REDUCTIONS))
+@options(
+    margin=learnable(high=math.pi, unit="radians"), scale=learnable(above=True), ignore_index=label,
+    reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def arcface_loss(
     embeddings: Tensor, weight: Tensor, target: Tensor, *, margin: float | Tensor = 0.5, scale: float | Tensor = 64.0,
-    reduction: str = "mean",
+    ignore_index: int = -100, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""ArcFace: softmax over the cosines to every class, whose own class needs an angle smaller by a margin.
 
@@ -112,10 +110,12 @@ def arcface_loss(
         target: [N], class indices of any integer dtype.
         margin: m in radians, from 0 to pi (0.5 is 28.6 degrees); a tensor of one element receives its gradient.
         scale: s, above 0; a tensor of one element receives its gradient.
-        reduction: "mean" over the rows, "sum", or "none" ([N]).
+        ignore_index: rows with this target do not count, whatever they hold, and their gradient is 0.
+        reduction: "mean" over the rows that count, "sum", or "none" ([N], 0 for one that does not).
 
     Returns:
-        A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. N = 0 gives 0.
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. If no row counts
+        0, with zero gradient.
 
     Raises:
         TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
@@ -134,7 +134,7 @@ def arcface_loss(
     >>> arcface_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.5, scale=1.0)
     tensor(0.3477)
     """
-    x, w, index = classified(embeddings, "weight", weight, target)
+    x, w, index = classified(embeddings, "weight", weight, target, ignore_index)
     cos, others = _fold(x, w, index, "similarity", scale=scale, own_scale=1.0)
     sin_squared = 1 - cos.square()
     away = sin_squared > 0
@@ -144,17 +144,20 @@ def arcface_loss(
     return reduce_rows(softplus(others - scale * shifted), reduction, index, x)
 
 
-def classified(embeddings: object, name: str, classes: object, target: object) -> tuple[Tensor, Tensor, Tensor]:
-    """Checked rows, those of the classes, and the index of every row's class."""
+def classified(
+    embeddings: object, name: str, classes: object, target: object, ignore_index: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked rows, zeros where they are ignored, those of the classes, and the index of every row's class."""
     x = checks.rows("embeddings", embeddings)
     c = checks.same_dimensions("embeddings", x, name, classes)
-    return x, c, checks.class_indices("target", target, x.shape[:1], c.shape[0], x)
+    index = checks.class_indices("target", target, x.shape[:1], c.shape[0], x, ignore_index)
+    return x if ignore_index is None else without_ignored(x, index), c, index
 
 
-@options(margin=learnable(), scale=learnable(above=True), reduction=one_of(*REDUCTIONS))
+@options(margin=learnable(), scale=learnable(above=True), ignore_index=label, reduction=one_of(*REDUCTIONS))
 def cosface_loss(
     embeddings: Tensor, weight: Tensor, target: Tensor, *, margin: float | Tensor = 0.35, scale: float | Tensor = 64.0,
-    reduction: str = "mean",
+    ignore_index: int = -100, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""CosFace: softmax over the cosines to every class, whose own class needs a cosine larger by a margin.
 
@@ -167,10 +170,12 @@ def cosface_loss(
         target: [N], class indices of any integer dtype.
         margin: m, at least 0; a tensor of one element receives its gradient.
         scale: s, above 0; a tensor of one element receives its gradient.
-        reduction: "mean" over the rows, "sum", or "none" ([N]).
+        ignore_index: rows with this target do not count, whatever they hold, and their gradient is 0.
+        reduction: "mean" over the rows that count, "sum", or "none" ([N], 0 for one that does not).
 
     Returns:
-        A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. N = 0 gives 0.
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. If no row counts
+        0, with zero gradient.
 
     Raises:
         TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
@@ -188,15 +193,16 @@ def cosface_loss(
     >>> cosface_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.5, scale=1.0)
     tensor(0.4741)
     """
-    x, w, index = classified(embeddings, "weight", weight, target)
+    x, w, index = classified(embeddings, "weight", weight, target, ignore_index)
     cos, others = _fold(x, w, index, "similarity", scale=scale, own_scale=1.0)
     return reduce_rows(softplus(others - scale * (cos - margin)), reduction, index, x)
 
 
-@options(temperature=learnable(above=True), reduction=one_of(*REDUCTIONS))
+@options(temperature=learnable(above=True), ignore_index=label, reduction=one_of(*REDUCTIONS))
 def normalized_softmax_loss(
-    embeddings: Tensor, weight: Tensor, target: Tensor, *, temperature: float | Tensor = 0.05, reduction: str = "mean"
-) -> Tensor:
+    embeddings: Tensor, weight: Tensor, target: Tensor, *, temperature: float | Tensor = 0.05,
+    ignore_index: int = -100, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
     r"""Normalised softmax: cross entropy of the cosines to every class, over a temperature.
 
     $$ \ell_i = -\log \frac{e^{\cos \theta_{iy} / \tau}}{\sum_c e^{\cos \theta_{ic} / \tau}} $$
@@ -206,10 +212,12 @@ def normalized_softmax_loss(
         weight: [C, D], one row a class.
         target: [N], class indices of any integer dtype.
         temperature: above 0; a tensor of one element receives its gradient.
-        reduction: "mean" over the rows, "sum", or "none" ([N]).
+        ignore_index: rows with this target do not count, whatever they hold, and their gradient is 0.
+        reduction: "mean" over the rows that count, "sum", or "none" ([N], 0 for one that does not).
 
     Returns:
-        A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. N = 0 gives 0.
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. If no row counts
+        0, with zero gradient.
 
     Raises:
         TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
@@ -226,7 +234,7 @@ def normalized_softmax_loss(
     >>> normalized_softmax_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), temperature=1.0)
     tensor(0.3133)
     """
-    x, w, index = classified(embeddings, "weight", weight, target)
+    x, w, index = classified(embeddings, "weight", weight, target, ignore_index)
     return _cosine_softmax(x, w, index, 1 / temperature, reduction)
 
 
@@ -235,10 +243,11 @@ def _cosine_softmax(x: Tensor, w: Tensor, index: Tensor, scale: float | Tensor, 
     return reduce_rows(softplus(others - own), reduction, index, x)
 
 
-@options(scale=learnable(above=True), reduction=one_of(*REDUCTIONS))
+@options(scale=learnable(above=True), ignore_index=optional(label), reduction=one_of(*REDUCTIONS))
 def proxy_nca_loss(
-    embeddings: Tensor, proxies: Tensor, target: Tensor, *, scale: float | Tensor = 1.0, reduction: str = "mean"
-) -> Tensor:
+    embeddings: Tensor, proxies: Tensor, target: Tensor, *, scale: float | Tensor = 1.0,
+    ignore_index: int | None = None, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
     r"""ProxyNCA: softmax over the squared distances to every class's proxy, all on the unit sphere.
 
     $$ \ell_i = -\log \frac{e^{-s \|\hat x_i - \hat p_y\|^2}}{\sum_c e^{-s \|\hat x_i - \hat p_c\|^2}} $$
@@ -251,10 +260,13 @@ def proxy_nca_loss(
         proxies: [C, D], one row a class.
         target: [N], class indices of any integer dtype.
         scale: s, above 0, an inverse temperature; a tensor of one element receives its gradient.
-        reduction: "mean" over the rows, "sum", or "none" ([N]).
+        ignore_index: rows with this target do not count, whatever they hold, and their gradient is 0. None: every
+            target is a class.
+        reduction: "mean" over the rows that count, "sum", or "none" ([N], 0 for one that does not).
 
     Returns:
-        A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. N = 0 gives 0.
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. If no row counts
+        0, with zero gradient.
 
     Raises:
         TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
@@ -273,14 +285,14 @@ def proxy_nca_loss(
     >>> proxy_nca_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
     tensor(0.1269)
     """
-    x, p, index = classified(embeddings, "proxies", proxies, target)
+    x, p, index = classified(embeddings, "proxies", proxies, target, ignore_index)
     return _cosine_softmax(x, p, index, 2 * scale, reduction)
 
 
-@options(margin=learnable(), alpha=learnable(above=True), reduction=one_of(*REDUCTIONS))
+@options(margin=learnable(), alpha=learnable(above=True), ignore_index=optional(label), reduction=one_of(*REDUCTIONS))
 def proxy_anchor_loss(
     embeddings: Tensor, proxies: Tensor, target: Tensor, *, margin: float | Tensor = 0.1, alpha: float | Tensor = 32.0,
-    reduction: str = "mean",
+    ignore_index: int | None = None, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Proxy anchor: every class's proxy pulls the rows of its class and pushes all others, the hardest the most.
 
@@ -295,10 +307,13 @@ def proxy_anchor_loss(
         target: [N], class indices of any integer dtype.
         margin: m, at least 0; a tensor of one element receives its gradient.
         alpha: above 0; a tensor of one element receives its gradient.
+        ignore_index: rows with this target do not count, whatever they hold, and their gradient is 0. None: every
+            target is a class.
         reduction: "mean" as above; "none": one value a proxy ([C]), its pull plus its push; "sum" of these.
 
     Returns:
-        A scalar, or [C] for "none"; float32 (float64 for float64 inputs), at least 0. N = 0 gives 0.
+        A scalar, or [C] for "none"; float32 (float64 for float64 inputs), at least 0. If no row counts
+        0, with zero gradient.
 
     Raises:
         TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
@@ -319,12 +334,13 @@ def proxy_anchor_loss(
     >>> proxy_anchor_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.0, alpha=1.0)
     tensor(1.0064)
     """
-    x, p, index = classified(embeddings, "proxies", proxies, target)
-    batch = checks.Batch(p, x, torch.arange(p.shape[0], device=p.device, dtype=torch.int64), index, None)
+    x, p, index = classified(embeddings, "proxies", proxies, target, ignore_index)
+    own = torch.arange(p.shape[0], device=p.device, dtype=torch.int64)
+    batch = checks.Batch(p, x, own, index, None, None if ignore_index is None else checks.IGNORED)
     pos, neg = ops.of("lse", scale=-alpha, bias=alpha * margin), ops.of("lse", scale=alpha, bias=alpha * margin)
     positive, negative = ops.fold(batch, "softmax", "similarity", pos=pos, neg=neg)
     pull, push = softplus(positive), softplus(negative)
-    pull = pull + pull.new_zeros(()).masked_fill((index < 0).any(), torch.nan)
+    pull = pull + pull.new_zeros(()).masked_fill((index == checks.WRONG).any(), torch.nan)
     if reduction != "mean":
         return reduce(pull + push, reduction, p.shape[0], x)
     present = (positive.detach() > -torch.inf).sum()

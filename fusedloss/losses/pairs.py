@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import checks, ops
 from ..checks import METRICS
-from ..options import integer, learnable, one_of, optional, options
+from ..options import integer, label, learnable, one_of, optional, options
 from .reduce import REDUCTIONS, reduce
 
 
@@ -162,13 +162,13 @@ def cosine_embedding_loss(
 
 
 @options(
-    ref_offset=optional(integer()), pos_margin=learnable(), neg_margin=learnable(), metric=one_of(*METRICS),
-    power=one_of(1, 2), reduction=one_of(*REDUCTIONS, "active"),
+    ref_offset=optional(integer()), ignore_index=optional(label), pos_margin=learnable(), neg_margin=learnable(),
+    metric=one_of(*METRICS), power=one_of(1, 2), reduction=one_of(*REDUCTIONS, "active"),
 )  # fmt: skip
 def pairwise_contrastive_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    ref_offset: int | None = None, pos_margin: float | Tensor = 0.0, neg_margin: float | Tensor = 1.0,
-    metric: str = "euclidean", power: int = 2, reduction: str = "mean",
+    ref_offset: int | None = None, ignore_index: int | None = None, pos_margin: float | Tensor = 0.0,
+    neg_margin: float | Tensor = 1.0, metric: str = "euclidean", power: int = 2, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Contrastive loss over all pairs of a batch, or of a batch with a reference set, without the distance matrix.
 
@@ -183,6 +183,8 @@ def pairwise_contrastive_loss(
             Without them the batch is compared with itself and the pairs (i, i) are left out.
         ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
             that pair is left out, as (i, i) in a batch alone. None: no row is in both.
+        ignore_index: rows of either side with this label (padding, rows without one) are in no pair and count in no
+            mean, whatever they hold; their gradient is 0. None: every label is a class.
         pos_margin, neg_margin: distance above which a positive costs, and below which a negative costs; each may be a
             tensor of one element, which receives its gradient.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
@@ -212,7 +214,7 @@ def pairwise_contrastive_loss(
     >>> pairwise_contrastive_loss(x, torch.tensor([0, 1, 1]), reduction="none")
     tensor([0.1250, 3.2500, 3.1250])
     """
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
 
     loss = "contrastive" if power == 2 else "linear_contrastive"
     folds = ["sum", "sum"] if reduction == "active" else ["sum"]  # of the terms, and of whether they are active

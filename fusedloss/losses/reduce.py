@@ -42,9 +42,7 @@ def reduce_rows(terms: Tensor, reduction: str, index: Tensor, x: Tensor, weights
 
 def without_ignored(x: Tensor, index: Tensor) -> Tensor:
     """Rows x, with zeros in place of those that do not count, so that what these hold reaches no gradient."""
-    if checks.readable(index) and not bool((index == IGNORED).any()):
-        return x
-    return x.masked_fill((index == IGNORED)[:, None], 0.0)
+    return checks.without(x, checks.ignored_rows(index, IGNORED))
 
 
 def softplus(z: Tensor) -> Tensor:

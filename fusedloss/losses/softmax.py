@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
-from ..options import flag, integer, learnable, number, one_of, optional, options
+from ..options import flag, integer, label, learnable, number, one_of, optional, options
 from .reduce import REDUCTIONS, reduce, softplus
 
 
@@ -233,11 +233,13 @@ def siglip_loss(
 
 
 @options(
-    ref_offset=optional(integer()), temperature=learnable(above=True), normalize=flag, reduction=one_of(*REDUCTIONS),
+    ref_offset=optional(integer()), ignore_index=optional(label), temperature=learnable(above=True), normalize=flag,
+    reduction=one_of(*REDUCTIONS),
 )  # fmt: skip
 def supcon_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    ref_offset: int | None = None, temperature: float | Tensor = 0.1, normalize: bool = True, reduction: str = "mean",
+    ref_offset: int | None = None, ignore_index: int | None = None, temperature: float | Tensor = 0.1,
+    normalize: bool = True, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Supervised contrastive loss (L_out): an anchor's positives share the softmax over all other rows.
 
@@ -252,6 +254,8 @@ def supcon_loss(
             (i, i).
         ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
             that pair is left out, as (i, i) in a batch alone. None: no row is in both.
+        ignore_index: rows of either side with this label (padding, rows without one) are in no pair and count in no
+            mean, whatever they hold; their gradient is 0. None: every label is a class.
         temperature: above 0; a tensor of one element receives its gradient.
         normalize: cosines instead of dot products; norms are clamped to at least 1e-8.
         reduction: "mean" over the anchors that have a positive, "sum", or "none" ([N], 0 for one that has none).
@@ -278,7 +282,7 @@ def supcon_loss(
     >>> supcon_loss(x, labels, temperature=1.0, reduction="none")
     tensor([0.3133, 0.3133, 0.0000])
     """
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     scale = 1 / temperature
     total, positive, count, negative = ops.fold(
         batch, "softmax", "similarity" if normalize else "dot",

@@ -6,18 +6,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks, ops
-from ..options import flag, integer, number, one_of, optional, options
+from ..options import flag, integer, label, number, one_of, optional, options
 from .reduce import REDUCTIONS, reduce, softplus
 
 
 @options(
-    ref_offset=optional(integer()), alpha=number(above=True), beta=number(above=True), base=number(low=-float("inf")),
-    normalize=flag, reduction=one_of(*REDUCTIONS),
+    ref_offset=optional(integer()), ignore_index=optional(label), alpha=number(above=True), beta=number(above=True),
+    base=number(low=-float("inf")), normalize=flag, reduction=one_of(*REDUCTIONS),
 )  # fmt: skip
 def multi_similarity_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    ref_offset: int | None = None, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, normalize: bool = True,
-    reduction: str = "mean",
+    ref_offset: int | None = None, ignore_index: int | None = None, alpha: float = 2.0, beta: float = 50.0,
+    base: float = 0.5, normalize: bool = True, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Multi-similarity loss: positives below and negatives above a base similarity, each kind against its own.
 
@@ -33,6 +33,8 @@ def multi_similarity_loss(
             (i, i).
         ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
             that pair is left out, as (i, i) in a batch alone. None: no row is in both.
+        ignore_index: rows of either side with this label (padding, rows without one) are in no pair and count in no
+            mean, whatever they hold; their gradient is 0. None: every label is a class.
         alpha, beta: sharpness for positives and for negatives, above 0.
         base: similarity b that separates them.
         normalize: cosines instead of dot products; norms are clamped to at least 1e-8.
@@ -59,20 +61,20 @@ def multi_similarity_loss(
     >>> multi_similarity_loss(x, labels, beta=2.0, reduction="none")
     tensor([0.5557, 0.5557, 0.6181])
     """
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     pos, neg = ops.of("lse", scale=-alpha, bias=alpha * base), ops.of("lse", scale=beta, bias=-beta * base)
     pull, push = ops.fold(batch, "softmax", "similarity" if normalize else "dot", pos=pos, neg=neg)
-    return reduce(softplus(pull) / alpha + softplus(push) / beta, reduction, batch.x.shape[0], batch.x)
+    return reduce(softplus(pull) / alpha + softplus(push) / beta, reduction, batch.anchors, batch.x)
 
 
 @options(
-    ref_offset=optional(integer()), margin=number(), gamma=number(above=True), normalize=flag,
-    reduction=one_of(*REDUCTIONS),
+    ref_offset=optional(integer()), ignore_index=optional(label), margin=number(), gamma=number(above=True),
+    normalize=flag, reduction=one_of(*REDUCTIONS),
 )  # fmt: skip
 def circle_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    ref_offset: int | None = None, margin: float = 0.4, gamma: float = 80.0, normalize: bool = True,
-    reduction: str = "mean",
+    ref_offset: int | None = None, ignore_index: int | None = None, margin: float = 0.4, gamma: float = 80.0,
+    normalize: bool = True, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Circle loss: every similarity is weighed by how far it is from its optimum.
 
@@ -83,7 +85,8 @@ def circle_loss(
     gradient. Memory is O((N + M) D).
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels, ref_offset, normalize: as for `multi_similarity_loss`.
+        embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index, normalize: as for
+            `multi_similarity_loss`.
         margin: m, the relaxation.
         gamma: the scale, above 0.
         reduction: "mean" over the anchors that have both kinds of pairs and a value above 0, "sum", or "none" ([N], 0
@@ -111,7 +114,7 @@ def circle_loss(
     >>> circle_loss(x, labels, gamma=1.0, reduction="none")
     tensor([0.7133, 0.7133, 0.0000])
     """
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     folded = ops.of("lse", margin=margin, gamma=gamma)
     pull, push = ops.fold(batch, "circle", "similarity" if normalize else "dot", pos=folded, neg=folded)
     terms = softplus(pull + push)  # 0 where a kind is missing: its log sum exp is -inf
@@ -119,13 +122,13 @@ def circle_loss(
 
 
 @options(
-    ref_offset=optional(integer()), neg_margin=number(), pos_margin=number(), normalize=flag,
-    reduction=one_of(*REDUCTIONS),
+    ref_offset=optional(integer()), ignore_index=optional(label), neg_margin=number(), pos_margin=number(),
+    normalize=flag, reduction=one_of(*REDUCTIONS),
 )  # fmt: skip
 def generalized_lifted_structure_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    ref_offset: int | None = None, neg_margin: float = 1.0, pos_margin: float = 0.0, normalize: bool = True,
-    reduction: str = "mean",
+    ref_offset: int | None = None, ignore_index: int | None = None, neg_margin: float = 1.0, pos_margin: float = 0.0,
+    normalize: bool = True, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Generalised lifted structure loss: the smooth maximum of an anchor's positives against that of its negatives.
 
@@ -135,7 +138,7 @@ def generalized_lifted_structure_loss(
     Memory is O((N + M) D).
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels, ref_offset: as for `multi_similarity_loss`.
+        embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index: as for `multi_similarity_loss`.
         neg_margin, pos_margin: added to negative distances with the minus sign, taken from positive ones.
         normalize: scale the rows to length 1 first.
         reduction: "mean" over all anchors, "sum", or "none" (one value per anchor).
@@ -161,22 +164,22 @@ def generalized_lifted_structure_loss(
     >>> generalized_lifted_structure_loss(x, labels, reduction="none")
     tensor([1.5858, 1.5858, 0.2789])
     """
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     metric = "chord" if normalize else "euclidean"
     pos, neg = ops.of("lse", scale=1.0, bias=-pos_margin), ops.of("lse", scale=-1.0, bias=neg_margin)
     states = ops.fold(batch, "softmax", metric, pos=pos, neg=neg)
     pull, push = (state.masked_fill(state == -float("inf"), 0.0) for state in states)
-    return reduce(F.relu(pull + push), reduction, batch.x.shape[0], batch.x)
+    return reduce(F.relu(pull + push), reduction, batch.anchors, batch.x)
 
 
 @options(
-    ref_offset=optional(integer()), neg_margin=number(), pos_margin=number(), normalize=flag,
-    reduction=one_of(*REDUCTIONS),
+    ref_offset=optional(integer()), ignore_index=optional(label), neg_margin=number(), pos_margin=number(),
+    normalize=flag, reduction=one_of(*REDUCTIONS),
 )  # fmt: skip
 def lifted_structure_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    ref_offset: int | None = None, neg_margin: float = 1.0, pos_margin: float = 0.0, normalize: bool = True,
-    reduction: str = "mean",
+    ref_offset: int | None = None, ignore_index: int | None = None, neg_margin: float = 1.0, pos_margin: float = 0.0,
+    normalize: bool = True, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Lifted structure loss: every positive pair against the negatives of both of its ends.
 
@@ -187,7 +190,7 @@ def lifted_structure_loss(
     states, so that no pairs x negatives tensor exists: memory is O((N + M) D).
 
     Args:
-        embeddings, labels, ref_offset: as for `multi_similarity_loss`.
+        embeddings, labels, ref_offset, ignore_index: as for `multi_similarity_loss`.
         ref_embeddings, ref_labels: [M, D] and [M], the set to compare with; the negatives of a reference are then the
             anchors with another label (pytorch-metric-learning takes those of the anchor with the reference's index).
         neg_margin, pos_margin, normalize: as for `generalized_lifted_structure_loss`.
@@ -214,7 +217,7 @@ def lifted_structure_loss(
     >>> lifted_structure_loss(x, labels, reduction="none")
     tensor([2.5968, 2.5968, 0.0000])
     """
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     metric = "chord" if normalize else "euclidean"
     neg = ops.of("lse", scale=-1.0, bias=neg_margin)
     (push,) = ops.fold(batch, "softmax", metric, neg=neg, columns=batch.y is not None)

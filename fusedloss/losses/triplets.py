@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import checks, ops
 from ..checks import METRICS
-from ..options import flag, integer, learnable, number, one_of, optional, options
+from ..options import flag, integer, label, learnable, number, one_of, optional, options
 from .reduce import REDUCTIONS, reduce, softplus
 
 POSITIVES = {"hardest": "farthest", "easiest": "nearest"}
@@ -91,12 +91,13 @@ def _to_compare(distances: Callable[[str], Tensor], metric: str) -> Tensor:
 
 
 @options(
-    ref_offset=optional(integer()), metric=one_of(*METRICS), positives=one_of(*POSITIVES),
+    ref_offset=optional(integer()), ignore_index=optional(label), metric=one_of(*METRICS), positives=one_of(*POSITIVES),
     negatives=one_of(*NEGATIVES),
 )  # fmt: skip
 def hardest_pairs(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    ref_offset: int | None = None, metric: str = "euclidean", positives: str = "hardest", negatives: str = "hardest",
+    ref_offset: int | None = None, ignore_index: int | None = None, metric: str = "euclidean",
+    positives: str = "hardest", negatives: str = "hardest",
 ) -> HardestPairs:  # fmt: skip
     r"""The selected positive and negative of every anchor, in O((N + M) D) memory.
 
@@ -115,6 +116,8 @@ def hardest_pairs(
         ref_embeddings, ref_labels: [M, D] and [M], the set to mine from; without them the batch itself, without (i, i).
         ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
             that pair is left out, as (i, i) in a batch alone. None: no row is in both.
+        ignore_index: rows of either side with this label (padding, rows without one) are in no pair and count in no
+            mean, whatever they hold; their gradient is 0. None: every label is a class.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
         positives: "hardest" (farthest) or "easiest" (nearest).
         negatives: "hardest" (nearest), "easiest" (farthest) or "semihard" (nearest of those farther than the selected
@@ -138,20 +141,21 @@ def hardest_pairs(
     >>> found.positive_index, found.negative_index
     (tensor([ 1,  0, -1]), tensor([2, 2, 1]))
     """
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     index = ops.mine(batch, metric, POSITIVES[positives], NEGATIVES[negatives])
     distance = ops.mined_distances(batch.x, batch.y, index, metric)
     return HardestPairs(distance[0], index[0], distance[1], index[1])
 
 
 @options(
-    ref_offset=optional(integer()), margin=optional(learnable()), metric=one_of(*METRICS), soft_margin=flag,
-    positives=one_of(*POSITIVES), negatives=one_of(*NEGATIVES), reduction=one_of(*REDUCTIONS),
+    ref_offset=optional(integer()), ignore_index=optional(label), margin=optional(learnable()), metric=one_of(*METRICS),
+    soft_margin=flag, positives=one_of(*POSITIVES), negatives=one_of(*NEGATIVES), reduction=one_of(*REDUCTIONS),
 )  # fmt: skip
 def batch_hard_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    ref_offset: int | None = None, margin: float | Tensor | None = None, metric: str = "euclidean",
-    soft_margin: bool = False, positives: str = "hardest", negatives: str = "hardest", reduction: str = "mean",
+    ref_offset: int | None = None, ignore_index: int | None = None, margin: float | Tensor | None = None,
+    metric: str = "euclidean", soft_margin: bool = False, positives: str = "hardest", negatives: str = "hardest",
+    reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Triplet loss with one mined positive and one mined negative per anchor, without the distance matrix.
 
@@ -161,7 +165,7 @@ def batch_hard_triplet_loss(
     without a negative do not count (sentence-transformers counts those without a positive). Memory is O((N + M) D).
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels, ref_offset, metric, positives, negatives: as for
+        embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index, metric, positives, negatives: as for
             `hardest_pairs`.
         margin: m, how much farther the negative has to be; a tensor of one element receives its gradient. None
             (default): 0.2, or 0 with `soft_margin`.
@@ -189,7 +193,7 @@ def batch_hard_triplet_loss(
     >>> batch_hard_triplet_loss(x, labels, margin=0.5, reduction="none")
     tensor([0., 1., 0.])
     """
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     index = ops.mine(batch, metric, POSITIVES[positives], NEGATIVES[negatives])
     d_ap, d_an = _to_compare(lambda of: ops.mined_distances(batch.x, batch.y, index, of), metric)
     counts = (index >= 0).all(0)
@@ -199,13 +203,13 @@ def batch_hard_triplet_loss(
 
 
 @options(
-    ref_offset=optional(integer()), margin=optional(learnable()), metric=one_of(*METRICS), soft_margin=flag,
-    triplets=one_of(*TRIPLETS), reduction=one_of(*REDUCTIONS, "active"),
+    ref_offset=optional(integer()), ignore_index=optional(label), margin=optional(learnable()), metric=one_of(*METRICS),
+    soft_margin=flag, triplets=one_of(*TRIPLETS), reduction=one_of(*REDUCTIONS, "active"),
 )  # fmt: skip
 def batch_all_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    ref_offset: int | None = None, margin: float | Tensor | None = None, metric: str = "euclidean",
-    soft_margin: bool = False, triplets: str = "all", reduction: str = "mean",
+    ref_offset: int | None = None, ignore_index: int | None = None, margin: float | Tensor | None = None,
+    metric: str = "euclidean", soft_margin: bool = False, triplets: str = "all", reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Triplet loss of every triplet of a batch, or of those of a kind, without the triplets in memory.
 
@@ -215,8 +219,8 @@ def batch_all_triplet_loss(
     sizes of the classes. Counts are exact up to 2^53 triplets.
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels, ref_offset, metric: as for `hardest_pairs`; positives and
-            negatives are rows of the reference set.
+        embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index, metric: as for `hardest_pairs`;
+            positives and negatives are rows of the reference set.
         margin: m, how much farther the negative has to be; a tensor of one element receives its gradient. None
             (default): 0.2, or 0 with `soft_margin`, which has no semi-hard triplets without one.
         soft_margin: the softplus form.
@@ -247,7 +251,7 @@ def batch_all_triplet_loss(
     >>> batch_all_triplet_loss(x, labels, margin=0.5, reduction="none")
     tensor([0., 1., 4., 0.])
     """
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     if margin is None and soft_margin and triplets == "semihard":
         raise ValueError(
             "margin must be given where soft_margin is True and triplets 'semihard': none is between 0 and the margin "
@@ -260,10 +264,14 @@ def batch_all_triplet_loss(
     return reduce(total, reduction, chosen.detach().sum(), batch.x)
 
 
-@options(ref_offset=optional(integer()), margin=learnable(), metric=one_of(*METRICS), reduction=one_of(*REDUCTIONS))
+@options(
+    ref_offset=optional(integer()), ignore_index=optional(label), margin=learnable(), metric=one_of(*METRICS),
+    reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def batch_semihard_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
-    ref_offset: int | None = None, margin: float | Tensor = 0.2, metric: str = "sqeuclidean", reduction: str = "mean",
+    ref_offset: int | None = None, ignore_index: int | None = None, margin: float | Tensor = 0.2,
+    metric: str = "sqeuclidean", reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Triplet loss of every positive pair with a semi-hard negative: the nearest that is farther than the positive.
 
@@ -273,8 +281,8 @@ def batch_semihard_triplet_loss(
     distance that of the lowest label, and of these the first. Memory is O((N + M) D).
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels, ref_offset, metric: as for `hardest_pairs`; positives and
-            negatives are rows of the reference set.
+        embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index, metric: as for `hardest_pairs`;
+            positives and negatives are rows of the reference set.
         margin: how much farther the negative has to be; a tensor of one element receives its gradient.
         reduction: "mean" over the pairs (a, p) whose anchor has a negative, "sum", or "none" ([N], the sum of each
             anchor's terms).
@@ -302,6 +310,6 @@ def batch_semihard_triplet_loss(
     >>> batch_semihard_triplet_loss(x, labels, margin=2.0, reduction="none")
     tensor([0.7500, 0.0000, 2.0000, 0.2500])
     """
-    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset)
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     total, chosen, _ = ops.fold_triplets(batch, margin, metric, "nearest")
     return reduce(total, reduction, chosen.detach().sum(), batch.x)

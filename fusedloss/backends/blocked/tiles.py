@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...checks import Batch
+from ..request import box
 from .parallel import spread
 from .scores import MOVED, SCALED, SQUARED, manhattan_grad, pull, score, unit, unit_grad
 
@@ -27,6 +28,7 @@ class Side(NamedTuple):
     blocks: list[slice]
     bounds: list[tuple[int, int]] | None  # first and last label of each block, if sorted and no sync to read
     ref_column: Tensor | None = None  # where each row is among those of y, if it is there (`Batch.ref_offset`) [N]
+    ignored: int | None = None  # rows with this label are in no pair
 
     def ordered(self, t: Tensor) -> Tensor:
         """t [..., N] in the walking order."""
@@ -90,12 +92,10 @@ def ascending(labels: Tensor) -> Tensor | None:
 def corner(b: Batch) -> Tensor | None:
     """By what all rows are moved: the corner of their box that is nearest to the origin, in the dimensions where that
     is exact, which it is in any format where all rows are between some c and 2 c; None for nowhere. [D]"""
-    rows = [widen(x) for x in (b.x, b.y) if x is not None and x.shape[0]]
-    if not rows:
+    extremes = box(b)
+    if not extremes:
         return None
-    low, high = rows[0].amin(0), rows[0].amax(0)
-    for others in rows[1:]:
-        low, high = torch.minimum(low, others.amin(0)), torch.maximum(high, others.amax(0))
+    low, high = map(widen, extremes)
     if low.device.type == "cpu" and not bool((low * high > 0).any()):
         return None
     nearest = torch.where((low > 0) & (high <= 2 * low), low, 0.0)
@@ -154,10 +154,10 @@ def sides(b: Batch, metric: str, *, sort: bool) -> tuple[Side, Side]:
     """Both sides, the same one in a self batch."""
     rows, columns = block_sizes(b)
     moved = corner(b) if metric in MOVED else None
-    x = side(b.x, b.x_labels, metric, sort, rows, moved)
+    x = side(b.x, b.x_labels, metric, sort, rows, moved)._replace(ignored=b.ignored)
     if b.y is None:
         return x, x
-    y = side(b.y, b.y_labels, metric, sort, columns, moved)
+    y = side(b.y, b.y_labels, metric, sort, columns, moved)._replace(ignored=b.ignored)
     if b.ref_offset is not None:
         at = y.restore(torch.arange(len(b.y), device=b.y.device), 0)  # the place of each row of y
         x = x._replace(ref_column=x.ordered(at[b.ref_offset : b.ref_offset + len(b.x)]))
@@ -181,17 +181,29 @@ def tile(x: Side, y: Side, metric: str, i: int, j: int) -> Tile:
     r, c = x.blocks[i], y.blocks[j]
     s = scores(x, y, metric, r, c)
     diagonal, mirrored = x is y and i == j, x is y and i != j
-    if x.bounds is not None and y.bounds is not None:
-        (first_x, last_x), (first_y, last_y) = x.bounds[i], y.bounds[j]
-        if first_x > last_y or first_y > last_x:
-            return Tile(i, j, r, c, s, None, None, diagonal, mirrored, True)
+    if all_negative(x, y, i, j):
+        return Tile(i, j, r, c, s, None, None, diagonal, mirrored, True)
     pos = x.labels[r, None] == y.labels[c]
     neg = ~pos
     if diagonal:
         pos.fill_diagonal_(False)
     elif x.ref_column is not None:
         pos &= x.ref_column[r, None] != torch.arange(c.start, c.stop, device=pos.device)
-    return Tile(i, j, r, c, s, pos, neg, diagonal, mirrored, x.ref_column is None)
+    if x.ignored is not None:
+        counted = (x.labels[r, None] != x.ignored) & (y.labels[c] != x.ignored)
+        pos &= counted
+        neg &= counted
+    return Tile(i, j, r, c, s, pos, neg, diagonal, mirrored, x.ref_column is None and x.ignored is None)
+
+
+def all_negative(x: Side, y: Side, i: int, j: int) -> bool:
+    """Whether the labels of two blocks show that every pair of theirs is negative; only those of sorted sides do."""
+    if x.bounds is None or y.bounds is None:
+        return False
+    (first_x, last_x), (first_y, last_y) = x.bounds[i], y.bounds[j]
+    if x.ignored is not None and (first_x <= x.ignored <= last_x or first_y <= x.ignored <= last_y):
+        return False
+    return first_x > last_y or first_y > last_x
 
 
 def scores(x: Side, y: Side, metric: str, r: slice, c: slice) -> Tensor:
@@ -298,10 +310,10 @@ def masked(t: Tile, pos: Tensor | None, neg: Tensor | None) -> Tensor | None:
             return None if neg is None else torch.where(t.neg, neg, 0.0)
         return torch.where(t.pos, pos, 0.0)
     both = torch.where(t.neg, neg, pos)
-    if t.diagonal:
-        both.fill_diagonal_(0.0)
-    elif not t.whole:
+    if not t.whole:
         both.masked_fill_((t.pos | t.neg).logical_not_(), 0.0)
+    elif t.diagonal:
+        both.fill_diagonal_(0.0)
     return both
 
 

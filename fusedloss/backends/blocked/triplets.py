@@ -48,6 +48,9 @@ class Sorted(NamedTuple):
             ref_column = torch.arange(len(starts), device=starts.device)
         else:
             ref_column = torch.full_like(starts, -1) if xs.ref_column is None else xs.ref_column
+        if xs.ignored is not None:
+            counts = xs.labels != xs.ignored
+            ends, ref_column = torch.where(counts, ends, starts), torch.where(counts, ref_column, -1)
         margin = t.margin.item() if t.margin.device.type == "cpu" else t.margin[0]
         return Sorted(xs, ys, t.metric, margin, starts, ends, ref_column).fitting()
 
@@ -102,9 +105,10 @@ class Sorted(NamedTuple):
 
     @property
     def counts(self) -> tuple[Tensor, Tensor]:
-        """How many positives and negatives each anchor has. [N]"""
+        """How many positives and negatives each anchor has; of one that is ignored the positives alone are none. [N]"""
         same = self.ends - self.starts
-        return same - (self.ref_column >= 0).to(same.dtype), len(self.y.rows) - same
+        others = len(self.y.rows) if self.y.ignored is None else (self.y.labels != self.y.ignored).sum()
+        return same - (self.ref_column >= 0).to(same.dtype), others - same
 
 
 def inside(column: Tensor, span: slice) -> Tensor:

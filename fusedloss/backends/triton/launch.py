@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...checks import Batch
 from ...kernels import configs, folds, scores, tiles
+from ..request import box
 from . import tuning
 
 SCORES = {
@@ -92,24 +93,14 @@ class Side(NamedTuple):
 
 def sides(b: Batch, metric: str, *, sort: bool = False) -> tuple[Side, Side]:
     """Both sides, sorted by label or as they are; the same one in a self batch."""
-    box = enclosing(b) if metric in DISTANCES else ()
-    x = prepare(b.x, b.x_labels, metric, sort, box)
-    return x, x if b.y is None else prepare(b.y, b.y_labels, metric, sort, box)
+    corners = box(b) if metric in DISTANCES else ()
+    x = prepare(b.x, b.x_labels, b.ignored, metric, sort, corners)
+    return x, x if b.y is None else prepare(b.y, b.y_labels, b.ignored, metric, sort, corners)
 
 
-def enclosing(b: Batch) -> tuple[Tensor, ...]:
-    """The least and the most of every dimension over all rows."""
-    rows = [x for x in (b.x, b.y) if x is not None and x.shape[0]]
-    if not rows:
-        return ()
-    low, high = rows[0].aminmax(dim=0)
-    for others in rows[1:]:
-        least, most = others.aminmax(dim=0)
-        low, high = torch.minimum(low, least), torch.maximum(high, most)
-    return low, high
-
-
-def prepare(x: Tensor, labels: Tensor, metric: str, sort: bool, box: tuple[Tensor, ...] = ()) -> Side:
+def prepare(
+    x: Tensor, labels: Tensor, ignored: int | None, metric: str, sort: bool, corners: tuple[Tensor, ...] = ()
+) -> Side:
     """A side in its compute format."""
     order = labels.argsort(stable=True) if sort else None
     if order is not None:
@@ -117,14 +108,14 @@ def prepare(x: Tensor, labels: Tensor, metric: str, sort: bool, box: tuple[Tenso
     n, D = x.shape
     norms = torch.empty(3, n, dtype=torch.float32, device=x.device)
     rounding, precision = ("", "manhattan") if metric == "manhattan" else compute_format(x)
-    if not rounding and (box or (metric in UNIT and x.dtype == torch.float16)):
+    if not rounding and (corners or (metric in UNIT and x.dtype == torch.float16)):
         rounding = "exact"
     rounded = torch.empty_like(x, dtype=torch.bfloat16 if rounding == "bf16" else x.dtype) if rounding else x
     BM, BD = configs.ROWS_PER_PROGRAM, configs.ROW_CHUNK
     options = dict(ROUND=rounding, UNIT=metric in UNIT, BM=BM, BD=BD, num_warps=4)
-    Launch(tiles.prepare, (cdiv(n, BM),), (x, box, rounded, norms, n, D), options).run()
+    Launch(tiles.prepare, (cdiv(n, BM),), (x, corners, rounded, norms, n, D), options).run()
     rows = x.t().contiguous() if metric == "manhattan" else rounded
-    return Side(tiles.Rows(rows, norms, labels), precision, n, D, order)
+    return Side(tiles.Rows(rows, norms, labels, ignored=optional(ignored)), precision, n, D, order)
 
 
 def compute_format(x: Tensor) -> tuple[str, str]:

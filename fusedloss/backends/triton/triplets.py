@@ -35,13 +35,18 @@ class Sorted(NamedTuple):
             ref_column = places.new_full((xs.n,), -1)
         else:
             ref_column = ys.restore(places, 0)[xs.order + offset]
+        if t.batch.ignored is not None:
+            counts = x_labels != t.batch.ignored
+            stop, ref_column = torch.where(counts, stop, start), torch.where(counts, ref_column, -1)
         return Sorted(t, xs, ys, kernels.Ranges(start, stop, ref_column))
 
     @property
     def counts(self) -> tuple[Tensor, Tensor]:
-        """How many positives and negatives each anchor has. [N]"""
+        """How many positives and negatives each anchor has; of one that is ignored the positives alone are none. [N]"""
         start, stop, ref_column = (t.long() for t in self.ranges)
-        return stop - start - (ref_column >= 0).long(), self.y.n - (stop - start)
+        ignored = self.request.batch.ignored
+        others = self.y.n if ignored is None else (self.y.rows.labels != ignored).sum()
+        return stop - start - (ref_column >= 0).long(), others - (stop - start)
 
     def plan(self, kernel: str, terms: str = "") -> Plan:
         t = self.request
