@@ -168,8 +168,8 @@ def binary_cross_entropy_loss(
         A scalar, or the terms for "none"; float32 (float64 for float64 logits). Of no elements 0.
 
     Raises:
-        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a target beyond 0 and 1. On a GPU,
-            where looking would wait for it, and in compiled code the loss of such a target has no meaning.
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a target beyond 0 and 1. On a
+            GPU, where looking would wait for it, and in compiled code the loss of such a target has no meaning.
 
     Equivalent to::
 
@@ -225,8 +225,8 @@ def sigmoid_focal_loss(
         A scalar, or the terms for "none"; float32 (float64 for float64 logits). Of no elements 0.
 
     Raises:
-        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a target beyond 0 and 1. On a GPU,
-            where looking would wait for it, and in compiled code the loss of such a target has no meaning.
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a target beyond 0 and 1. On a
+            GPU, where looking would wait for it, and in compiled code the loss of such a target has no meaning.
 
     Equivalent to::
 
