@@ -53,7 +53,7 @@ def linear_cross_entropy_loss(
         target: [N], class indices of any integer dtype.
         bias: b, [C], of any floating dtype.
         gamma: at least 0; above it, rows that are already right count less (focal loss).
-        ignore_index: rows with this target do not count.
+        ignore_index: rows with this target do not count, whatever they hold, NaN too.
         label_smoothing: epsilon, from 0 to 1.
         reduction: "mean" over the rows that count, "sum", or "none" ([N], 0 for one that does not).
 

@@ -30,7 +30,7 @@ def cross_entropy_loss(
         target: class indices [N] or [N, d1, ...] of any integer dtype, or probabilities of the shape of the logits and
             any floating dtype, which receive their gradient.
         weight: [C], of every class; receives no gradient.
-        ignore_index: rows with this target do not count; indices only.
+        ignore_index: rows with this target do not count, whatever their logits are, NaN too; indices only.
         label_smoothing: epsilon, from 0 to 1.
         overwrite_logits: let the backward write the gradient into the memory of the logits, so that no second tensor of
             their size is needed. They must be a result, such as that of a linear layer, and nothing else may read them
@@ -50,7 +50,9 @@ def cross_entropy_loss(
 
         F.cross_entropy(logits.float(), target, weight, label_smoothing=label_smoothing)
 
-    It stays exact where p is so near 1 that log p is 0 in float32.
+    It stays exact where p is so near 1 that log p is 0 in float32, and where logits are large: a constant added to them
+    changes nothing. A class left out by a logit of -inf costs nothing where its probability is 0 (NaN in torch).
+    As torch's it takes any probabilities: they need not add up to 1, and are not looked at.
 
     Source: `torch.nn.functional.cross_entropy`.
 
@@ -116,7 +118,7 @@ def focal_loss(
         target: class indices [N] or [N, d1, ...] of any integer dtype.
         gamma: at least 0, where 0 is cross entropy.
         weight: [C], of every class; receives no gradient.
-        ignore_index: rows with this target do not count.
+        ignore_index: rows with this target do not count, whatever their logits are, NaN too.
         overwrite_logits: let the backward write the gradient into the memory of the logits, see `cross_entropy_loss`.
         reduction: "mean": the sum over that of the weights of the rows that count; "sum"; "none" (the shape of the
             target, 0 for rows that do not count).
@@ -166,7 +168,8 @@ def binary_cross_entropy_loss(
         A scalar, or the terms for "none"; float32 (float64 for float64 logits). Of no elements 0.
 
     Raises:
-        TypeError, ValueError: naming the argument and what was seen.
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a target beyond 0 and 1. On a
+            GPU, where looking would wait for it, and in compiled code the loss of such a target has no meaning.
 
     Equivalent to::
 
@@ -222,7 +225,8 @@ def sigmoid_focal_loss(
         A scalar, or the terms for "none"; float32 (float64 for float64 logits). Of no elements 0.
 
     Raises:
-        TypeError, ValueError: naming the argument and what was seen.
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a target beyond 0 and 1. On a
+            GPU, where looking would wait for it, and in compiled code the loss of such a target has no meaning.
 
     Equivalent to::
 
