@@ -12,7 +12,7 @@ from torch import Tensor
 from fusedloss.losses.catalog import Role
 
 ROWS = (Role.ROWS, Role.KEYS, Role.VIEW, Role.REF_ROWS, Role.QUEUE, Role.CLASSES)
-ORDERS = 6
+ORDERS = 12
 LOGITS = 2.0  # the spread of given logits of length 1
 
 
