@@ -12,7 +12,7 @@ from torch import Tensor
 from fusedloss.losses.catalog import Role
 
 ROWS = (Role.ROWS, Role.KEYS, Role.VIEW, Role.REF_ROWS, Role.QUEUE, Role.CLASSES)
-ORDERS = 12  # of which the largest error counts: where two roundings cancel, a few orders may all be lucky
+ORDERS = 16  # the largest error counts: where roundings cancel, a few orders may all be lucky
 LOGITS = 2.0  # the spread of given logits of length 1
 
 

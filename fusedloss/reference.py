@@ -483,7 +483,8 @@ def normalized_softmax_loss(embeddings, weight, target, *, temperature=0.05, ign
 
 def proxy_nca_loss(embeddings, proxies, target, *, scale=1.0, ignore_index=None, reduction="mean"):
     logits = 2 * scale * _cosines(embeddings, proxies, target, ignore_index)
-    return cross_entropy_loss(logits, target, ignore_index=ignore_index, reduction=reduction)
+    none = -1 if ignore_index is None else ignore_index  # which is no class
+    return cross_entropy_loss(logits, target, ignore_index=none, reduction=reduction)
 
 
 def proxy_anchor_loss(

@@ -236,8 +236,8 @@ def kind_grad(kind: Kind, anchors: Sequence[Met], s: Tensor, by_numbers: Any, on
         for p, by in enumerate(by_each):
             part = weight * by
             part = part if kind.mask is None else torch.where(kind.mask, part, 0.0)
-            total = part.expand(s.shape).sum(1).sum()  # row by row: a sum of all depends on the number of threads
-            by_numbers[p].add_((once * total).to(by_numbers.device))
+            rows = part.expand(s.shape).sum(1)  # row by row: a sum of all depends on the number of threads
+            by_numbers[p].add_(once * rows.to(by_numbers).sum())
         if varies or by_each:
             weight = slope.mul_(weight) if varies else weight * slope
         if gradient is None or gradient.shape != s.shape:

@@ -119,7 +119,8 @@ def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     by_numbers = none(0)
     if g.want_numbers and either is not None:
         twice = 2 if b.y is None else 1  # every pair of a self batch was seen from both of its rows
-        by_numbers = (either.by_numbers.sum(1) / twice).view_as(f.numbers).to(f.numbers.device)
+        summed = either.by_numbers.sum(1, dtype=state_dtype(b.x)) / twice
+        by_numbers = summed.view_as(f.numbers).to(f.numbers)
     of_rows = [of_x.by_offset] if of_x is not None and by_rows else []
     of_columns = [of_y.by_offset] if of_y is not None and by_columns else []
     return (

@@ -1,4 +1,6 @@
-"""What only certain tiles show: planted faults (`tests/faults.py`) that the grids of the losses do not find."""
+"""Planted faults (`tests/faults.py`) that no other test found."""
+
+import math
 
 import pytest
 import torch
@@ -35,3 +37,11 @@ def test_of_columns_too_the_pair_of_a_row_with_itself_is_left_out(workspace, mon
         monkeypatch.undo()
     want = s.where(positives, 0.0)
     torch.testing.assert_close(found.cpu().float(), torch.cat([want.sum(1), want.sum(0)]))
+
+
+@pytest.mark.parametrize("z", [21.0, 25.0, 30.0])
+def test_a_certain_mistake_costs_its_logit_and_what_is_left_of_the_others(z):
+    """In float64, of which the softplus of PyTorch drops half of the digits from 20 on."""
+    logits = torch.tensor([[0.0, z]], dtype=torch.float64)
+    loss = fusedloss.cross_entropy_loss(logits, torch.tensor([0]))
+    assert loss.item() - z == pytest.approx(math.log1p(math.exp(-z)), rel=0, abs=8e-15)
