@@ -89,6 +89,15 @@ def test_distances_do_not_depend_on_where_the_origin_lies(device, loss, metric, 
         torch.testing.assert_close(found[name], want[name], rtol=2e-6 if dtype == torch.float32 else 2e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_are_moved_only_where_that_is_exact(device, dtype):
+    x, labels = batch(24, 16, classes=4)
+    x = 1 + 15 * x.abs() / x.abs().max()
+    d = reference.pairwise_distance(x, x, "euclidean").mean().item()
+    arguments = {"embeddings": x, "labels": labels, "neg_margin": d}
+    check(fusedloss.pairwise_contrastive_loss, arguments, dtype, device, roundings=2)
+
+
 def test_the_hardest_pairs_are_found_far_from_the_origin(device):
     generator = torch.Generator().manual_seed(0)
     x = 100 + 0.1 * torch.randn(12, 64, generator=generator)
@@ -99,6 +108,18 @@ def test_the_hardest_pairs_are_found_far_from_the_origin(device):
     assert torch.equal(found.negative_index.cpu(), want.negative_index)
     loss = fusedloss.batch_hard_triplet_loss(x.to(device), labels.to(device)).item()
     assert loss == pytest.approx(reference.batch_hard_triplet_loss(x.double(), labels).item(), rel=1e-5)
+
+
+def test_an_ignored_row_leaves_distances_far_away_theirs(device):
+    x, labels = 1000 + batch(24, 16, classes=4)[0], batch(24, 16, classes=4)[1]
+    labels[:3], x[:3] = -1, torch.tensor([torch.nan, 0.0, -5.0])[:, None]
+    loss = partial(fusedloss.pairwise_contrastive_loss, ignore_index=-1)
+    found = differentiate(loss, {"embeddings": x, "labels": labels}, torch.float32, device, ())
+    rest = {"embeddings": x[3:].float() - 1000, "labels": labels[3:]}
+    want = differentiate(fusedloss.pairwise_contrastive_loss, rest, torch.float32, device, ())
+    torch.testing.assert_close(found["value"], want["value"], rtol=2e-6, atol=0)
+    torch.testing.assert_close(found["embeddings"][3:], want["embeddings"], rtol=1e-5, atol=1e-6)
+    assert not found["embeddings"][:3].count_nonzero()
 
 
 def test_one_row_far_away_leaves_the_others_their_distances(device):
