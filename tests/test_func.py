@@ -36,7 +36,8 @@ def equal(found, want):
 @in_front(LOSSES)
 def test_the_graph_of_a_loss_holds_its_functions_and_no_custom_op(backend, device, loss):
     function, rows = of_rows(loss, device)
-    names, found = set(), [function(*[v.requires_grad_() for v in rows]).grad_fn]
+    value = function(*[v.requires_grad_() for v in rows])  # which holds the graph
+    names, found = set(), [value.grad_fn]
     while found:
         node = found.pop()
         names.add(type(node).__name__.removesuffix("Backward"))

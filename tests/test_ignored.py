@@ -73,7 +73,7 @@ def assert_left_out(loss, arguments, label, **options):
         value = value[kept["embeddings"]]
     torch.testing.assert_close(value, want, rtol=1e-5, atol=1e-6)
     for name, expected in want_grads.items():
-        torch.testing.assert_close(grads[name], expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(grads[name], expected, rtol=1e-4, atol=4e-6)  # fp32 rows on an H200: 1.9e-6
 
 
 # Moderate logits: a last bit of a score that is magnified 64 or 80 times would be all that is compared.
