@@ -34,7 +34,7 @@ ELEMENTS = 1024  # logits.py: elements a program takes
 SPLIT_TARGET = 264
 POSITIVES = 4  # thresholds of an anchor in registers at a time
 PARTS, MERGED = 16, 64  # folds.merge: parts of as many rows at a time
-# Pairs from which a sparse loss sorts its rows by label before the backward (not timed on a GPU yet).
+# Pairs from which a sparse loss sorts its rows by label before the backward.
 SORT_FROM = 1 << 24
 WORKSPACE = 256 << 20  # bytes; states of the columns, folded in the same pass as those of the rows, take at most these
 
@@ -53,7 +53,7 @@ MANHATTAN = {
 
 # Chosen with `python -m fusedloss report` (Triton 3.7.1; 16-bit gradients and triplets on sm_90 2026-11-23, the rest
 # 2026-11-22): tensor-core instructions, shared memory within the limits, no spills of 16 bits on sm_90, and of those
-# the least time of its model. Not timed on a GPU yet.
+# the least time of its model, which is too good: bench/results/nvidia-h200-2026-11-27.json has what they take.
 TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
     "sm_90": {
         Work("fold", "", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 128, 64, 8, 3, 0))],
