@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from . import checks
 from .losses import catalog
 
-ROWS = ("embeddings", "labels", "position")  # what a bank keeps, by name
+ROWS = ("embeddings", "labels", "ids", "position")  # what a bank keeps, by name
+NONE = -(2**63)  # the id of a row that was put in without one, and the label of one that is left out
 
 
 class MemoryBank(nn.Module):
@@ -54,7 +55,8 @@ class MemoryBank(nn.Module):
     that rank 0 saved gives all ranks its rows, which are replaced after `size` more.
 
     A sample that comes again while its row of an earlier epoch is kept is compared with that row, as a positive that is
-    nearly itself. With `size` well below the samples of an epoch that is rare.
+    nearly itself. `ids=`, an integer for every row that may be kept, [N] (of the keys, if there are), leaves such pairs
+    out: a kept row whose id the batch has is neither a positive nor a negative, as if it had the label `ignore_index`.
 
     Equivalent to::
 
@@ -106,8 +108,10 @@ class MemoryBank(nn.Module):
                 f"loss must take ref_embeddings and ref_labels, or negatives, got {name}({', '.join(takes)})"
             )
         self.loss, self.size, self.dim, self.labelled = loss, size, dim, labelled
+        self.ignores = labelled and "ignore_index" in inspect.signature(function).parameters
         self.embeddings = torch.zeros(size, dim, dtype=dtype, device=device)
         self.labels = torch.zeros(size, dtype=torch.int64, device=device)
+        self.ids = torch.full((size,), NONE, dtype=torch.int64, device=device)  # of samples
         self.position = torch.zeros((), dtype=torch.int64, device=device)  # rows put in so far
         # Empty, its length the rows in use: counted on the host, so that no shape depends on the device, and a size,
         # which torch.compile lets vary, while it compiles anew for every value of an int of a module.
@@ -122,13 +126,15 @@ class MemoryBank(nn.Module):
     def reset(self) -> None:
         """Empty the buffer."""
         for name in ROWS:
-            getattr(self, name).zero_()
+            getattr(self, name).fill_(NONE if name == "ids" else 0)
         self.used = self.used.new_empty(0, 0)
 
     def forward(
         self, embeddings: Tensor, labels: Tensor, keys: Tensor | None = None, *,
-        key_labels: Tensor | None = None, store: Tensor | None = None,
+        key_labels: Tensor | None = None, store: Tensor | None = None, ids: Tensor | None = None,
     ) -> Any:  # fmt: skip
+        if ids is not None and not self.ignores:
+            raise ValueError("ids must be None where the loss takes no ignore_index, by which rows are left out")
         if key_labels is not None and keys is None:
             raise ValueError("key_labels must be given together with keys, got no keys")
         if not self.labelled:
@@ -140,19 +146,21 @@ class MemoryBank(nn.Module):
         elif keys is None:
             rows = self._rows("embeddings", embeddings)
             labels = row_labels = checks.integers("labels", labels, rows).long()
-            value = self.loss(embeddings, labels, *self._references(rows, row_labels), ref_offset=0)
+            ids, references, options = self._references(rows, row_labels, ids)
+            value = self.loss(embeddings, labels, *references, ref_offset=0, **options)
         else:
             rows = self._rows("keys", keys)
             checks.same_kind("embeddings", self._rows("embeddings", embeddings), "keys", rows)
             name, of_keys = ("labels", labels) if key_labels is None else ("key_labels", key_labels)
             row_labels = checks.integers(name, of_keys, rows).long()
-            value = self.loss(embeddings, labels, *self._references(rows, row_labels))
+            ids, references, options = self._references(rows, row_labels, ids)
+            value = self.loss(embeddings, labels, *references, **options)
         if store is not None:
             at = chosen(store, rows)
             rows = rows.index_select(0, at)
-            row_labels = None if row_labels is None else row_labels.index_select(0, at)
+            row_labels, ids = (None if t is None else t.index_select(0, at) for t in (row_labels, ids))
         if self.training:
-            self._put(rows, row_labels)
+            self._put(rows, row_labels, ids)
         return value
 
     def _rows(self, name: str, given: Tensor) -> Tensor:
@@ -164,19 +172,34 @@ class MemoryBank(nn.Module):
             raise ValueError(f"{name} must be on the device of the bank, {self.embeddings.device}, got {rows.device}")
         return rows
 
-    def _references(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows and those in the buffer, and their labels; a copy, since the backward needs the rows of now."""
-        past = self.embeddings[: self.filled].to(rows.dtype)
-        return torch.cat([rows, past]), torch.cat([labels, self.labels[: self.filled]])
+    def _references(
+        self, rows: Tensor, labels: Tensor, ids: Tensor | None
+    ) -> tuple[Tensor | None, tuple[Tensor, Tensor], dict[str, int]]:
+        """The checked ids; the rows and those in the buffer, and their labels; what the loss is told with them. A copy,
+        since the backward needs the rows of now."""
+        past, past_labels = self.embeddings[: self.filled].to(rows.dtype), self.labels[: self.filled]
+        options = {}
+        if ids is not None:
+            ids = checks.integers("ids", ids, rows).long()
+            none = self._ignored()
+            past_labels = past_labels.masked_fill(torch.isin(self.ids[: self.filled], ids), none)
+            options["ignore_index"] = none
+        return ids, (torch.cat([rows, past]), torch.cat([labels, past_labels])), options
+
+    def _ignored(self) -> int:
+        """The label that the loss ignores, or is to ignore."""
+        own = getattr(self.loss, "keywords", {}).get("ignore_index", getattr(self.loss, "ignore_index", None))
+        return NONE if own is None else own
 
     @torch.no_grad()
-    def _put(self, rows: Tensor, labels: Tensor | None) -> None:
+    def _put(self, rows: Tensor, labels: Tensor | None, ids: Tensor | None) -> None:
         rows = rows[-self.size :]
         n = rows.shape[0]
         at = (self.position + torch.arange(n, device=rows.device)) % self.size
         self.embeddings.index_copy_(0, at, rows.to(self.embeddings.dtype))
         if labels is not None:
             self.labels.index_copy_(0, at, labels[-self.size :])
+            self.ids.index_copy_(0, at, torch.full_like(at, NONE) if ids is None else ids[-self.size :])
         self.position += n
         self.used = self.used.new_empty(min(self.size, self.filled + n), 0)
 
@@ -200,6 +223,8 @@ class MemoryBank(nn.Module):
             super()._save_to_state_dict(*arguments, **named)
 
     def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
+        state, prefix = arguments[:2]
+        state.setdefault(f"{prefix}ids", torch.full_like(self.ids, NONE))  # of a state from before there were ids
         with self._as_buffers():
             super()._load_from_state_dict(*arguments, **named)
 

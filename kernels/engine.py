@@ -175,16 +175,14 @@ def store_gradient(
     """Chunks of dx from dimension `first` on, less the rows' own share, to this split's out; if ADD, added to it."""
     out_ptr += tl.program_id(1).to(tl.int64) * N * D + r.to(tl.int64)[:, None] * D
     SCALED: tl.constexpr = (PRECISION != "manhattan") & (x.rows.dtype.element_ty == tl.float16)
-    if SCALED:  # the weights by `round_weights`, the rows by `prepare`
-        factor = (power(top - 15) * load(x.norms + 2 * N.to(tl.int64), r, N))[:, None]
     for k in tl.static_range(len(acc)):
         dims = first + k * BD + tl.arange(0, BD)
         inside = (r < N)[:, None] & (dims < D)[None, :]
         dx = acc[k]
         if ROW_SHARE:
             dx -= row_share[:, None] * f * load_rows(x.rows, r, dims, N, D).to(tl.float32)
-        if SCALED:
-            dx *= factor
+        if SCALED:  # by `round_weights`
+            dx *= power(top - 15)[:, None]
         if ADD:
             dx += tl.load(out_ptr + dims[None, :], mask=inside, other=0.0)
         tl.store(out_ptr + dims[None, :], dx.to(out_ptr.dtype.element_ty), mask=inside)

@@ -18,7 +18,7 @@ class Rows(NamedTuple):
     """One side of the score matrix. What a side has not is an empty tuple, since not every Triton takes None in one."""
 
     rows: Any  # [n, D], or [D, n] for manhattan, as `prepare` rounded them
-    norms: Any  # from `prepare` [3, n]
+    norms: Any  # from `prepare` [2, n]
     labels: Any  # [n]
     offsets: tuple = ()  # ([n],) if its scores have some
     ignored: tuple = ()  # (label,) if rows with it are in no pair
@@ -232,16 +232,6 @@ def moved(x, box, dims, D):
     return (x.to(tl.float32) - corner[None, :]).to(x.dtype)
 
 
-@triton.jit
-def squared_lengths(ptr, r, n, D, BD: tl.constexpr):
-    """sum x^2 of every row in fp32. [BM]"""
-    found = tl.zeros(r.shape, tl.float32)
-    for first in range(0, D, BD):
-        x = load_rows(ptr, r, first + tl.arange(0, BD), n, D).to(tl.float32)
-        found += tl.sum(x * x, 1)
-    return found
-
-
 @triton.jit(do_not_specialize=["N"])
 def prepare(
     x_ptr, box, rounded_ptr, norms_ptr, N, D, ROUND: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr,
@@ -249,17 +239,12 @@ def prepare(
 ):  # fmt: skip
     """One pass over the rows before the engine: their values in the compute format, and the fp32 norms of these.
 
-    norms[:, i]: the factor by which scores scale row i, 1 / max(|x_i|, 1e-8) if UNIT, otherwise 1; the squared length
-    it then has; and the power of two by which it was multiplied here. Grid: (row blocks,).
+    norms[:, i]: the factor by which scores scale row i, 1 / max(|x_i|, 1e-8) if UNIT, otherwise 1, and the squared
+    length it then has. Grid: (row blocks,).
     box: (least, most) of every dimension [D] where all rows may be moved, or ().
-    ROUND: "" leaves the rows alone; the rest write them: "tf32" and "bf16" rounded, "exact" in their own format, which
-    for UNIT is of a length from 1 to 2, so that fp16 rows of any length keep their weights within fp16.
+    ROUND: "" leaves the rows alone; the rest write them: "tf32" and "bf16" rounded, "exact" in their own format.
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    raised = tl.full([BM], 1.0, tl.float32)
-    if UNIT and ROUND == "exact":
-        length = tl.sqrt(squared_lengths(x_ptr, r, N, D, BD))
-        raised = power(1 - exponent(tl.where(length < 1e-8, 1e-8, length)))
     squares = tl.zeros([BM], tl.float32)
     for first in range(0, D, BD):
         dims = first + tl.arange(0, BD)
@@ -269,8 +254,6 @@ def prepare(
         if ROUND != "":
             if ROUND == "tf32":
                 x = round_tf32(x.to(tl.float32))
-            elif UNIT and ROUND == "exact":
-                x = x.to(tl.float32) * raised[:, None]
             x = x.to(rounded_ptr.dtype.element_ty)
             at = rounded_ptr + r.to(tl.int64)[:, None] * D + dims[None, :]
             tl.store(at, x, mask=(r < N)[:, None] & (dims < D)[None, :])
@@ -278,10 +261,8 @@ def prepare(
         squares += tl.sum(x * x, 1)
     scale = tl.full([BM], 1.0, tl.float32)
     if UNIT:
-        least = 1e-8 * raised
-        scale = 1.0 / tl.where(squares < least * least, least, tl.sqrt(squares))  # NaN stays NaN
-        squares = tl.where(squares < least * least, (squares * scale) * scale, 1.0)
+        scale = 1.0 / tl.sqrt(tl.where(squares < 1e-16, 1e-16, squares))  # NaN stays NaN
+        squares = tl.where(squares < 1e-16, (squares * scale) * scale, 1.0)
     live = r < N
     tl.store(norms_ptr + r, scale, mask=live)
     tl.store(norms_ptr + N.to(tl.int64) + r, squares, mask=live)
-    tl.store(norms_ptr + 2 * N.to(tl.int64) + r, raised, mask=live)

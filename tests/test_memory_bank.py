@@ -293,3 +293,38 @@ def test_bad_arguments_are_named():
         with pytest.raises(error, match=f"^store {match}"):
             bank(x, labels, store=store)
         torch.testing.assert_close(bank.state_dict(), before)
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_a_kept_row_of_a_sample_that_comes_again_is_left_out(backend, device, keyed):
+    """As if it were not in the buffer: neither a positive nor a negative."""
+    (x, labels), (again, _) = batch(6, 5, classes=2), batch(6, 5, classes=2, seed=1)
+    x, again, labels = x.float().to(device), again.float().to(device), labels.to(device)
+    ids, those = torch.arange(6, device=device), torch.tensor([4, 9, 0, 7, 8, 11], device=device)
+    bank = fusedloss.MemoryBank(fusedloss.SupConLoss(), size=8, dim=5, device=device)
+    bank(x, labels, ids=ids)
+    keys = again + 0.1 if keyed else None
+    found = bank(again, labels, keys, ids=those)
+    kept = torch.tensor([1, 2, 3, 5], device=device)  # samples 4 and 0 come again
+    refs = torch.cat([again if keys is None else keys, x[kept]]), torch.cat([labels, labels[kept]])
+    want = fusedloss.supcon_loss(again, labels, *refs, ref_offset=None if keyed else 0)
+    torch.testing.assert_close(found, want)
+    assert sorted(bank.ids.tolist()) == sorted([2, 3, 4, 5, 4, 9, 0, 7, 8, 11][-8:])
+
+
+def test_ids_are_kept_with_their_rows_and_need_a_loss_that_ignores():
+    bank = fusedloss.MemoryBank(fusedloss.SupConLoss(ignore_index=-1), size=4, dim=2)
+    x, labels = torch.eye(2), torch.tensor([0, 1])
+    bank(x, labels, ids=torch.tensor([5, 6]), store=torch.tensor([1]))
+    assert bank.ids[0] == 6 and bank.filled == 1
+    other = fusedloss.MemoryBank(fusedloss.SupConLoss(), size=4, dim=2)
+    state = {name: t for name, t in bank.state_dict().items() if name != "ids"}  # of before there were any
+    other.load_state_dict(state)
+    other(x, labels, ids=torch.tensor([6, 5]))  # no kept row has an id
+    bank.reset()
+    assert bank.ids.eq(torch.iinfo(torch.int64).min).all()
+    with pytest.raises(TypeError, match="ids must be an integer tensor"):
+        bank(x, labels, ids=x[0])
+    queue = fusedloss.MemoryBank(fusedloss.InfoNCELoss(), size=4, dim=2)
+    with pytest.raises(ValueError, match="ids must be None where the loss takes no ignore_index"):
+        queue(x, x, ids=labels)

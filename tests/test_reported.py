@@ -54,6 +54,22 @@ def test_fp16_rows_of_any_length_have_an_exact_gradient(device, loss, length):
     assert ours <= 1.5 * eager + 2**-10  # of the weights and of the gradient
 
 
+def test_fp16_rows_of_very_different_lengths_have_exact_gradients(device):
+    """A weight is as large as the rows are short; the long ones need theirs too."""
+    x, labels = batch(40, 16, classes=4)
+    x = x / x.norm(dim=1, keepdim=True) * 2.0 ** (24 * torch.arange(40).remainder(2) - 11)[:, None]
+    x = x.to(HALF)
+
+    def loss(function, rows):  # 4 of them: gradients of short rows are below, of long ones above what fp16 has
+        return 4 * function(rows, labels.to(rows.device), reduction="sum")
+
+    found, want = x.to(device, copy=True).requires_grad_(), x.double().requires_grad_()
+    loss(lambda *a, **k: fusedloss.supcon_loss(*a, temperature=0.3, **k), found).backward()
+    loss(lambda *a, **k: reference.supcon_loss(*a, temperature=0.3, **k), want).backward()
+    error = (found.grad.double().cpu() - want.grad).norm(dim=1) / want.grad.norm(dim=1)
+    assert error.max() <= 2**-8
+
+
 def test_a_row_of_zeros_among_fp16_rows_leaves_the_others_theirs(device):
     x, labels = batch(12, 8, classes=3)
     x[3] = 0
@@ -139,12 +155,14 @@ def test_rows_shorter_than_the_clamp_are_not_at_the_origin(device, short):
     torch.testing.assert_close(found.cpu(), want, rtol=2e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("side", ["embeddings", "ref_embeddings"])
 @pytest.mark.parametrize("loss", IN_BATCH)
-def test_nan_in_a_row_shows(device, loss):
-    x = torch.tensor([[torch.nan, 1.0], [1.0, 0.0]], device=device)
-    labels, refs = torch.tensor([0, 1], device=device), torch.eye(2, device=device)
-    names = {"embeddings": x, "labels": labels, "ref_embeddings": refs, "ref_labels": labels}
-    assert loss(**names).isnan()
+def test_nan_in_a_row_of_either_side_shows(device, loss, side):
+    """A reference of NaN is the nearest and the farthest one of all, so mining finds it."""
+    rows = {"embeddings": torch.eye(3, 2), "ref_embeddings": torch.eye(4, 2)}
+    rows[side][0, 0] = torch.nan
+    labels = {"labels": torch.tensor([0, 1, 0]), "ref_labels": torch.tensor([0, 1, 0, 1])}
+    assert loss(**{name: t.to(device) for name, t in (rows | labels).items()}).isnan()
 
 
 @pytest.mark.parametrize("length", [1e3, 1e4])

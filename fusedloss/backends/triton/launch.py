@@ -106,9 +106,9 @@ def prepare(
     if order is not None:
         x, labels = x.index_select(0, order), labels.index_select(0, order)
     n, D = x.shape
-    norms = torch.empty(3, n, dtype=torch.float32, device=x.device)
+    norms = torch.empty(2, n, dtype=torch.float32, device=x.device)
     rounding, precision = ("", "manhattan") if metric == "manhattan" else compute_format(x)
-    if not rounding and (corners or (metric in UNIT and x.dtype == torch.float16)):
+    if corners and not rounding:
         rounding = "exact"
     rounded = torch.empty_like(x, dtype=torch.bfloat16 if rounding == "bf16" else x.dtype) if rounding else x
     BM, BD = configs.ROWS_PER_PROGRAM, configs.ROW_CHUNK
