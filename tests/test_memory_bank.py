@@ -134,7 +134,7 @@ def test_a_bank_goes_on_from_its_saved_state():
     bank = MemoryBank(fusedloss.SupConLoss(temperature=torch.nn.Parameter(torch.tensor(0.2))), 10, 5)
     for x, labels in steps[:2]:
         bank(x, labels)
-    assert bank.state_dict().keys() == {"embeddings", "labels", "position", "loss.temperature"}
+    assert bank.state_dict().keys() == {"embeddings", "labels", "ids", "position", "loss.temperature"}
     assert bank.state_dict()["position"] == 12
     loaded = MemoryBank(fusedloss.SupConLoss(temperature=torch.nn.Parameter(torch.tensor(0.1))), 10, 5)
     loaded.load_state_dict(bank.state_dict())
@@ -153,8 +153,9 @@ def test_a_bank_loads_what_was_saved_of_buffers_and_says_what_is_wrong(tmp_path)
     saved = torch.load(tmp_path / "bank", weights_only=True)
     for assign in (False, True):
         assert str(bank.load_state_dict(saved, assign=assign)) == "<All keys matched successfully>"
-        torch.testing.assert_close(dict(bank.state_dict()), dict(old.state_dict()), rtol=0, atol=0)
-        assert bank.filled == 10
+        found = {name: bank.state_dict()[name] for name in old.state_dict()}  # there were no ids then
+        torch.testing.assert_close(found, dict(old.state_dict()), rtol=0, atol=0)
+        assert bank.filled == 10 and bank.ids.eq(torch.iinfo(torch.int64).min).all()
     whole = torch.nn.Sequential(torch.nn.Linear(5, 5), bank)
     whole.load_state_dict(whole.state_dict())
     assert {"1.embeddings", "1.labels", "1.position"} < whole.state_dict().keys()
