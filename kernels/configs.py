@@ -94,7 +94,7 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("triplets_grad", "", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
         Work("triplets_grad", "exp", 2): [(64, Tile(128, 16, 64, 8, 2, 64)), (0, Tile(128, 16, 64, 8, 2, 128))],
         Work("triplets_grad", "exp", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
-        Work("triplets_grad", "nearest", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
+        Work("triplets_grad", "nearest", 2): [(0, Tile(64, 32, 64, 8, 2, 128))],
         Work("triplets_grad", "nearest", 4): [(0, Tile(128, 16, 32, 8, 2, 64))],
         **MANHATTAN,
     },

@@ -147,9 +147,9 @@ def tile_grad(terms, mask, row, column, sums, POSITIVE: tl.constexpr):
         if len(term) > 1:  # not a constant
             weight = 0.0
             if len(row) > 0:
-                weight += term_weight(term[0], mask, row[k])
+                weight += term_weight(term[0], row[k])
             if len(column) > 0:
-                weight += term_weight(term[0], mask, column[k])
+                weight += term_weight(term[0], column[k])
             g += weight * term[1]
             grown = ()
             for p in tl.static_range(len(sums)):
@@ -248,6 +248,7 @@ def grad(
             if len(x.offsets) > 0:
                 by_offset += tl.sum(g * share, 1)
 
+    own = load_norms(x.norms, r, N, 1)  # anew, not held in registers through the loop
     _s, _d, _t, f = SCORE(own[0], own, own)
     store_gradient(outs.rows, acc, row_share, top, f, x, r, first, N, D, PRECISION, ROW_SHARE, False, BD)
     if tl.program_id(2) == 0:

@@ -87,13 +87,11 @@ def load_anchors(anchors, kinds, first, rows, n, POSITIVE: tl.constexpr, AXIS: t
 
 
 @triton.jit
-def term_weight(term, mask, anchor):
+def term_weight(term, anchor):
     """dL/dterm for the anchor whose term it is, as `load_anchors` has it."""
     if len(anchor) > 1:
         dstate, state = anchor
-        # Selected before the difference, as in `fold_tile`: a product in the term would fuse with it, and then the
-        # term is rounded in another way than in the state.
-        return dstate * tl.exp(tl.where(mask, term, float("-inf")) - state)
+        return dstate * tl.exp(term - state)
     else:
         return anchor[0]
 

@@ -95,10 +95,10 @@ def logits_grad(
     d_lse, lse = load_anchors(anchors, kinds, 1, r, R, False, 1)[0]
     if SHARES:
         d_cost = load(anchors.dstates + 2 * R.to(tl.int64), r, R).to(tl.float32)
-        g = term_weight(z, inside, (d_lse, lse)) - d_cost[:, None] * share
+        g = term_weight(z, (d_lse, lse)) - d_cost[:, None] * share
     else:
         lse = tl.where(lse == float("-inf"), float("inf"), lse)  # where all others are -inf they have no share, not NaN
-        g = term_weight(z, inside, (d_lse, lse))
+        g = term_weight(z, (d_lse, lse))
         g = tl.where(own, load(anchors.dstates, r, R).to(tl.float32)[:, None], g)
     tl.store(out_ptr + at, g.to(out_ptr.dtype.element_ty), mask=inside)
 

@@ -350,5 +350,6 @@ def triplets_grad(
                     row_share += tl.sum(w.to(tl.float32) * t, 1)
                 acc = accumulate_grad(acc, w, x.rows, y.rows, ys, r, c, slab, N, M, D, BD, PRECISION)
 
+    own = load_norms(x.norms, r, N, 1)  # anew, not held in registers through the loop
     _s, _d, _t, f = SCORE(own[0], own, own)
     store_gradient(out_ptr, acc, row_share, top, f, x, r, slab, N, D, PRECISION, PRECISION != "manhattan", ADD, BD)
