@@ -122,17 +122,17 @@ def fold(
             at = columns_ptr + tl.program_id(0).to(tl.int64) * (len(pos.kinds) + len(neg.kinds)) * M
             if len(pos.kinds) > 0:
                 empty, terms = empty_folds(pos.kinds, True, BN), LOSS(s, up, True)
-                store_folds(at, fold_tile(empty, terms, positive & inside, True, 0), 0, c, M, True)
+                store_folds(at, fold_tile(empty, terms, positive & inside, True, 0), 0, c, M)
             if len(neg.kinds) > 0:
                 empty, terms = empty_folds(neg.kinds, False, BN), LOSS(s, down, False)
                 of_tile = fold_tile(empty, terms, negative & inside, False, 0)
-                store_folds(at, of_tile, len(pos.kinds), c, M, False)
+                store_folds(at, of_tile, len(pos.kinds), c, M)
 
     out = states_ptr + tl.program_id(1).to(tl.int64) * (len(pos.kinds) + len(neg.kinds)) * N
     if len(pos.kinds) > 0:
-        store_folds(out, pos_folds, 0, r, N, True)
+        store_folds(out, pos_folds, 0, r, N)
     if len(neg.kinds) > 0:
-        store_folds(out, neg_folds, len(pos.kinds), r, N, False)
+        store_folds(out, neg_folds, len(pos.kinds), r, N)
 
 
 @triton.jit

@@ -54,7 +54,7 @@ def fold_tile(folds, terms, mask, POSITIVE: tl.constexpr, AXIS: tl.constexpr):
 
 
 @triton.jit
-def store_folds(ptr, folds, first, rows, n, POSITIVE: tl.constexpr):
+def store_folds(ptr, folds, first, rows, n):
     """ptr[first:, rows] of [folds, n]: the sums and log sum exps."""
     for k in tl.static_range(len(folds)):
         state = folds[k][0].to(ptr.dtype.element_ty)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import fusedloss
 from fusedloss import reference
 from tests.compare import check
-from tests.grid import METRICS, batch, cases, middle, running
+from tests.grid import METRICS, batch, cases, middle, running, unreadable
 
 # N below and above a block of rows; D below, above and not a multiple of a chunk, and one dimension.
 SHAPES = ((23, 37), (7, 3), (41, 1), (19, 101))
@@ -205,7 +205,7 @@ def test_another_target_is_an_error_on_a_cpu_and_else_a_loss_of_nan(backend, dev
     if wrong in (2.0, -2.0, -1.0):
         with pytest.raises(ValueError, match=f"^target must be from 0 to 1.*, got {int(wrong)} in row 2"):
             loss(*rows, torch.tensor([0, 1, int(wrong)]), similar=similar)
-    monkeypatch.setattr(fusedloss.checks, "readable", lambda *_: False)  # as on a GPU
+    unreadable(monkeypatch)
     on_device = [v.to(device) for v in (*rows, target)]
     assert loss(*on_device, similar=similar, reduction="none").isnan().tolist() == [False, False, True]
 

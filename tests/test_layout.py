@@ -24,9 +24,9 @@ FUNCTIONS = [
 LEAVES = ("torch", "fusedloss.checks.")
 LAYERS = {
     "kernels": ("triton", "kernels."),
-    "fusedloss/checks.py": ("torch",),
+    "fusedloss/checks": ("torch", "fusedloss.checks"),
     "fusedloss/options.py": ("fusedloss.checks.",),
-    "fusedloss/reference.py": ("torch",),
+    "fusedloss/reference": ("torch", "fusedloss.reference."),
     "fusedloss/backends/dtypes.py": LEAVES,
     "fusedloss/backends/request.py": (*LEAVES, "fusedloss.backends.dtypes."),
     "fusedloss/backends/__init__.py": ("torch", "fusedloss.backends.triton", "fusedloss.backends.blocked"),
@@ -195,7 +195,7 @@ def code_lines(path, word):
 
 
 PLACES = (
-    "fusedloss/reference.py",
+    "fusedloss/reference/structured.py",
     "kernels/losses.py",
     "fusedloss/backends/request.py",
     "fusedloss/losses/structured.py",

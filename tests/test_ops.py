@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import fusedloss
-from fusedloss import backends, checks
+from fusedloss import backends
 from fusedloss.backends.request import (
     Elements,
     ElementsGrad,
@@ -40,6 +40,7 @@ from tests.grid import (
     example,
     in_front,
     running,
+    unreadable,
 )
 
 OPS = [*OPERATIONS.values()]
@@ -312,7 +313,7 @@ def test_under_no_grad_there_is_a_value_and_no_graph(backend, device, loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_loss_reads_a_value(backend, device, loss, monkeypatch):
-    monkeypatch.setattr(checks, "readable", lambda *_: False)  # as on a GPU
+    unreadable(monkeypatch)
     arguments = example(loss, refs=True)
     with FakeTensorMode():  # whose tensors have no values: reading one is an error
         absent = {

@@ -10,6 +10,7 @@ from bench import cpu_table, files, gpu_table, report
 from fusedloss.losses.catalog import CATALOG
 
 TEXT = report.README.read_text()
+PAGES = [files.ROOT / "README.md", *sorted((files.ROOT / "docs").glob("*.md"))]  # with tables
 RESULTS = files.ROOT / "bench" / "results"
 
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
@@ -62,12 +63,14 @@ def prose(text: str) -> str:
 
 def named(text: str) -> list[Path]:
     (section,) = report.MARKERS.findall(text)
-    return [files.ROOT / name for name in re.findall(r"`(bench/results/[\w.-]+\.json)`", section)]
+    return [files.ROOT / name for name in re.findall(r"`(?:\.\./)?(bench/results/[\w.-]+\.json)`", section)]
 
 
-def test_the_tables_are_those_that_the_result_files_give():
-    assert named(TEXT), "the README names no result file"
-    assert report.MARKERS.findall(TEXT) == [report.section(named(TEXT))]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tables_are_those_that_the_result_files_give(page):
+    text = page.read_text()
+    assert named(text), "it names no result file"
+    assert report.MARKERS.findall(text) == [report.section(named(text), readme=page)]
 
 
 def test_every_figure_outside_the_tables_is_in_a_result_file(known):
@@ -120,15 +123,20 @@ def test_code_is_no_prose():
 
 def test_the_plots_are_those_of_the_result_files():
     """Each is there, was made from the file as it is now, and is shown."""
-    images = [files.ROOT / name for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", TEXT)]
-    for path in named(TEXT):
-        own = [image for image in images if image.name.startswith(path.stem)]
-        assert own, f"no plot of {path.name}"
-        for image in own:
-            content = image.read_bytes()
-            assert content.startswith(b"\x89PNG")
-            assert f"{path.name} {files.digest(files.load(path))}".encode() in content, f"{image.name} is old"
-    assert set(report.PLOTS.iterdir()) == set(images)
+    shown = {}
+    for page in PAGES:
+        for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text()):
+            shown[(page.parent / name).resolve()] = page
+    for page in PAGES:
+        for path in named(page.read_text()):
+            results = files.load(path)
+            own = [image for image in shown if image.name.startswith(path.stem) and shown[image] == page]
+            assert own or "accuracy" in results, f"no plot of {path.name}"
+            for image in own:
+                content = image.read_bytes()
+                assert content.startswith(b"\x89PNG")
+                assert f"{path.name} {files.digest(results)}".encode() in content, f"{image.name} is old"
+    assert set(report.PLOTS.iterdir()) == set(shown)
 
 
 def test_every_loss_is_named():

@@ -241,12 +241,6 @@ def test_a_page_of_accuracy_marks_what_is_worse_than_eager(tmp_path):
     assert not list((tmp_path / "plots").iterdir())
 
 
-def test_the_page_of_accuracy_is_that_of_the_committed_files():
-    page = files.ROOT / "docs" / "accuracy.md"
-    committed = sorted((files.ROOT / "bench" / "results").glob("accuracy-*.json"))
-    assert report.MARKERS.findall(page.read_text()) == [report.section(committed, readme=page)]
-
-
 def test_accuracy_is_measured_of_every_loss():
     (row, *_) = accuracy.measured("triplet_margin_loss")
     assert (row["loss"], row["dtype"], row["regime"]) == ("triplet_margin_loss", "fp32", "length 1")

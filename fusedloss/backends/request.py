@@ -14,10 +14,14 @@ from torch import Tensor
 from ..checks import Batch
 from .dtypes import state_dtype
 
+MOVED = ("euclidean", "sqeuclidean")  # metrics that do not change when all rows are moved
 
-def box(b: Batch) -> tuple[Tensor, ...]:
-    """The least and the most of every dimension [D] over the rows of both sides, without those that are ignored; ()
-    without rows."""
+
+def box(b: Batch, metric: str) -> tuple[Tensor, ...]:
+    """The least and the most of every dimension [D] over the rows of both sides, without those that are ignored, by
+    which all rows may be moved; () where they may not, and without rows."""
+    if metric not in MOVED:
+        return ()
     extremes = []
     for x, labels in ((b.x, b.x_labels), (b.y, b.y_labels)):
         if x is None or not x.shape[0]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import checks, ops
 from ..backends.dtypes import loss_dtype
 from ..options import label, number, one_of, optional, options
-from .reduce import REDUCTIONS, reduce_rows, without_ignored
+from .reduce import REDUCTIONS, reduce_rows
 
 
 @options(ignore_index=optional(label), reduction=one_of(*REDUCTIONS))
@@ -56,8 +56,8 @@ def _classified(
     names = ("embeddings", "centers")
     x, c = checks.unrounded(names, (embeddings, centers))
     checks.comparable(names[0], x, names[1], c)
-    index = checks.class_indices("target", target, x.shape[:1], c.shape[0], x, ignore_index)
-    return x if ignore_index is None else without_ignored(x, index), c, index
+    x, index = checks.with_classes(x, target, c.shape[0], ignore_index)
+    return x, c, index
 
 
 def _to_centers(x: Tensor, c: Tensor, index: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import checks, ops
 from ..options import integer, label, learnable, number, one_of, optional, options, tensor
-from .reduce import REDUCTIONS, at_least_one, focal, reduce, reduce_rows, softplus, without_ignored
+from .reduce import REDUCTIONS, at_least_one, focal, reduce, reduce_rows, softplus
 
 
 def _fold(
@@ -150,8 +150,8 @@ def classified(
     """Checked rows, zeros where they are ignored, those of the classes, and the index of every row's class."""
     x = checks.rows("embeddings", embeddings)
     c = checks.same_dimensions("embeddings", x, name, classes)
-    index = checks.class_indices("target", target, x.shape[:1], c.shape[0], x, ignore_index)
-    return x if ignore_index is None else without_ignored(x, index), c, index
+    x, index = checks.with_classes(x, target, c.shape[0], ignore_index)
+    return x, c, index
 
 
 @options(margin=learnable(), scale=learnable(above=True), ignore_index=label, reduction=one_of(*REDUCTIONS))

@@ -40,11 +40,6 @@ def reduce_rows(terms: Tensor, reduction: str, index: Tensor, x: Tensor, weights
     return reduce(terms, reduction, counted.sum(), x)
 
 
-def without_ignored(x: Tensor, index: Tensor) -> Tensor:
-    """Rows x, with zeros in place of those that do not count, so that what these hold reaches no gradient."""
-    return checks.without(x, checks.ignored_rows(index, IGNORED))
-
-
 def softplus(z: Tensor) -> Tensor:
     """log(1 + exp(z)) to the last bits for every z, float64's too: from 40 on it is z."""
     return F.softplus(z, threshold=40.0)

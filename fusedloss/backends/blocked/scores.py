@@ -12,7 +12,6 @@ from ..dtypes import state_dtype
 
 SCALED = ("cosine", "similarity", "chord")
 SQUARED = ("euclidean", "sqeuclidean", "chord")  # metrics that take squared lengths
-MOVED = ("euclidean", "sqeuclidean")  # of which rows may be moved
 
 
 def unit(x: Tensor) -> tuple[Tensor, Tensor]:

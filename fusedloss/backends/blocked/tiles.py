@@ -11,7 +11,7 @@ from torch import Tensor
 from ...checks import Batch
 from ..request import box
 from .parallel import spread
-from .scores import MOVED, SCALED, SQUARED, manhattan_grad, pull, score, unit, unit_grad
+from .scores import SCALED, SQUARED, manhattan_grad, pull, score, unit, unit_grad
 
 ALIGNED = 64  # bytes; the last bits of a matrix product depend on how its factors lie in memory
 BLOCK = 384  # rows and columns of a tile: 0.6 MiB in float32; with larger ones memory is given back and taken again
@@ -89,10 +89,10 @@ def ascending(labels: Tensor) -> Tensor | None:
     return labels.argsort(stable=True)
 
 
-def corner(b: Batch) -> Tensor | None:
+def corner(b: Batch, metric: str) -> Tensor | None:
     """By what all rows are moved: the corner of their box that is nearest to the origin, in the dimensions where that
     is exact, which it is in any format where all rows are between some c and 2 c; None for nowhere. [D]"""
-    extremes = box(b)
+    extremes = box(b, metric)
     if not extremes:
         return None
     low, high = map(widen, extremes)
@@ -153,7 +153,7 @@ def squared(rows: Tensor, metric: str) -> Tensor | None:
 def sides(b: Batch, metric: str, *, sort: bool) -> tuple[Side, Side]:
     """Both sides, the same one in a self batch."""
     rows, columns = block_sizes(b)
-    moved = corner(b) if metric in MOVED else None
+    moved = corner(b, metric)
     x = side(b.x, b.x_labels, metric, sort, rows, moved)._replace(ignored=b.ignored)
     if b.y is None:
         return x, x

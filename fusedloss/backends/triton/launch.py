@@ -20,7 +20,6 @@ SCORES = {
     for name in ("euclidean", "sqeuclidean", "cosine", "manhattan", "dot", "similarity", "chord")
 }
 UNIT = ("cosine", "similarity", "chord")  # scores of rows scaled to length 1
-DISTANCES = ("euclidean", "sqeuclidean")  # which do not change when all rows are moved
 
 
 class Launch(NamedTuple):
@@ -93,7 +92,7 @@ class Side(NamedTuple):
 
 def sides(b: Batch, metric: str, *, sort: bool = False) -> tuple[Side, Side]:
     """Both sides, sorted by label or as they are; the same one in a self batch."""
-    corners = box(b) if metric in DISTANCES else ()
+    corners = box(b, metric)
     x = prepare(b.x, b.x_labels, b.ignored, metric, sort, corners)
     return x, x if b.y is None else prepare(b.y, b.y_labels, b.ignored, metric, sort, corners)
 

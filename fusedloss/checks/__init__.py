@@ -1,0 +1,62 @@
+"""Arguments are checked here, once, at the boundary: ValueError or TypeError naming the argument and what was seen."""
+
+from .batches import METRICS, Batch, batch, integers
+from .scalars import WITHOUT_FLOAT64, flag, index, number, one_of
+from .targets import (
+    IGNORED,
+    WRONG,
+    answers,
+    class_indices,
+    factors,
+    like_logits,
+    logits,
+    of_classes,
+    similar_pairs,
+    with_classes,
+)
+from .tensors import (
+    autocast,
+    comparable,
+    first_of,
+    given_rows,
+    readable,
+    rows,
+    same_dimensions,
+    same_kind,
+    same_rows,
+    tensor,
+    unrounded,
+)
+
+__all__ = [
+    "IGNORED",
+    "METRICS",
+    "WITHOUT_FLOAT64",
+    "WRONG",
+    "Batch",
+    "answers",
+    "autocast",
+    "batch",
+    "class_indices",
+    "comparable",
+    "factors",
+    "first_of",
+    "flag",
+    "given_rows",
+    "index",
+    "integers",
+    "like_logits",
+    "logits",
+    "number",
+    "of_classes",
+    "one_of",
+    "readable",
+    "rows",
+    "same_dimensions",
+    "same_kind",
+    "same_rows",
+    "similar_pairs",
+    "tensor",
+    "unrounded",
+    "with_classes",
+]

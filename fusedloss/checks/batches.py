@@ -1,0 +1,122 @@
+"""Rows with labels, among which pairs are compared."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import tensors
+from .tensors import first_of, ignored_rows, rows, same_dimensions, without
+
+METRICS = ("euclidean", "sqeuclidean", "cosine", "manhattan")
+
+
+class Batch(NamedTuple):
+    """Rows to be compared, and their labels. [N, D] with [M, D], or with themselves"""
+
+    x: Tensor
+    y: Tensor | None  # None: x
+    x_labels: Tensor
+    y_labels: Tensor
+    # Row i of x is row ref_offset + i of y, and that pair is left out. 0 where there is no y; None: no row is on both.
+    ref_offset: int | None
+    ignored: int | None = None  # rows with this label are in no pair
+
+    @property
+    def anchors(self) -> int | Tensor:
+        """How many rows of x count."""
+        return self.x.shape[0] if self.ignored is None else (self.x_labels != self.ignored).sum()
+
+    @property
+    def pairs(self) -> int | Tensor:
+        """How many there are, without those of a row with itself."""
+        others = self.y_labels.shape[0] if self.ignored is None else (self.y_labels != self.ignored).sum()
+        return self.anchors * (others - int(self.ref_offset is not None))
+
+
+def batch(
+    embeddings: object, labels: object, ref_embeddings: object, ref_labels: object, ref_offset: int | None,
+    ignore_index: int | None,
+) -> Batch:  # fmt: skip
+    x = rows("embeddings", embeddings)
+    x_labels = integers("labels", labels, x)
+    if (ref_embeddings is None) != (ref_labels is None):
+        missing, given = ("ref_labels", "ref_embeddings") if ref_labels is None else ("ref_embeddings", "ref_labels")
+        raise ValueError(f"{missing} must be given together with {given}, got None")
+    if ref_embeddings is None:
+        if ref_offset is not None:
+            raise ValueError(f"ref_offset must be None where there are no ref_embeddings, got {ref_offset!r}")
+        return ignoring(Batch(x, None, x_labels, x_labels, 0), ignore_index)
+    y = same_dimensions("embeddings", x, "ref_embeddings", ref_embeddings)
+    y_labels = integers("ref_labels", ref_labels, y)
+    if x_labels.dtype != y_labels.dtype:
+        x_labels, y_labels = x_labels.long(), y_labels.long()
+    found = ignoring(Batch(x, y, x_labels, y_labels, ref_offset), ignore_index)
+    check_place(found)
+    return found
+
+
+def integers(name: str, labels: object, x: Tensor) -> Tensor:
+    """One integer label a row of x, as int32 or int64."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} must be an integer tensor, got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"{name} must be an integer tensor, got {labels.dtype}")
+    if labels.shape != x.shape[:1]:
+        raise ValueError(f"{name} must have shape ({x.shape[0]},), one label a row, got {tuple(labels.shape)}")
+    if labels.device != x.device:
+        raise ValueError(f"{name} must be on the device of the embeddings, {x.device}, got {labels.device}")
+    return labels if labels.dtype in (torch.int32, torch.int64) else labels.to(torch.int64)
+
+
+def ignoring(b: Batch, ignore_index: int | None) -> Batch:
+    """The batch without the pairs of rows that have the label ignore_index, which hold zeros then."""
+    if ignore_index is None:
+        return b
+    x_labels, y_labels = b.x_labels.long(), b.y_labels.long()  # narrower ones would be compared with its last bits
+    of_x, of_y = ignored_rows(x_labels, ignore_index), ignored_rows(y_labels, ignore_index)
+    if of_x is None and of_y is None:
+        return b
+    y = None if b.y is None else without(b.y, of_y)
+    return Batch(without(b.x, of_x), y, x_labels, y_labels, b.ref_offset, ignore_index)
+
+
+def check_place(b: Batch) -> None:
+    """Whether the rows are those of the references from ref_offset on; looked at where that is no sync: elsewhere
+    losses would be wrong."""
+    x, y, x_labels, y_labels, first, _ = b
+    if y is None or first is None:
+        return
+    N, M = x.shape[0], y.shape[0]
+    if first + N > M:
+        raise ValueError(
+            f"ref_embeddings must have the {N} rows of embeddings from row {first} on, got {M} rows{found_at(x, y)}"
+        )
+    if tensors.readable(x, y) and (i := first_of(apart(x, y[first : first + N]))) is not None:
+        raise ValueError(
+            f"ref_embeddings must have the rows of embeddings from row {first} (ref_offset) on, but row "
+            f"{first + i} is not row {i} of embeddings{found_at(x, y)}"
+        )
+    if tensors.readable(x_labels, y_labels) and (i := first_of(x_labels != y_labels[first : first + N])) is not None:
+        raise ValueError(
+            f"ref_labels must have the labels from row {first} (ref_offset) on, but row {first + i} has label "
+            f"{y_labels[first + i]}, row {i} of labels {x_labels[i]}"
+        )
+
+
+def apart(x: Tensor, y: Tensor) -> Tensor:
+    """Which rows are not the same; NaN is equal to NaN. [N] bool"""
+    x, y = x.detach(), y.detach()
+    return ((x != y) & ~((x != x) & (y != y))).any(-1)
+
+
+def found_at(x: Tensor, y: Tensor) -> str:
+    """What to do where rows x are not those of y that they should be, for the end of an error."""
+    N, M = x.shape[0], y.shape[0]
+    if tensors.readable(x, y) and 0 < N <= M:
+        for at in (~apart(x[:1], y[: M - N + 1])).nonzero().flatten().tolist():
+            if not apart(x, y[at : at + N]).any():
+                return f"; they are there from row {at} on: ref_offset={at}"
+    return "; where no row of embeddings is a reference leave it out"

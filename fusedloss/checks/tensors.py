@@ -1,0 +1,120 @@
+"""Floating tensors, what autocast makes of rows, and whether values may be looked at."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Types of devices that have autocast: asked here, once, since compiled code cannot ask.
+AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu")))
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Whether values can be looked at without waiting for them: plain CPU tensors, in code that is not compiled."""
+    return not torch.compiler.is_compiling() and all(
+        type(t) in (Tensor, torch.nn.Parameter)  # a fake one has no values, a distributed one not all
+        and t.device.type == "cpu"
+        and not torch._C._functorch.is_functorch_wrapped_tensor(t)  # nor has one inside torch.func's transforms
+        for t in tensors
+    )
+
+
+def first_of(found: Tensor) -> int | None:
+    """The index of the first that is True."""
+    return int(found.int().argmax()) if found.any() else None
+
+
+def tensor(name: str, values: object) -> Tensor:
+    """A floating tensor."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
+    if values.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {values.dtype}")
+    return values
+
+
+def autocast(device: torch.device) -> bool:
+    """Whether it is on."""
+    return device.type in AUTOCAST and torch.is_autocast_enabled(device.type)
+
+
+def rows(name: str, x: object) -> Tensor:
+    """A floating [N, D] tensor, in the autocast dtype where autocast is on."""
+    x = matrix(name, x)
+    if autocast(x.device) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x
+
+
+def matrix(name: str, x: object) -> Tensor:
+    """A floating [N, D] tensor, as it is."""
+    x = tensor(name, x)
+    if x.dim() != 2 or x.shape[1] == 0:
+        raise ValueError(f"{name} must have shape (N, D) with D >= 1, got {tuple(x.shape)}")
+    return x
+
+
+def unrounded(names: Sequence[str], tensors: Sequence[object]) -> list[Tensor]:
+    """Several floating [N, D] tensors, for a loss without products of all pairs, which autocast leaves as they are; of
+    several dtypes, which autocast makes, in the widest."""
+    found = [matrix(n, t) for n, t in zip(names, tensors, strict=True)]
+    if autocast(found[0].device):
+        widest = functools.reduce(torch.promote_types, (t.dtype for t in found))
+        return [t.to(widest) for t in found]
+    return found
+
+
+def given_rows(names: Sequence[str], tensors: Sequence[object]) -> list[Tensor]:
+    """Several [N, D] tensors of which row i is compared with row i alone."""
+    return alike(names, unrounded(names, tensors))
+
+
+def same_rows(names: Sequence[str], tensors: Sequence[object]) -> list[Tensor]:
+    """Several [N, D] tensors that belong together row by row."""
+    return alike(names, [rows(n, t) for n, t in zip(names, tensors, strict=True)])
+
+
+def alike(names: Sequence[str], checked: list[Tensor]) -> list[Tensor]:
+    """Tensors of one shape, dtype and device."""
+    for name, t in zip(names[1:], checked[1:], strict=True):
+        if t.shape != checked[0].shape:
+            raise ValueError(
+                f"{name} must have the shape of {names[0]}, {tuple(checked[0].shape)}, got {tuple(t.shape)}"
+            )
+        same_kind(names[0], checked[0], name, t)
+    return checked
+
+
+def same_kind(name: str, x: Tensor, other_name: str, y: Tensor) -> None:
+    if y.dtype != x.dtype:
+        raise TypeError(f"{other_name} must have the dtype of {name}, {x.dtype}, got {y.dtype}")
+    if y.device != x.device:
+        raise ValueError(f"{other_name} must be on the device of {name}, {x.device}, got {y.device}")
+
+
+def same_dimensions(name: str, x: Tensor, other_name: str, other: object) -> Tensor:
+    """Another [M, D] tensor to compare x with."""
+    y = rows(other_name, other)
+    comparable(name, x, other_name, y)
+    return y
+
+
+def comparable(name: str, x: Tensor, other_name: str, y: Tensor) -> None:
+    if y.shape[1] != x.shape[1]:
+        raise ValueError(f"{other_name} must have the D of {name}, {x.shape[1]}, got shape {tuple(y.shape)}")
+    same_kind(name, x, other_name, y)
+
+
+def ignored_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
+    """Which rows have the label that is ignored, [N] bool; None where none has, if looking is no sync."""
+    found = labels == ignore_index
+    return None if readable(found) and not found.any() else found
+
+
+def without(x: Tensor, ignored: Tensor | None) -> Tensor:
+    """x with zeros in the ignored rows: what they hold, NaN too, goes nowhere, and their gradient is 0."""
+    return x if ignored is None else x.masked_fill(ignored[:, None], 0.0)
