@@ -11,6 +11,8 @@ class Tile(NamedTuple):
     num_warps: int
     num_stages: int
     held: int  # dimensions kept on chip; above it D is walked by a run-time loop, and programs share a row's gradient
+    near: int = 16  # columns of a tile of the near walk
+    maxnreg: int = 0  # most registers of a thread, where the backend knows that; 0: as many as it wants
 
 
 class Work(NamedTuple):
@@ -33,11 +35,12 @@ ELEMENTS = 1024  # logits.py: elements a program takes
 # Programs that fill a device (2 x 132 multiprocessors); below it the columns of a row block are split.
 SPLIT_TARGET = 264
 POSITIVES = 4  # thresholds of an anchor in registers at a time
+ANCHORS = 256  # folds.prepare_anchors: anchors of a program
 PARTS, MERGED = 16, 64  # folds.merge: parts of as many rows at a time
-# Pairs from which a sparse loss sorts its rows by label before the backward.
-SORT_FROM = 1 << 24
+SORT_FROM = 1 << 24  # pairs from which rows are sorted by label, so that most tiles are far
 WORKSPACE = 256 << 20  # bytes; states of the columns, folded in the same pass as those of the rows, take at most these
 
+TWO_WALKS = ("fold", "grad", "mine")  # kernels with a far and a near walk, see `tiles.walks`
 GRADIENTS = ("grad", "triplets_grad")  # kernels whose programs own a row's gradient, or a slab of it
 # The sum of |x - y| is no matrix product: its kernels walk D one by one.
 MANHATTAN = {

@@ -14,21 +14,24 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .folds import empty_folds, fold_tile, load_anchors, store_folds, term_weight
+from .folds import empty_folds, fold_tile, larger, load_anchors, store_folds, term_weight
 from .tiles import (
     LOWEST,
     accumulate,
     accumulate_grad,
+    column,
+    count,
     load,
     load_chunks,
     load_norms,
     load_numbers,
     load_rows,
     pair_masks,
+    place,
     power,
     round_weights,
     score_tile,
-    share_labels,
+    walks,
 )
 
 
@@ -40,10 +43,10 @@ class Terms(NamedTuple):
 
 
 class Anchors(NamedTuple):
-    """What is known of a side's anchors in the backward, [folds, n] each."""
+    """What is known of a side's anchors in the backward, from `folds.prepare_anchors`, [folds, n] each."""
 
-    states: Any
-    dstates: Any  # dL/dstates
+    factors: Any  # of their terms' weights
+    bases: Any  # of the exponentials of log sum exps
 
 
 class Gradients(NamedTuple):
@@ -60,84 +63,101 @@ def _composed(spec):
 
 
 @triton.jit
-def shift(s, x, y, r, c, N, M):
+def shift(s, x, y, r, c, N, M, WHOLE: tl.constexpr):
     """The scores plus the offsets of the one side that has them (the bias of a class), or, where both have them, lifted
     by log(exp(v_i) + exp(v_j)) of the offsets v; and the derivative by v_i. [BM, BN] each"""
     if len(x.offsets) > 0:
         v = load(x.offsets[0], r, N)[:, None]
     if len(y.offsets) > 0:
-        w = load(y.offsets[0], c, M)[None, :]
+        w = load(y.offsets[0], c, M, WHOLE)[None, :]
     if len(x.offsets) > 0 and len(y.offsets) > 0:
         high = tl.where(v < w, w, v)
         apart = tl.exp(tl.where(v == w, 0.0, tl.where(v < w, v - w, w - v)))  # two of -inf are equal, not NaN apart
         return s + (high + tl.log(1.0 + apart)), tl.where(v < w, apart, 1.0) / (1.0 + apart)
     elif len(x.offsets) > 0:
         return s + v, 1.0
-    else:
+    elif len(y.offsets) > 0:
         return s + w, 1.0
+    else:
+        return s, 1.0
 
 
 @triton.jit
-def split_columns(M, BN: tl.constexpr):
-    """The columns of this program's split, which starts at a multiple of BN. Grid axis 1 counts the splits."""
-    width = tl.cdiv(tl.cdiv(M, BN), tl.num_programs(1)) * BN
-    start = tl.program_id(1) * width
-    return start, tl.minimum(start + width, M)
+def store_columns(
+    ptr, s, x, y, r, c, rows, columns, M, pos, neg, up, down, positive, negative, LOSS: tl.constexpr, BN: tl.constexpr
+):
+    """The states of a tile's columns over its rows, to columns [row blocks, folds, M]. No mask: all are negative."""
+    at = ptr + tl.program_id(0).to(tl.int64) * (len(pos.kinds) + len(neg.kinds)) * M
+    if len(pos.kinds) > 0:
+        of_tile = empty_folds(pos.kinds, True, BN)
+        if positive is not None:
+            of_tile = fold_tile(of_tile, LOSS(s, up, True), positive & (r < rows)[:, None], True, 0)
+        store_folds(at, of_tile, 0, c, M, columns)
+    if len(neg.kinds) > 0:
+        if negative is not None:
+            negative = negative & (r < rows)[:, None]
+        of_tile = fold_tile(empty_folds(neg.kinds, False, BN), LOSS(s, down, False), negative, False, 0)
+        store_folds(at, of_tile, len(pos.kinds), c, M, columns)
 
 
 @triton.jit(do_not_specialize=["N", "M"], repr=_composed)
 def fold(
     x, y, pos, neg, states_ptr, columns_ptr, ref_offset, N, M, D,  # states [splits, folds, N]; columns, see below
-    SCORE: tl.constexpr, LOSS: tl.constexpr, COLUMNS: tl.constexpr, BRANCH: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
+    SCORE: tl.constexpr, LOSS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Row states of x over the columns of this program's split. Grid: (row blocks, splits).
 
     COLUMNS: every y is an anchor too, and this program writes its states over the rows of this program to
-    columns [row blocks, folds, M]. BRANCH "near": leave the positives out where the labels of a tile say that there are
-    none.
+    columns [row blocks, folds, M].
     """
-    r = tl.program_id(0) * BM + tl.arange(0, BM)
+    r0 = tl.program_id(0) * BM
+    r = r0 + tl.arange(0, BM)
     own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
-    xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
+    xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS, False, EVEN)
     up, down = load_numbers(pos.numbers), load_numbers(neg.numbers)
     pos_folds = empty_folds(pos.kinds, True, BM) if len(pos.kinds) > 0 else ()  # Triton 3.3 cannot call for nothing
     neg_folds = empty_folds(neg.kinds, False, BM) if len(neg.kinds) > 0 else ()
+    rows, columns = count(x, N), count(y, M)
+    far, near = walks(x, rows, columns, BM, BN, COLUMNS)
 
-    start, end = split_columns(M, BN)
-    for c0 in range(start, end, BN):
+    for at in range(far[0], far[1], BN):
+        c0 = column(at, far, BN)
         c = c0 + tl.arange(0, BN)
+        s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS, True, EVEN)
+        s, _share = shift(s, x, y, r, c, N, M, True)
+        if len(neg.kinds) > 0:
+            neg_folds = fold_tile(neg_folds, LOSS(s, down, False), None, False, 1)
+        if COLUMNS:
+            store_columns(columns_ptr, s, x, y, r, c, rows, columns, M, pos, neg, up, down, None, None, LOSS, BN)
+
+    for at in tl.range(near[0], near[1], NEAR, num_stages=1):
+        c0 = column(at, near, NEAR)
+        c = c0 + tl.arange(0, NEAR)
+        s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, NEAR, BD, CHUNKS, False, EVEN)
+        s, _share = shift(s, x, y, r, c, N, M, False)
         yl = load(y.labels, c, M)
-        s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
-        if len(x.offsets) + len(y.offsets) > 0:
-            s, _share = shift(s, x, y, r, c, N, M)
-        positive, negative = pair_masks(xl, yl, r, c, M, ref_offset, x.ignored)
+        positive, negative = pair_masks(xl, yl, c, columns, place(x, r, N), place(y, c, M), ref_offset)
         if len(neg.kinds) > 0:
             neg_folds = fold_tile(neg_folds, LOSS(s, down, False), negative, False, 1)
         if len(pos.kinds) > 0:
-            if BRANCH != "near" or share_labels(xl, yl):
-                pos_folds = fold_tile(pos_folds, LOSS(s, up, True), positive, True, 1)
+            pos_folds = fold_tile(pos_folds, LOSS(s, up, True), positive, True, 1)
         if COLUMNS:
-            inside = (r < N)[:, None]
-            at = columns_ptr + tl.program_id(0).to(tl.int64) * (len(pos.kinds) + len(neg.kinds)) * M
-            if len(pos.kinds) > 0:
-                empty, terms = empty_folds(pos.kinds, True, BN), LOSS(s, up, True)
-                store_folds(at, fold_tile(empty, terms, positive & inside, True, 0), 0, c, M)
-            if len(neg.kinds) > 0:
-                empty, terms = empty_folds(neg.kinds, False, BN), LOSS(s, down, False)
-                of_tile = fold_tile(empty, terms, negative & inside, False, 0)
-                store_folds(at, of_tile, len(pos.kinds), c, M)
+            store_columns(
+                columns_ptr, s, x, y, r, c, rows, columns, M, pos, neg, up, down, positive, negative, LOSS, NEAR
+            )  # fmt: skip
 
     out = states_ptr + tl.program_id(1).to(tl.int64) * (len(pos.kinds) + len(neg.kinds)) * N
     if len(pos.kinds) > 0:
-        store_folds(out, pos_folds, 0, r, N)
+        store_folds(out, pos_folds, 0, r, N, rows)
     if len(neg.kinds) > 0:
-        store_folds(out, neg_folds, len(pos.kinds), r, N)
+        store_folds(out, neg_folds, len(pos.kinds), r, N, rows)
 
 
 @triton.jit
 def tile_grad(terms, mask, row, column, sums, POSITIVE: tl.constexpr):
-    """dL/ds [BM, BN] of the pairs in mask; and `sums`, a tuple of [BM], of dL by each of as many numbers of the loss.
+    """dL/ds [BM, BN] of the pairs in mask, all of them if that is None; and `sums`, a tuple of [BM], of dL by each of as
+    many numbers of the loss.
 
     row, column: the anchors of either side for each fold, () where its rows are none.
     """
@@ -153,9 +173,14 @@ def tile_grad(terms, mask, row, column, sums, POSITIVE: tl.constexpr):
             g += weight * term[1]
             grown = ()
             for p in tl.static_range(len(sums)):
-                grown = grown + (sums[p] + tl.sum(tl.where(mask, weight * term[2 + p], 0.0), 1),)
+                by_number = weight * term[2 + p]
+                if mask is not None:
+                    by_number = tl.where(mask, by_number, 0.0)
+                grown = grown + (sums[p] + tl.sum(by_number, 1),)
             sums = grown
-    return tl.where(mask, g, 0.0), sums
+    if mask is not None:
+        g = tl.where(mask, g, 0.0)
+    return g, sums
 
 
 @triton.jit
@@ -168,11 +193,31 @@ def zeros(COUNT: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
+def add_gradient(
+    acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,
+    SKIP: tl.constexpr, ROW_SHARE: tl.constexpr, PRECISION: tl.constexpr, BD: tl.constexpr, WHOLE: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """The gradient after a tile with dL/ds g. SKIP: a tile of zeros is left out."""
+    weights = g * d_e
+    if not SKIP or tl.reduce(tl.abs(weights), None, larger) != 0.0:
+        w, acc, row_share, top = round_weights(weights, acc, row_share, top, x.rows.dtype.element_ty, PRECISION)
+        if ROW_SHARE:
+            row_share += tl.sum(w.to(tl.float32) * t, 1)
+        acc = accumulate_grad(acc, w, x.rows, y.rows, ys, r0, c0, first, N, M, D, BD, PRECISION, WHOLE, EVEN)
+        if len(x.offsets) > 0:
+            by_offset += tl.sum(g * share, 1)
+    return acc, row_share, top, by_offset
+
+
+@triton.jit
 def store_gradient(
-    out_ptr, acc, row_share, top, f, x, r, first, N, D,
+    out_ptr, acc, row_share, top, f, x, r0, rows, first, N, D,
     PRECISION: tl.constexpr, ROW_SHARE: tl.constexpr, ADD: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Chunks of dx from dimension `first` on, less the rows' own share, to this split's out; if ADD, added to it."""
+    """Chunks of dx from dimension `first` on, less the rows' own share, to this split's out; if ADD, added to it; from
+    row `rows` on 0."""
+    r = r0 + tl.arange(0, acc[0].shape[0])
     out_ptr += tl.program_id(1).to(tl.int64) * N * D + r.to(tl.int64)[:, None] * D
     SCALED: tl.constexpr = (PRECISION != "manhattan") & (x.rows.dtype.element_ty == tl.float16)
     for k in tl.static_range(len(acc)):
@@ -180,9 +225,10 @@ def store_gradient(
         inside = (r < N)[:, None] & (dims < D)[None, :]
         dx = acc[k]
         if ROW_SHARE:
-            dx -= row_share[:, None] * f * load_rows(x.rows, r, dims, N, D).to(tl.float32)
+            dx -= row_share[:, None] * f * load_rows(x.rows, r0, dims, N, D, dx.shape[0]).to(tl.float32)
         if SCALED:  # by `round_weights`
             dx *= power(top - 15)[:, None]
+        dx = tl.where((r < rows)[:, None], dx, 0.0)
         if ADD:
             dx += tl.load(out_ptr + dims[None, :], mask=inside, other=0.0)
         tl.store(out_ptr + dims[None, :], dx.to(out_ptr.dtype.element_ty), mask=inside)
@@ -191,21 +237,21 @@ def store_gradient(
 @triton.jit(do_not_specialize=["N", "M"], repr=_composed)
 def grad(
     x, y, pos, neg, x_anchors, y_anchors, outs, ref_offset, N, M, D,  # outs: `Gradients`
-    SCORE: tl.constexpr, LOSS: tl.constexpr, ROW_SHARE: tl.constexpr, BY_NUMBERS: tl.constexpr, BRANCH: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
-    SLAB: tl.constexpr,
+    SCORE: tl.constexpr, LOSS: tl.constexpr, ROW_SHARE: tl.constexpr, BY_NUMBERS: tl.constexpr, SKIP: tl.constexpr,
+    PRECISION: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr,
+    BD: tl.constexpr, CHUNKS: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
     """dx of the rows this program owns, SLAB chunks of D of them. Grid: (row blocks, splits, slabs).
 
     x_anchors, y_anchors: the `Anchors` of the own rows and of the other side, or () where they are none. Both roles go
     through one product.
-    ROW_SHARE: the score's gradient has a share of the row itself.
-    BRANCH as in `fold`; "zero": leave the product out where the gradient is zero.
+    ROW_SHARE: the score's gradient has a share of the row itself. SKIP: leave the product out where all is zero.
     Each row's sums: of dL by its offset, if it has one, and, if BY_NUMBERS, by each of the loss's numbers.
     """
-    r = tl.program_id(0) * BM + tl.arange(0, BM)
+    r0 = tl.program_id(0) * BM
+    r = r0 + tl.arange(0, BM)
     own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
-    xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
+    xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS, False, EVEN)
     up, down = load_numbers(pos.numbers), load_numbers(neg.numbers)
     row_up = load_anchors(x_anchors, pos.kinds, 0, r, N, True, 1)
     row_down = load_anchors(x_anchors, neg.kinds, len(pos.kinds), r, N, False, 1)
@@ -218,43 +264,53 @@ def grad(
     BY: tl.constexpr = len(up) if BY_NUMBERS else 0
     by_up = zeros(BY, BM) if BY > 0 else ()
     by_down, by_offset = by_up, tl.zeros([BM], tl.float32)
+    rows, columns = count(x, N), count(y, M)
+    far, near = walks(x, rows, columns, BM, BN, False)
 
-    start, end = split_columns(M, BN)
-    for c0 in range(start, end, BN):
-        c = c0 + tl.arange(0, BN)
-        other, yl = load_norms(y.norms, c, M, 0), load(y.labels, c, M)
-        column_up = load_anchors(y_anchors, pos.kinds, 0, c, M, True, 0)
-        column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, False, 0)
-        ys = load_chunks(y.rows, c, M, D, BD, CHUNKS)
-        e = accumulate(x.rows, y.rows, xs, ys, r, c, N, M, D, BD, PRECISION)
-        s, d_e, t, _f = SCORE(e, own, other)
-        share = 1.0
-        if len(x.offsets) + len(y.offsets) > 0:
-            s, share = shift(s, x, y, r, c, N, M)
-        positive, negative = pair_masks(xl, yl, r, c, M, ref_offset, x.ignored)
-        g = tl.zeros([BM, BN], tl.float32)
+    if len(neg.kinds) > 0:
+        for at in range(far[0], far[1], BN):
+            c0 = column(at, far, BN)
+            c = c0 + tl.arange(0, BN)
+            ys = load_chunks(y.rows, c0, M, D, BN, BD, CHUNKS, True, EVEN)
+            e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, BN, BD, PRECISION, True, EVEN)
+            s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0, True))
+            s, share = shift(s, x, y, r, c, N, M, True)
+            column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, False, 0, True)
+            g, by_down = tile_grad(LOSS(s, down, False), None, row_down, column_down, by_down, False)
+            acc, row_share, top, by_offset = add_gradient(
+                acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,
+                SKIP, ROW_SHARE, PRECISION, BD, True, EVEN,
+            )  # fmt: skip
+
+    for at in tl.range(near[0], near[1], NEAR, num_stages=1):
+        c0 = column(at, near, NEAR)
+        c = c0 + tl.arange(0, NEAR)
+        ys = load_chunks(y.rows, c0, M, D, NEAR, BD, CHUNKS, False, EVEN)
+        e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, NEAR, BD, PRECISION, False, EVEN)
+        s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0))
+        s, share = shift(s, x, y, r, c, N, M, False)
+        yl = load(y.labels, c, M)
+        positive, negative = pair_masks(xl, yl, c, columns, place(x, r, N), place(y, c, M), ref_offset)
+        g = tl.zeros([BM, NEAR], tl.float32)
         if len(neg.kinds) > 0:
+            column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, False, 0)
             g, by_down = tile_grad(LOSS(s, down, False), negative, row_down, column_down, by_down, False)
         if len(pos.kinds) > 0:
-            if BRANCH != "near" or share_labels(xl, yl):
-                terms = LOSS(s, up, True)
-                by_positives, by_up = tile_grad(terms, positive, row_up, column_up, by_up, True)
-                g += by_positives
-        if BRANCH != "zero" or tl.max((g != 0.0).to(tl.int32)) > 0:
-            w, acc, row_share, top = round_weights(g * d_e, acc, row_share, top, x.rows.dtype.element_ty, PRECISION)
-            if ROW_SHARE:
-                row_share += tl.sum(w.to(tl.float32) * t, 1)
-            acc = accumulate_grad(acc, w, x.rows, y.rows, ys, r, c, first, N, M, D, BD, PRECISION)
-            if len(x.offsets) > 0:
-                by_offset += tl.sum(g * share, 1)
+            column_up = load_anchors(y_anchors, pos.kinds, 0, c, M, True, 0)
+            by_positives, by_up = tile_grad(LOSS(s, up, True), positive, row_up, column_up, by_up, True)
+            g += by_positives
+        acc, row_share, top, by_offset = add_gradient(
+            acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,
+            False, ROW_SHARE, PRECISION, BD, False, EVEN,
+        )  # fmt: skip
 
-    own = load_norms(x.norms, r, N, 1)  # anew, not held in registers through the loop
+    own = load_norms(x.norms, r, N, 1)  # anew, not held in registers through the loops
     _s, _d, _t, f = SCORE(own[0], own, own)
-    store_gradient(outs.rows, acc, row_share, top, f, x, r, first, N, D, PRECISION, ROW_SHARE, False, BD)
+    store_gradient(outs.rows, acc, row_share, top, f, x, r0, rows, first, N, D, PRECISION, ROW_SHARE, False, BD)
     if tl.program_id(2) == 0:
-        at = outs.sums + tl.program_id(1).to(tl.int64) * (2 * BY + 1) * N + r
+        out = outs.sums + tl.program_id(1).to(tl.int64) * (2 * BY + 1) * N + r
         for p in tl.static_range(BY):
-            tl.store(at + p * N.to(tl.int64), by_up[p], mask=r < N)
-            tl.store(at + (BY + p) * N.to(tl.int64), by_down[p], mask=r < N)
+            tl.store(out + p * N.to(tl.int64), tl.where(r < rows, by_up[p], 0.0), mask=r < N)
+            tl.store(out + (BY + p) * N.to(tl.int64), tl.where(r < rows, by_down[p], 0.0), mask=r < N)
         if len(x.offsets) > 0:
-            tl.store(at + 2 * BY * N.to(tl.int64), by_offset, mask=r < N)
+            tl.store(out + 2 * BY * N.to(tl.int64), tl.where(r < rows, by_offset, 0.0), mask=r < N)

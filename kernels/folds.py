@@ -1,7 +1,7 @@
 """Folds: how the terms of an anchor's pairs become one number, the row state.
 
-    sum   (value,)        the sum of the terms
-    lse   (value, mass)   log sum exp: the running maximum, and the sum of exp(term - maximum)
+    sum   (value,)       the sum of the terms
+    lse   (most, mass)   log sum exp: the largest of `LOG2E` term so far, and the sum of 2^(LOG2E term - most)
 
 each [n]. A loss says which folds it wants of its positives and which of its negatives; fold k takes term k. Kernels
 are told what a fold keeps beside its value: () for a sum, (MASS,) for a log sum exp (`KINDS`), and then go by the
@@ -14,13 +14,28 @@ their tuples differ only in how they are nested, and so it would those for posit
 import triton
 import triton.language as tl
 
+from .tiles import INTERPRETED, load, padded
+
 MASS = ()  # the tuple's length counts, not what is in it
 KINDS = {"sum": (), "lse": (MASS,)}
+LOG2E: tl.constexpr = tl.constexpr(1.4426950216293335)  # log2(e) in float32
 
 
 @triton.jit
 def larger(a, b):
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def excess(term, base):
+    """LOG2E term - base in fp32. One multiply-add, which rounds once: since the term is a factor, no product of its own
+    can fuse with the difference, in the gradient and not in the fold."""
+    if term.dtype == tl.float64:
+        return (term * LOG2E - base).to(tl.float32)
+    elif INTERPRETED:
+        return (term.to(tl.float64) * LOG2E - base).to(tl.float32)
+    else:
+        return tl.fma(term, LOG2E, -base)
 
 
 @triton.jit
@@ -37,52 +52,86 @@ def empty_folds(kinds, POSITIVE: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def fold_tile(folds, terms, mask, POSITIVE: tl.constexpr, AXIS: tl.constexpr):
-    """The folds after the tile's pairs in mask, along its rows (AXIS 1) or its columns (AXIS 0)."""
+    """The folds after the tile's pairs in mask, or all of them if that is None, along its rows (AXIS 1) or its columns
+    (AXIS 0)."""
     grown = ()
     for k in tl.static_range(len(folds)):
         term = terms[k][0]
         if len(folds[k]) > 1:
-            value, mass = folds[k]
-            z = tl.where(mask, term, float("-inf"))
-            best = larger(value, tl.max(z, AXIS))
-            shift = tl.where(best == float("-inf"), 0.0, best)  # -inf - -inf would be NaN
-            mass = mass * tl.exp(value - shift) + tl.sum(tl.exp(z - tl.expand_dims(shift, AXIS)), AXIS)
-            grown = grown + ((best, mass),)
+            most, mass = folds[k]
+            if mask is not None:
+                term = tl.where(mask, term, float("-inf"))
+            higher = larger(most, tl.max(term, AXIS) * LOG2E)
+            base = tl.where(higher == float("-inf"), 0.0, higher)  # -inf - -inf would be NaN
+            mass = mass * tl.exp2(most - base) + tl.sum(tl.exp2(excess(term, tl.expand_dims(base, AXIS))), AXIS)
+            grown = grown + ((higher, mass),)
         else:
-            grown = grown + ((folds[k][0] + tl.sum(tl.where(mask, term, 0.0), AXIS),),)
+            if mask is not None:
+                term = tl.where(mask, term, 0.0)
+            grown = grown + ((folds[k][0] + tl.sum(term, AXIS),),)
     return grown
 
 
 @triton.jit
-def store_folds(ptr, folds, first, rows, n):
-    """ptr[first:, rows] of [folds, n]: the sums and log sum exps."""
+def store_folds(ptr, folds, first, rows, n, counted):
+    """ptr[first:, rows] of [folds, n]: the sums and log sum exps; from row `counted` on those of no pair."""
     for k in tl.static_range(len(folds)):
         state = folds[k][0].to(ptr.dtype.element_ty)
         if len(folds[k]) > 1:
-            state += tl.log(folds[k][1]).to(ptr.dtype.element_ty)
+            state = (state + tl.log2(folds[k][1]).to(state.dtype)) / LOG2E
+            state = tl.where(rows < counted, state, float("-inf"))
+        else:
+            state = tl.where(rows < counted, state, 0.0)
         tl.store(ptr + (first + k) * n.to(tl.int64) + rows, state, mask=rows < n)
 
 
 @triton.jit
-def load_anchors(anchors, kinds, first, rows, n, POSITIVE: tl.constexpr, AXIS: tl.constexpr):
-    """(dL/dstate,) of sums and (dL/dstate, state) of log sum exps, of the folds from `first` on; () of no anchors.
+def weigh(state, dstate):
+    """(factor, base) of a log sum exp: dL/dterm = factor 2^(LOG2E term - base).
 
-    Shaped for a tile whose rows (AXIS 1) or columns (AXIS 0) they are. A logit of 10,000 is rounded to 5e-4 in fp32,
-    and so would be all weights of its row: of a log sum exp, what fp32 has no room for is a factor of its derivative.
+    A state of 10,000 is rounded to 5e-4 in fp32, and so would be all weights of its row: what fp32 has no room for is a
+    part of the factor.
     """
+    base = (state * LOG2E).to(tl.float32)
+    rest = tl.where(tl.abs(base) == float("inf"), 0.0, excess(state, base))  # not inf - inf
+    return dstate.to(tl.float32) * tl.exp2(-rest), base
+
+
+@triton.jit(do_not_specialize=["n"])
+def prepare_anchors(states_ptr, dstates_ptr, order, out_ptr, kinds, n, BLOCK: tl.constexpr):
+    """What `load_anchors` loads, of anchors [folds, n] in the order of their side: out [2, folds, padded n].
+
+    Grid: (blocks of n, folds).
+    """
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = rows < n
+    source = tl.load(order[0] + rows, mask=inside, other=0) if len(order) > 0 else rows
+    for k in tl.static_range(len(kinds)):
+        if tl.program_id(1) == k:
+            at = k * n.to(tl.int64)
+            factor = tl.load(dstates_ptr + at + source, mask=inside, other=0.0).to(tl.float32)
+            if len(kinds[k]) > 0:
+                factor, base = weigh(tl.load(states_ptr + at + source, mask=inside, other=0.0), factor)
+                tl.store(out_ptr + (len(kinds) + k) * padded(n) + rows, base, mask=inside)
+            tl.store(out_ptr + k * padded(n) + rows, factor, mask=inside)
+
+
+@triton.jit
+def load_anchors(
+    anchors, kinds, first, rows, n, POSITIVE: tl.constexpr, AXIS: tl.constexpr, WHOLE: tl.constexpr = False
+):
+    """(dL/dstate,) of sums and (factor, base) of log sum exps, as `weigh` has them, of the folds from `first` on, shaped
+    for a tile whose rows (AXIS 1) or columns (AXIS 0) they are; () of no anchors."""
     loaded = ()
     if len(anchors) > 0:
         for k in tl.static_range(len(kinds)):
-            at = (first + k) * n.to(tl.int64) + rows
-            dstate = tl.load(anchors.dstates + at, mask=rows < n, other=0.0).to(tl.float32)
+            at = (first + k) * padded(n)
+            factor = tl.expand_dims(load(anchors.factors + at, rows, n, WHOLE), AXIS)
             if len(kinds[k]) > 0:
-                exact = tl.load(anchors.states + at, mask=rows < n, other=0.0)
-                state = exact.to(tl.float32)
-                rest = tl.where(exact == state.to(exact.dtype), 0.0, exact - state.to(exact.dtype))  # not inf - inf
-                dstate *= tl.exp(-rest.to(tl.float32))
-                loaded = loaded + ((tl.expand_dims(dstate, AXIS), tl.expand_dims(state, AXIS)),)
+                base = tl.expand_dims(load(anchors.bases + at, rows, n, WHOLE), AXIS)
+                loaded = loaded + ((factor, base),)
             else:
-                loaded = loaded + ((tl.expand_dims(dstate, AXIS),),)
+                loaded = loaded + ((factor,),)
     return loaded
 
 
@@ -90,8 +139,8 @@ def load_anchors(anchors, kinds, first, rows, n, POSITIVE: tl.constexpr, AXIS: t
 def term_weight(term, anchor):
     """dL/dterm for the anchor whose term it is, as `load_anchors` has it."""
     if len(anchor) > 1:
-        dstate, state = anchor
-        return dstate * tl.exp(term - state)
+        factor, base = anchor
+        return factor * tl.exp2(excess(term, base))  # below 1e-38 the hardware makes it 0
     else:
         return anchor[0]
 

@@ -7,10 +7,9 @@ P apart (P = 1 for a matrix, the pixels for images), so that no layout is copied
 import triton
 import triton.language as tl
 
-from .engine import split_columns
-from .folds import empty_folds, fold_tile, load_anchors, store_folds, term_weight
+from .folds import LOG2E, empty_folds, excess, fold_tile, store_folds
 from .losses import log1p
-from .tiles import load
+from .tiles import load, split_columns
 
 
 @triton.jit
@@ -39,9 +38,9 @@ def load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES: tl.c
 
 
 @triton.jit
-def reference(best):
+def reference(most):
     """The highest logit, from which the others are told; 0 where all are -inf, since -inf - -inf is NaN."""
-    return tl.where(best == float("-inf"), 0.0, best)
+    return tl.where(most == float("-inf"), 0.0, most)
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -66,40 +65,44 @@ def fold_logits(
         if SHARES:
             before = reference(folds[0][0])
             folds = fold_tile(folds, ((z,),), inside, False, 1)
-            best = reference(folds[0][0])
-            apart = tl.where(share == 0.0, 0.0, share * (best[:, None] - z))  # a share of 0 in -inf costs nothing
-            cost += first * (best - before) + tl.sum(apart, 1)
+            most = reference(folds[0][0])
+            apart = tl.where(share == 0.0, 0.0, share * -excess(z, most[:, None]))  # a share of 0 in -inf costs nothing
+            cost += first * (most - before) + tl.sum(apart, 1)  # LOG2E of it
             first += tl.sum(share, 1)
         else:
             first += tl.sum(tl.where(own, z, 0.0), 1)
             folds = fold_tile(folds, ((z,),), inside & ~own, False, 1)
     at = states_ptr + tl.program_id(1).to(tl.int64) * (3 if SHARES else 2) * R
     tl.store(at + r, first.to(states_ptr.dtype.element_ty), mask=r < R)
-    store_folds(at, folds, 1, r, R)
+    store_folds(at, folds, 1, r, R, R)
     if SHARES:
         mass = folds[0][1]
         left_out = (mass == 0.0) & (tl.num_programs(1) > 1)  # all of a part of the classes, but not of a whole row
-        cost += tl.where(left_out, 0.0, first * tl.log(mass))
+        cost = (cost + tl.where(left_out, 0.0, first * tl.log2(mass))) / LOG2E
         tl.store(at + 2 * R.to(tl.int64) + r, cost.to(states_ptr.dtype.element_ty), mask=r < R)
 
 
 @triton.jit(do_not_specialize=["R"])
 def logits_grad(
-    z_ptr, target_ptr, weight, smoothing, kinds, anchors, out_ptr, R, C, P,  # anchors: `engine.Anchors` [folds, R]
+    z_ptr, target_ptr, weight, smoothing, kinds, states, dstates, out_ptr, R, C, P,  # states, dstates [folds, R]
     INDICES: tl.constexpr, SHARES: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """dz of a tile, which may take the place of z. Grid: (row blocks, class blocks)."""
     r = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     at, z, inside, own, share = load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES)
-    d_lse, lse = load_anchors(anchors, kinds, 1, r, R, False, 1)[0]
+    step = R.to(tl.int64)
+    exact = load(states + step, r, R)
+    lse = exact.to(tl.float32)
+    rest = tl.where(exact == lse.to(exact.dtype), 0.0, exact - lse.to(exact.dtype))  # not inf - inf
+    d_lse = load(dstates + step, r, R).to(tl.float32) * tl.exp(-rest.to(tl.float32))
     if SHARES:
-        d_cost = load(anchors.dstates + 2 * R.to(tl.int64), r, R).to(tl.float32)
-        g = term_weight(z, (d_lse, lse)) - d_cost[:, None] * share
+        d_cost = load(dstates + 2 * step, r, R).to(tl.float32)
+        g = d_lse[:, None] * tl.exp(z - lse[:, None]) - d_cost[:, None] * share
     else:
         lse = tl.where(lse == float("-inf"), float("inf"), lse)  # where all others are -inf they have no share, not NaN
-        g = term_weight(z, (d_lse, lse))
-        g = tl.where(own, load(anchors.dstates, r, R).to(tl.float32)[:, None], g)
+        g = d_lse[:, None] * tl.exp(z - lse[:, None])
+        g = tl.where(own, load(dstates, r, R).to(tl.float32)[:, None], g)
     tl.store(out_ptr + at, g.to(out_ptr.dtype.element_ty), mask=inside)
 
 

@@ -15,8 +15,14 @@ import triton.language as tl
 
 
 @triton.jit
+def minus(z):
+    """-z, at no cost: what Triton makes of -z is 0 - z, an instruction of its own."""
+    return -1.0 * z
+
+
+@triton.jit
 def relu(z):
-    return tl.where(z <= 0.0, 0.0, z)  # NaN stays NaN
+    return tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -48,34 +54,32 @@ def ones(s):
 
 
 @triton.jit
-def hinge(s, numbers, POSITIVE: tl.constexpr):
-    """How far a positive is beyond the margin, or a negative short of it; at least 0."""
+def beyond(s, numbers, POSITIVE: tl.constexpr):
+    """s - margin where that costs something, otherwise 0: of positives what is above 0, of negatives what is below."""
     (margin,) = numbers
-    return relu(s - margin if POSITIVE else margin - s)
-
-
-@triton.jit
-def with_slope(term, slope, POSITIVE: tl.constexpr):
-    """A term of a hinge with its derivatives: a positive pulls the score down, a negative pushes it up."""
+    z = s - margin
     if POSITIVE:
-        return (term, slope, -slope)
+        return tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
     else:
-        return (term, -slope, slope)
+        return tl.minimum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def contrastive(s, numbers, POSITIVE: tl.constexpr):
     """h^2 / 2 of the hinge h, whether it is active, and 1."""
-    h = hinge(s, numbers, POSITIVE)
-    return with_slope(0.5 * h * h, h, POSITIVE), (tl.where(h == 0.0, 0.0, 1.0),), (1.0,)
+    z = beyond(s, numbers, POSITIVE)
+    return (0.5 * z * z, z, minus(z)), (tl.where(z == 0.0, 0.0, 1.0),), (1.0,)
 
 
 @triton.jit
 def linear_contrastive(s, numbers, POSITIVE: tl.constexpr):
     """The hinge h, and whether it is active."""
-    h = hinge(s, numbers, POSITIVE)
-    active = tl.where(h == 0.0, 0.0, 1.0)
-    return with_slope(h, active, POSITIVE), (active,)
+    z = beyond(s, numbers, POSITIVE)
+    active = tl.where(z == 0.0, 0.0, 1.0)
+    if POSITIVE:
+        return (z, active, minus(active)), (active,)
+    else:
+        return (minus(z), minus(active), active), (active,)
 
 
 @triton.jit
@@ -96,19 +100,12 @@ def sigmoid(s, numbers, POSITIVE: tl.constexpr):
 
 
 @triton.jit
-def rounded(w, s):
-    """w s, rounded before anything is taken from it: a product that ends a term would fuse with the difference from a
-    state, in the gradient and not in the fold, and then be rounded there in another way than in the state."""
-    return tl.where(w == 0.0, 0.0, w * s)
-
-
-@triton.jit
 def circle(s, numbers, POSITIVE: tl.constexpr):
     """Circle loss: the weight w, by how far a score is from its optimum, is a constant to the derivative."""
     margin, gamma = numbers
     if POSITIVE:
         w = -gamma * relu(1.0 + margin - s)
-        return ((rounded(w, s - (1.0 - margin)), w),)
+        return ((w * (s - (1.0 - margin)), w),)
     else:
         w = gamma * relu(s + margin)
-        return ((rounded(w, s - margin), w),)
+        return ((w * (s - margin), w),)

@@ -1,57 +1,89 @@
-"""Mining: for each anchor the extreme positive and the extreme negative, as scores and indices."""
+"""Mining: for each anchor the extreme positive and the extreme negative, as scores and as places in the inputs."""
 
 import triton
 import triton.language as tl
 
-from .engine import split_columns
-from .tiles import load, load_chunks, load_norms, pair_masks, score_tile
+from .folds import larger
+from .tiles import column, count, load, load_chunks, load_norms, pair_masks, place, score_tile, walks
+
+NO_PLACE: tl.constexpr = tl.constexpr(2147483647)
 
 
 @triton.jit
-def keep_best(best, index, s, eligible, c, SIGN: tl.constexpr):
-    """Running maximum of SIGN * s over the eligible pairs; ties go to the lowest index, NaN wins, so it shows. [BM]"""
-    t = SIGN * s
-    t = tl.where(t != t, float("inf"), tl.where(t < -3.4e38, -3.4e38, t))
-    value, at = tl.max(tl.where(eligible, t, float("-inf")), axis=1, return_indices=True)
-    better = value > best
-    return tl.where(better, value, best), tl.where(better, tl.min(c, 0) + at, index)
+def finite(t):
+    """Numbers that compare: NaN wins, so that it shows, and no pair is worse than one that is no candidate, -inf."""
+    return tl.where(t != t, float("inf"), larger(t, -3.4e38))
+
+
+@triton.jit
+def keep_best(best, index, t, eligible, places):
+    """Running maximum of t [BM, BN] over the eligible pairs, all of them if that is None, and its place; of equal ones
+    the lowest place. [BM] each"""
+    if eligible is not None:
+        t = tl.where(eligible, finite(t), float("-inf"))
+    value = tl.reduce(t, 1, larger)
+    if eligible is None:
+        value = finite(value)
+    # Most tiles have nothing better for any row.
+    if tl.max((~(value < best) & ((index >= 0) | ~(value == best))).to(tl.int32)) > 0:
+        if eligible is None:
+            t = finite(t)
+        at = tl.min(tl.where(t == value[:, None], places, NO_PLACE), 1)
+        better = (value > best) | ((value == best) & (at < index))
+        best = tl.where(better, value, best)
+        index = tl.where(better, at, index)
+    return best, index
 
 
 @triton.jit(do_not_specialize=["N", "M"])
 def mine(
     x, y, floor_ptr, best_ptr, index_ptr, ref_offset, N, M, D,  # floor [N]; best, index [splits, 2, N]
-    SCORE: tl.constexpr, POSITIVE: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
+    SCORE: tl.constexpr, POSITIVE: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Best positive and negative of this program's split; -1 where there is none. Grid: (row blocks, splits).
 
     POSITIVE, NEGATIVE: 1 for the farthest, -1 for the nearest, 0 for none wanted; NEGATIVE = -2 for the nearest that is
     farther than floor[i]. ref_offset as in engine.py.
     """
-    r = tl.program_id(0) * BM + tl.arange(0, BM)
+    r0 = tl.program_id(0) * BM
+    r = r0 + tl.arange(0, BM)
     own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
-    xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
+    xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS, False, EVEN)
+    SIGN: tl.constexpr = 1 if NEGATIVE == 1 else -1
     pos_best = tl.full([BM], float("-inf"), tl.float32)
     neg_best = tl.full([BM], float("-inf"), tl.float32)
     pos_index = tl.full([BM], -1, tl.int32)
     neg_index = tl.full([BM], -1, tl.int32)
     if NEGATIVE == -2:
-        floor = load(floor_ptr, r, N)
+        floor = load(floor_ptr, r, N)[:, None]
+    rows, columns = count(x, N), count(y, M)
+    far, near = walks(x, rows, columns, BM, BN, False)
 
-    start, end = split_columns(M, BN)
-    for c0 in range(start, end, BN):
-        c = c0 + tl.arange(0, BN)
-        s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
-        pos, neg = pair_masks(xl, load(y.labels, c, M), r, c, M, ref_offset, x.ignored)
+    if NEGATIVE != 0:
+        for at in range(far[0], far[1], BN):
+            c0 = column(at, far, BN)
+            c = c0 + tl.arange(0, BN)
+            s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS, True, EVEN)
+            eligible = ~(s <= floor) if NEGATIVE == -2 else None
+            neg_best, neg_index = keep_best(neg_best, neg_index, SIGN * s, eligible, place(y, c, M)[None, :])
+
+    for at in tl.range(near[0], near[1], NEAR, num_stages=1):
+        c0 = column(at, near, NEAR)
+        c = c0 + tl.arange(0, NEAR)
+        s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, NEAR, BD, CHUNKS, False, EVEN)
+        places = place(y, c, M)
+        pos, neg = pair_masks(xl, load(y.labels, c, M), c, columns, place(x, r, N), places, ref_offset)
         if POSITIVE != 0:
-            pos_best, pos_index = keep_best(pos_best, pos_index, s, pos, c, POSITIVE)
-        if NEGATIVE == -2:
-            neg_best, neg_index = keep_best(neg_best, neg_index, s, neg & ~(s <= floor[:, None]), c, -1)
-        elif NEGATIVE != 0:
-            neg_best, neg_index = keep_best(neg_best, neg_index, s, neg, c, NEGATIVE)
+            pos_best, pos_index = keep_best(pos_best, pos_index, POSITIVE * s, pos, places[None, :])
+        if NEGATIVE != 0:
+            if NEGATIVE == -2:
+                neg = neg & ~(s <= floor)
+            neg_best, neg_index = keep_best(neg_best, neg_index, SIGN * s, neg, places[None, :])
 
     out = tl.program_id(1).to(tl.int64) * 2 * N + r
+    counts = r < rows
     tl.store(best_ptr + out, pos_best, mask=r < N)
     tl.store(best_ptr + out + N, neg_best, mask=r < N)
-    tl.store(index_ptr + out, pos_index, mask=r < N)
-    tl.store(index_ptr + out + N, neg_index, mask=r < N)
+    tl.store(index_ptr + out, tl.where(counts, pos_index, -1), mask=r < N)
+    tl.store(index_ptr + out + N, tl.where(counts, neg_index, -1), mask=r < N)

@@ -14,27 +14,28 @@ y_j and of x_i, a close pair loses nothing to the rounding of w.
 import triton
 import triton.language as tl
 
+from .folds import larger
+from .losses import minus
+
 
 @triton.jit
 def sqeuclidean(e, own, other):
     """|x - y|^2 from the lengths of the rounded rows, so a row is at distance 0 from itself up to summation error."""
-    s = own[1] + other[1] - 2.0 * e
-    return tl.where(s < 0.0, 0.0, s), -2.0, 1.0, 1.0  # NaN stays NaN
+    return larger(own[1] + other[1] - 2.0 * e, 0.0), -2.0, 1.0, 1.0
 
 
 @triton.jit
 def root(sq):
     """The root of a squared distance and its inverse, 0 where there is none: the gradient of a distance at 0 is 0."""
-    # 1.2e-38 is the least number that the hardware does not take for 0; sq * inv stays inf, or NaN, where sq is.
-    inv = tl.where(sq >= 1.2e-38, tl.rsqrt(tl.where(sq > 3.4e38, 3.4e38, sq)), 0.0)
-    return sq * inv, inv
+    # 1.2e-38 is the least number that the hardware does not take for 0.
+    return tl.sqrt(larger(sq, 0.0)), tl.where(sq >= 1.2e-38, tl.rsqrt(sq), 0.0)
 
 
 @triton.jit
 def euclidean(e, own, other):
     """|x - y|."""
     s, inv = root(own[1] + other[1] - 2.0 * e)
-    return s, -inv, 1.0, 1.0
+    return s, minus(inv), 1.0, 1.0
 
 
 @triton.jit
@@ -54,7 +55,7 @@ def similarity(e, own, other):
 def cosine(e, own, other):
     """1 - cos."""
     s, d_e, t, f = similarity(e, own, other)
-    return 1.0 - s, -d_e, t, f
+    return 1.0 - s, minus(d_e), t, f
 
 
 @triton.jit
@@ -62,7 +63,7 @@ def chord(e, own, other):
     """The euclidean distance of the rows scaled to length 1; a row shorter than 1e-8 is scaled by 1e8."""
     cos, d_cos, t, f = similarity(e, own, other)
     s, inv = root(own[1] + other[1] - 2.0 * cos)
-    return s, -d_cos * inv, t, f
+    return s, minus(d_cos * inv), t, f
 
 
 @triton.jit

@@ -18,10 +18,13 @@ class Rows(NamedTuple):
     """One side of the score matrix. What a side has not is an empty tuple, since not every Triton takes None in one."""
 
     rows: Any  # [n, D], or [D, n] for manhattan, as `prepare` rounded them
-    norms: Any  # from `prepare` [2, n]
+    norms: Any  # from `prepare` [2, padded n]
     labels: Any  # [n]
     offsets: tuple = ()  # ([n],) if its scores have some
-    ignored: tuple = ()  # (label,) if rows with it are in no pair
+    # Of rows sorted by label alone:
+    order: tuple = ()  # ([n],) their places in the inputs, if they are others
+    near: tuple = ()  # ([n], [n]) first column of the other side that has the row's label, and the one after the last
+    counted: tuple = ()  # (scalar,) how many come before those that are ignored, if some are
 
 
 class Numbers(NamedTuple):
@@ -32,7 +35,28 @@ class Numbers(NamedTuple):
 
 
 @triton.jit
-def load_rows(ptr, rows, dims, n, D):
+def load_rows(
+    ptr, first, dims, n, D, BLOCK: tl.constexpr, WHOLE: tl.constexpr = False, EVEN: tl.constexpr = False
+):  # fmt: skip
+    """Rows `first` to `first + BLOCK` of ptr [n, D], 0 outside. [BLOCK, BD]
+
+    WHOLE: no row is past n, EVEN: no dimension past D. The address of the first row is int64, all others are told from
+    it.
+    """
+    rows = tl.arange(0, BLOCK)
+    at = ptr + tl.cast(first, tl.int64) * D + (rows[:, None] * D + dims[None, :])
+    if WHOLE and EVEN:
+        return tl.load(at)
+    elif WHOLE:
+        return tl.load(at, mask=(dims < D)[None, :], other=0.0)
+    elif EVEN:
+        return tl.load(at, mask=(rows < n - first)[:, None], other=0.0)
+    else:
+        return tl.load(at, mask=(rows < n - first)[:, None] & (dims < D)[None, :], other=0.0)
+
+
+@triton.jit
+def gather_rows(ptr, rows, dims, n, D):
     """ptr[rows, dims], 0 outside [n, D]. [BLOCK, BD]; addresses are int64."""
     mask = (rows < n)[:, None] & (dims < D)[None, :]
     return tl.load(ptr + rows.to(tl.int64)[:, None] * D + dims[None, :], mask=mask, other=0.0)
@@ -45,15 +69,43 @@ def load_column(ptr, rows, d, n):
 
 
 @triton.jit
-def load(ptr, i, n):
-    """ptr[i], 0 from n on."""
-    return tl.load(ptr + i, mask=i < n, other=0)
+def padded(n):
+    """Numbers from one row of a kernel's own array to the next: vectors are loaded where that is aligned."""
+    return tl.cdiv(n, 16).to(tl.int64) * 16
 
 
 @triton.jit
-def load_norms(ptr, i, n, AXIS: tl.constexpr):
+def load(ptr, i, n, WHOLE: tl.constexpr = False):
+    """ptr[i], 0 from n on."""
+    if WHOLE:
+        return tl.load(ptr + i)
+    else:
+        return tl.load(ptr + i, mask=i < n, other=0)
+
+
+@triton.jit
+def load_norms(ptr, i, n, AXIS: tl.constexpr, WHOLE: tl.constexpr = False):
     """What scores take of rows i: the factor that scales them, and the squared length they then have."""
-    return tl.expand_dims(load(ptr, i, n), AXIS), tl.expand_dims(load(ptr + n.to(tl.int64), i, n), AXIS)
+    squares = ptr + padded(n)
+    return tl.expand_dims(load(ptr, i, n, WHOLE), AXIS), tl.expand_dims(load(squares, i, n, WHOLE), AXIS)
+
+
+@triton.jit
+def count(side, n):
+    """How many of the n rows of a side are in pairs; those that are not come last."""
+    if len(side.counted) > 0:
+        return tl.load(side.counted[0])
+    else:
+        return n
+
+
+@triton.jit
+def place(side, i, n):
+    """Where rows i of a side are in the inputs."""
+    if len(side.order) > 0:
+        return load(side.order[0], i, n)
+    else:
+        return i
 
 
 @triton.jit
@@ -100,11 +152,13 @@ def round_weights(w, acc, row_share, top, DTYPE: tl.constexpr, PRECISION: tl.con
         return round_tf32(w), acc, row_share, top
     elif tl.float16 == DTYPE:
         higher = tl.maximum(top, exponent(tl.max(tl.abs(w), 1)))
-        lower = power(top - higher)
-        lowered = ()
-        for k in tl.static_range(len(acc)):
-            lowered = lowered + (acc[k] * lower[:, None],)
-        return (w * power(15 - higher)[:, None]).to(DTYPE), lowered, row_share * lower, higher
+        if tl.max((higher > top).to(tl.int32)) > 0:  # soon no tile has a larger one
+            lower = power(top - higher)
+            lowered = ()
+            for k in tl.static_range(len(acc)):
+                lowered = lowered + (acc[k] * lower[:, None],)
+            acc, row_share = lowered, row_share * lower
+        return (w * power(15 - higher)[:, None]).to(DTYPE), acc, row_share, higher
     else:
         return w.to(DTYPE), acc, row_share, top
 
@@ -122,28 +176,36 @@ def matmul(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def load_chunks(ptr, rows, n, D, BD: tl.constexpr, CHUNKS: tl.constexpr):
-    """The rows in CHUNKS chunks of D. A tuple of [BLOCK, BD]"""
+def load_chunks(
+    ptr, first, n, D, BLOCK: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, WHOLE: tl.constexpr = False,
+    EVEN: tl.constexpr = False,
+):  # fmt: skip
+    """The rows from `first` on in CHUNKS chunks of D. A tuple of [BLOCK, BD]"""
     chunks = ()
     for k in tl.static_range(CHUNKS):
-        chunks = chunks + (load_rows(ptr, rows, k * BD + tl.arange(0, BD), n, D),)
+        chunks = chunks + (load_rows(ptr, first, k * BD + tl.arange(0, BD), n, D, BLOCK, WHOLE, EVEN),)
     return chunks
 
 
 @triton.jit
-def accumulate(x_ptr, y_ptr, xs, ys, r, c, N, M, D, BD: tl.constexpr, PRECISION: tl.constexpr):
-    """<x, y> of a tile from its loaded chunks, or by a run-time loop over D if there are none. [BM, BN]
+def accumulate(
+    x_ptr, y_ptr, xs, ys, r0, c0, N, M, D, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr, WHOLE: tl.constexpr = False, EVEN: tl.constexpr = False,
+):  # fmt: skip
+    """<x, y> of the tile at (r0, c0) from its loaded chunks, or by a run-time loop over D if there are none. [BM, BN]
 
     For manhattan it is sum|x - y|, a dimension at a time, since that is no matrix product.
     """
-    e = tl.zeros([r.shape[0], c.shape[0]], tl.float32)
+    e = tl.zeros([BM, BN], tl.float32)
     if PRECISION == "manhattan":
+        r, c = r0 + tl.arange(0, BM), c0 + tl.arange(0, BN)
         for d in range(0, D):
             e += tl.abs(load_column(x_ptr, r, d, N)[:, None] - load_column(y_ptr, c, d, M)[None, :])
     elif len(xs) == 0:
         for first in range(0, D, BD):
             dims = first + tl.arange(0, BD)
-            e = matmul(load_rows(x_ptr, r, dims, N, D), tl.trans(load_rows(y_ptr, c, dims, M, D)), e, PRECISION)
+            y = load_rows(y_ptr, c0, dims, M, D, BN, WHOLE, EVEN)
+            e = matmul(load_rows(x_ptr, r0, dims, N, D, BM, False, EVEN), tl.trans(y), e, PRECISION)
     else:
         for k in tl.static_range(len(xs)):
             e = matmul(xs[k], tl.trans(ys[k]), e, PRECISION)
@@ -152,17 +214,20 @@ def accumulate(x_ptr, y_ptr, xs, ys, r, c, N, M, D, BD: tl.constexpr, PRECISION:
 
 @triton.jit
 def score_tile(
-    x, y, xs, own, r, c, N, M, D, SCORE: tl.constexpr, PRECISION: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr
+    x, y, xs, own, r0, c0, N, M, D, SCORE: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BD: tl.constexpr, CHUNKS: tl.constexpr, WHOLE: tl.constexpr = False, EVEN: tl.constexpr = False,
 ):  # fmt: skip
-    """Scores of a tile whose rows x are loaded and have the norms `own`. [BM, BN]"""
-    e = accumulate(x.rows, y.rows, xs, load_chunks(y.rows, c, M, D, BD, CHUNKS), r, c, N, M, D, BD, PRECISION)
-    s, _d_e, _t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0))
+    """Scores of the tile at (r0, c0), whose rows x are loaded and have the norms `own`. [BM, BN]"""
+    ys = load_chunks(y.rows, c0, M, D, BN, BD, CHUNKS, WHOLE, EVEN)
+    e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, BN, BD, PRECISION, WHOLE, EVEN)
+    s, _d_e, _t, _f = SCORE(e, own, load_norms(y.norms, c0 + tl.arange(0, BN), M, 0, WHOLE))
     return s
 
 
 @triton.jit
-def manhattan_grad(acc, w, x_ptr, y_ptr, r, c, first, N, M, D):
+def manhattan_grad(acc, w, x_ptr, y_ptr, r0, c0, first, N, M, D):
     """acc plus sum_j w_ij sign(x_i - y_j) of the chunk of D from `first`. [BM, BD]"""
+    r, c = r0 + tl.arange(0, w.shape[0]), c0 + tl.arange(0, w.shape[1])
     dims = first + tl.arange(0, acc.shape[1])
     for d in range(first, tl.minimum(first + acc.shape[1], D)):
         apart = load_column(x_ptr, r, d, N)[:, None] - load_column(y_ptr, c, d, M)[None, :]
@@ -172,15 +237,18 @@ def manhattan_grad(acc, w, x_ptr, y_ptr, r, c, first, N, M, D):
 
 
 @triton.jit
-def accumulate_grad(acc, w, x_ptr, y_ptr, ys, r, c, first, N, M, D, BD: tl.constexpr, PRECISION: tl.constexpr):
+def accumulate_grad(
+    acc, w, x_ptr, y_ptr, ys, r0, c0, first, N, M, D, BD: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr = False, EVEN: tl.constexpr = False,
+):  # fmt: skip
     """acc, a tuple of chunks of dx from dimension `first` on, plus the tile's share w y, w = dL/de. Each [BM, BD]"""
     grown = ()
     for k in tl.static_range(len(acc)):
         if PRECISION == "manhattan":
-            grown = grown + (manhattan_grad(acc[k], w, x_ptr, y_ptr, r, c, first + k * BD, N, M, D),)
+            grown = grown + (manhattan_grad(acc[k], w, x_ptr, y_ptr, r0, c0, first + k * BD, N, M, D),)
         else:
             if len(ys) == 0:
-                y = load_rows(y_ptr, c, first + k * BD + tl.arange(0, BD), M, D)
+                y = load_rows(y_ptr, c0, first + k * BD + tl.arange(0, BD), M, D, w.shape[1], WHOLE, EVEN)
             else:
                 y = ys[k]
             grown = grown + (matmul(w, y, acc[k], PRECISION),)
@@ -188,35 +256,59 @@ def accumulate_grad(acc, w, x_ptr, y_ptr, ys, r, c, first, N, M, D, BD: tl.const
 
 
 @triton.jit
-def valid_pairs(xl, yl, c, M, ignored):
-    """Which pairs are no padding, and of no ignored row. To be broadcast to [BM, BN]"""
-    valid = (c < M)[None, :]
-    if len(ignored) > 0:
-        valid = valid & (xl != ignored[0])[:, None] & (yl != ignored[0])[None, :]
-    return valid
+def negative_mask(xl, yl, c, M):
+    """Which pairs with the first M columns are negative. [BM, BN]"""
+    return (xl[:, None] != yl[None, :]) & (c < M)[None, :]
 
 
 @triton.jit
-def negative_mask(xl, yl, c, M, ignored):
-    """Which pairs are negative. [BM, BN]"""
-    return (xl[:, None] != yl[None, :]) & valid_pairs(xl, yl, c, M, ignored)
-
-
-@triton.jit
-def pair_masks(xl, yl, r, c, M, ref_offset, ignored):
-    """Which pairs are positive and which negative; padding, a row with itself and one that is ignored are neither.
+def pair_masks(xl, yl, c, M, x_places, y_places, ref_offset):
+    """Which pairs with the first M columns are positive and which negative; a row with itself is neither.
     [BM, BN] each"""
     same = xl[:, None] == yl[None, :]
-    valid = valid_pairs(xl, yl, c, M, ignored)
+    valid = (c < M)[None, :]
     if len(ref_offset) > 0:
-        valid = valid & ((r + ref_offset[0])[:, None] != c[None, :])
+        valid = valid & ((x_places + ref_offset[0])[:, None] != y_places[None, :])
     return same & valid, ~same & valid
 
 
 @triton.jit
-def share_labels(xl, yl):
-    """Whether the ranges of two blocks' labels meet: if they do not, no pair of the tile is positive."""
-    return (tl.min(xl) <= tl.max(yl)) & (tl.min(yl) <= tl.max(xl))
+def split_columns(M, BN: tl.constexpr):
+    """The columns of this program's split, which starts at a multiple of BN. Grid axis 1 counts the splits."""
+    width = tl.cdiv(tl.cdiv(M, BN), tl.num_programs(1)) * BN
+    start = tl.program_id(1) * width
+    return start, tl.minimum(start + width, M)
+
+
+@triton.jit
+def walks(x, rows, M, BM: tl.constexpr, BN: tl.constexpr, ALL: tl.constexpr):
+    """The columns of this program's split as two walks, far and near: (start, stop, gap, skip), see `column`.
+
+    Every pair of a far tile is negative, and the tile is whole. Near are the columns that have labels of the program's
+    rows, in tiles of BN, and those at the end that make no whole tile. Rows that are not sorted are near to all
+    columns; if ALL, so are those of a program that has less than BM rows.
+    """
+    start, end = split_columns(M, BN)
+    first = tl.program_id(0) * BM
+    end = tl.maximum(tl.where(first < rows, end, start), start)
+    whole = start + (end - start) // BN * BN
+    low, high = start, end
+    if len(x.near) > 0:
+        last = tl.minimum(first + BM, rows) - 1
+        begin = tl.load(x.near[0] + first, mask=first < rows, other=0)
+        stop = tl.load(x.near[1] + last, mask=first < rows, other=0)
+        apart = (last - first == BM - 1) | (not ALL)
+        low = tl.where(apart, tl.minimum(tl.maximum(begin // BN * BN, start), whole), start)
+        high = tl.where(apart, tl.maximum(tl.minimum(tl.cdiv(stop, BN) * BN, end), low), end)
+    skipped = tl.minimum(high, whole) - low
+    ragged = end - tl.maximum(high, whole)
+    return (start, whole - skipped, low, skipped), (low, high + tl.maximum(ragged, 0), high, whole - high)
+
+
+@triton.jit
+def column(at, walk, BN: tl.constexpr):
+    """The first column of the tile at a place of a walk: from the gap on columns are skipped."""
+    return tl.multiple_of(at + tl.where(at < walk[2], 0, walk[3]), BN)
 
 
 @triton.jit
@@ -234,21 +326,23 @@ def moved(x, box, dims, D):
 
 @triton.jit(do_not_specialize=["N"])
 def prepare(
-    x_ptr, box, rounded_ptr, norms_ptr, N, D, ROUND: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr,
+    x_ptr, order, box, rounded_ptr, norms_ptr, N, D, ROUND: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
     """One pass over the rows before the engine: their values in the compute format, and the fp32 norms of these.
 
     norms[:, i]: the factor by which scores scale row i, 1 / max(|x_i|, 1e-8) if UNIT, otherwise 1, and the squared
     length it then has. Grid: (row blocks,).
+    order: ([N],) of the rows that are wanted, or () for all as they are.
     box: (least, most) of every dimension [D] where all rows may be moved, or ().
     ROUND: "" leaves the rows alone; the rest write them: "tf32" and "bf16" rounded, "exact" in their own format.
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
+    source = tl.where(r < N, load(order[0], r, N), N) if len(order) > 0 else r
     squares = tl.zeros([BM], tl.float32)
     for first in range(0, D, BD):
         dims = first + tl.arange(0, BD)
-        x = load_rows(x_ptr, r, dims, N, D)
+        x = gather_rows(x_ptr, source, dims, N, D)
         if len(box) > 0:
             x = moved(x, box, dims, D)
         if ROUND != "":
@@ -265,4 +359,4 @@ def prepare(
         squares = tl.where(squares < 1e-16, (squares * scale) * scale, 1.0)
     live = r < N
     tl.store(norms_ptr + r, scale, mask=live)
-    tl.store(norms_ptr + N.to(tl.int64) + r, squares, mask=live)
+    tl.store(norms_ptr + padded(N) + r, squares, mask=live)

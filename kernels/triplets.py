@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .engine import split_columns, store_gradient, zeros
+from .engine import store_gradient, zeros
 from .losses import log1p
 from .mining import keep_best
 from .tiles import (
     LOWEST,
     accumulate,
     accumulate_grad,
+    count,
     load,
     load_chunks,
     load_norms,
@@ -24,7 +25,7 @@ from .tiles import (
     negative_mask,
     round_weights,
     score_tile,
-    share_labels,
+    split_columns,
 )
 
 
@@ -101,15 +102,15 @@ def load_ranges(ranges, rows, n):
 
 @triton.jit
 def load_thresholds(
-    x, y, xs, own, r, at, stop, ref_column, N, M, D,
-    SCORE: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    x, y, xs, own, r0, at, stop, ref_column, N, M, D,
+    SCORE: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Scores of each anchor with the K positives from column `at` on, -inf where there is none. A tuple of [BM]"""
-    found = zeros(K, r.shape[0])
+    found = zeros(K, BM)
     for c0 in range(tl.min(tl.where(at < stop, at, M)), tl.max(tl.minimum(stop, at + K)), BN):
         c = c0 + tl.arange(0, BN)
-        s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
+        s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS)
         grown = ()
         for k in tl.static_range(K):
             here = c[None, :] == (at + k)[:, None]
@@ -123,9 +124,15 @@ def load_thresholds(
 
 
 @triton.jit
-def farther(s, xl, yl, c, M, ignored):
+def farther(s, xl, yl, c, columns):
     """Scores of the negatives, inf for all other pairs. [BM, BN]"""
-    return tl.where(negative_mask(xl, yl, c, M, ignored), s, float("inf"))
+    return tl.where(negative_mask(xl, yl, c, columns), s, float("inf"))
+
+
+@triton.jit
+def share_labels(xl, yl):
+    """Whether the ranges of two blocks' labels meet: if they do not, no pair of the tile is positive."""
+    return (tl.min(xl) <= tl.max(yl)) & (tl.min(yl) <= tl.max(xl))
 
 
 @triton.jit(do_not_specialize=["N", "M", "first", "last"])
@@ -140,28 +147,30 @@ def fold_triplets(
     outs: `Sums`, or for the backward `Slopes`.
     """
     SLOPES: tl.constexpr = len(outs) > 1
-    r = tl.program_id(0) * BM + tl.arange(0, BM)
+    r0 = tl.program_id(0) * BM
+    r = r0 + tl.arange(0, BM)
     begin, stop, ref_column = load_ranges(ranges, r, N)
     if SLOPES:
         if tl.max(stop - begin) <= first:
             return
     own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
-    xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
+    xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS)
     (margin,) = load_numbers(margin)
     state: tl.constexpr = tl.float32 if SLOPES else outs.states.dtype.element_ty
     total, chosen, active = tl.zeros([BM], state), tl.zeros([BM], state), tl.zeros([BM], state)
     sloped = tl.zeros([BM], state)
 
-    start, end = split_columns(M, BN)
+    columns = count(y, M)
+    start, end = split_columns(columns, BN)
     for k0 in range(first, tl.minimum(tl.max(stop - begin), last), K):
         t = load_thresholds(
-            x, y, xs, own, r, begin + k0, stop, ref_column, N, M, D, SCORE, K, PRECISION, BN, BD, CHUNKS
+            x, y, xs, own, r0, begin + k0, stop, ref_column, N, M, D, SCORE, K, PRECISION, BM, BN, BD, CHUNKS
         )  # fmt: skip
         slopes = zeros(K, BM)
         for c0 in range(start, end, BN):
             c = c0 + tl.arange(0, BN)
-            s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
-            s = farther(s, xl, load(y.labels, c, M), c, M, x.ignored)
+            s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS)
+            s = farther(s, xl, load(y.labels, c, M), c, columns)
             terms, kinds, costly, steep = zeros(4, BM)  # of the tile
             grown = ()
             for k in tl.static_range(K):
@@ -210,19 +219,21 @@ def mine_semihard(
 
     outs: `Semihard`; where first > 0 only its columns are written. Grid: (row blocks,).
     """
-    r = tl.program_id(0) * BM + tl.arange(0, BM)
+    r0 = tl.program_id(0) * BM
+    r = r0 + tl.arange(0, BM)
     begin, stop, ref_column = load_ranges(ranges, r, N)
     if (first > 0) & (tl.max(stop - begin) <= first):
         return
     own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
-    xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
+    xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS)
     (margin,) = load_numbers(margin)
     state: tl.constexpr = outs.states.dtype.element_ty
     total, active = tl.zeros([BM], state), tl.zeros([BM], state)
+    columns = count(y, M)
 
     for k0 in range(first, tl.minimum(tl.max(stop - begin), last), K):
         t = load_thresholds(
-            x, y, xs, own, r, begin + k0, stop, ref_column, N, M, D, SCORE, K, PRECISION, BN, BD, CHUNKS
+            x, y, xs, own, r0, begin + k0, stop, ref_column, N, M, D, SCORE, K, PRECISION, BM, BN, BD, CHUNKS
         )  # fmt: skip
         far = tl.full([BM], float("-inf"), tl.float32)
         far_index = tl.full([BM], -1, tl.int32)
@@ -231,15 +242,15 @@ def mine_semihard(
         for _ in tl.static_range(K):
             best = best + (far,)
             index = index + (far_index,)
-        for c0 in range(0, M, BN):
+        for c0 in range(0, columns, BN):
             c = c0 + tl.arange(0, BN)
-            s = score_tile(x, y, xs, own, r, c, N, M, D, SCORE, PRECISION, BD, CHUNKS)
-            neg = negative_mask(xl, load(y.labels, c, M), c, M, x.ignored)
-            far, far_index = keep_best(far, far_index, s, neg, c, 1)
+            s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS)
+            neg = negative_mask(xl, load(y.labels, c, M), c, columns)
+            far, far_index = keep_best(far, far_index, s, neg, c[None, :])
             grown = ()
             grown_index = ()
             for k in tl.static_range(K):
-                b, i = keep_best(best[k], index[k], s, neg & ~(s <= t[k][:, None]), c, -1)
+                b, i = keep_best(best[k], index[k], -s, neg & ~(s <= t[k][:, None]), c[None, :])
                 grown = grown + (b,)
                 grown_index = grown_index + (i,)
             best = grown
@@ -311,9 +322,10 @@ def triplets_grad(
     """
     if tl.load(longest_ptr) <= first:
         return
-    r = tl.program_id(0) * BM + tl.arange(0, BM)
+    r0 = tl.program_id(0) * BM
+    r = r0 + tl.arange(0, BM)
     own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
-    xs = load_chunks(x.rows, r, N, D, BD, CHUNKS)
+    xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS)
     (margin,) = load_numbers(margin)
     slab = tl.program_id(2) * SLAB * BD
     acc = ()
@@ -322,11 +334,12 @@ def triplets_grad(
     row_share = tl.zeros([BM], tl.float32)
     top = tl.full([BM], LOWEST, tl.int32)
 
-    start, end = split_columns(M, BN)
+    rows, columns = count(x, N), count(y, M)
+    start, end = split_columns(columns, BN)
     for c0 in range(start, end, BN):
         c = c0 + tl.arange(0, BN)
         yl = load(y.labels, c, M)
-        neg = negative_mask(xl, yl, c, M, x.ignored) & (r < N)[:, None]
+        neg = negative_mask(xl, yl, c, columns) & (r < rows)[:, None]
         near = share_labels(xl, yl)
         g = tl.zeros([BM, BN], tl.float32)
         if KIND == "nearest":
@@ -335,8 +348,8 @@ def triplets_grad(
             if len(y_anchors) > 0:
                 g += anchor_grad(g, y_anchors, c, r, margin, M, first, width, parts, neg, near, 1, KIND, SOFT)
         if KIND != "nearest" or tl.max((g != 0.0).to(tl.int32)) > 0:
-            ys = load_chunks(y.rows, c, M, D, BD, CHUNKS)
-            e = accumulate(x.rows, y.rows, xs, ys, r, c, N, M, D, BD, PRECISION)
+            ys = load_chunks(y.rows, c0, M, D, BN, BD, CHUNKS)
+            e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, BN, BD, PRECISION)
             s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0))
             if KIND != "nearest":
                 s = tl.where(neg, s, float("inf"))
@@ -348,8 +361,8 @@ def triplets_grad(
                 w, acc, row_share, top = round_weights(g * d_e, acc, row_share, top, x.rows.dtype.element_ty, PRECISION)
                 if PRECISION != "manhattan":
                     row_share += tl.sum(w.to(tl.float32) * t, 1)
-                acc = accumulate_grad(acc, w, x.rows, y.rows, ys, r, c, slab, N, M, D, BD, PRECISION)
+                acc = accumulate_grad(acc, w, x.rows, y.rows, ys, r0, c0, slab, N, M, D, BD, PRECISION)
 
     own = load_norms(x.norms, r, N, 1)  # anew, not held in registers through the loop
     _s, _d, _t, f = SCORE(own[0], own, own)
-    store_gradient(out_ptr, acc, row_share, top, f, x, r, slab, N, D, PRECISION, PRECISION != "manhattan", ADD, BD)
+    store_gradient(out_ptr, acc, row_share, top, f, x, r0, rows, slab, N, D, PRECISION, PRECISION != "manhattan", ADD, BD)

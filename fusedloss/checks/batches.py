@@ -23,6 +23,8 @@ class Batch(NamedTuple):
     # Row i of x is row ref_offset + i of y, and that pair is left out. 0 where there is no y; None: no row is on both.
     ref_offset: int | None
     ignored: int | None = None  # rows with this label are in no pair
+    x_sorted: bool = False  # whether the labels are known to ascend
+    y_sorted: bool = False
 
     @property
     def anchors(self) -> int | Tensor:
@@ -86,7 +88,7 @@ def ignoring(b: Batch, ignore_index: int | None) -> Batch:
 def check_place(b: Batch) -> None:
     """Whether the rows are those of the references from ref_offset on; looked at where that is no sync: elsewhere
     losses would be wrong."""
-    x, y, x_labels, y_labels, first, _ = b
+    x, y, x_labels, y_labels, first = b[:5]
     if y is None or first is None:
         return
     N, M = x.shape[0], y.shape[0]

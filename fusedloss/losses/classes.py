@@ -21,7 +21,8 @@ def _fold(
     bias: Tensor | None = None, total: bool = False,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The logit of every row's class, log sum exp of the other classes and, if `total`, the sum of their logits."""
-    batch = checks.Batch(x, classes, index, torch.arange(classes.shape[0], device=x.device, dtype=torch.int64), None)
+    rows = torch.arange(classes.shape[0], device=x.device, dtype=torch.int64)
+    batch = checks.Batch(x, classes, index, rows, None, y_sorted=True)
     neg = ops.of("lse", "sum", scale=scale) if total else ops.of("lse", scale=scale)
     return ops.fold(batch, "softmax", metric, pos=ops.of("sum", scale=own_scale), neg=neg, offsets=bias)
 

@@ -95,7 +95,7 @@ def _competition(
 ) -> tuple[Tensor, ...]:
     """The positive logit of every x and log sum exp of its negatives; labels are rows of y, -1 for none."""
     rows = torch.arange(y.shape[0], device=y.device, dtype=torch.int64)
-    batch = checks.Batch(x, y, labels, rows, None)
+    batch = checks.Batch(x, y, labels, rows, None, x_sorted=True, y_sorted=True)
     pos, neg = ops.of("sum", scale=scale), ops.of("lse", scale=scale)
     return ops.fold(batch, "softmax", metric, pos=pos, neg=neg, columns=columns)
 
@@ -136,13 +136,14 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float | Tensor = 0.5, r
     tensor(0.5514)
     """
     first, second = checks.same_rows(("z1", "z2"), (z1, z2))
-    z = torch.cat([first, second])
-    labels = torch.arange(first.shape[0], device=z.device, dtype=torch.int64).repeat(2)
+    z = torch.stack([first, second], 1).flatten(0, 1)  # both views of a sample side by side: their labels ascend
+    labels = torch.arange(z.shape[0], device=z.device, dtype=torch.int64) // 2
     scale = 1 / temperature
-    batch = checks.Batch(z, None, labels, labels, 0)
+    batch = checks.Batch(z, None, labels, labels, 0, x_sorted=True)
     pos, neg = ops.of("sum", scale=scale), ops.of("lse", scale=scale)
     positive, negative = ops.fold(batch, "softmax", "similarity", pos=pos, neg=neg)
-    return reduce(softplus(negative - positive), reduction, z.shape[0], z)
+    terms = softplus(negative - positive).view(-1, 2).t().flatten()
+    return reduce(terms, reduction, z.shape[0], z)
 
 
 @options(
@@ -227,8 +228,9 @@ def siglip_loss(
     """
     x, y = checks.same_rows(("image", "text"), (image, text))
     rows = torch.arange(x.shape[0], device=x.device, dtype=torch.int64)
+    batch = checks.Batch(x, y, rows, rows, None, x_sorted=True, y_sorted=True)
     pos, neg = ops.of("sum", scale=-logit_scale, bias=-logit_bias), ops.of("sum", scale=logit_scale, bias=logit_bias)
-    positive, negative = ops.fold(checks.Batch(x, y, rows, rows, None), "sigmoid", "dot", pos=pos, neg=neg)
+    positive, negative = ops.fold(batch, "sigmoid", "dot", pos=pos, neg=neg)
     return reduce(positive + negative, reduction, x.shape[0], x)
 
 

@@ -7,21 +7,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels import configs, engine, losses
+from ...kernels import configs, engine, folds, losses
 from ...kernels.folds import KINDS
 from ..dtypes import state_dtype
 from ..request import PIECES, Fold, FoldGrad
-from .launch import SCORES, Launch, Plan, Side, cdiv, merge, numbers, optional, plan, reorder, sides, total
+from .launch import SCORES, Launch, Plan, Side, cdiv, merge, numbers, optional, padded, plan, reorder, sides, total
 
 
 def planned(kernel: str, f: Fold, x: Side, y: Side) -> tuple[Plan, tuple[engine.Terms, engine.Terms], dict[str, Any]]:
     """The plan of a kernel, what it folds of the positives and of the negatives, and its pieces."""
-    sparse = PIECES[f.loss].sparse
-    terms = "lifted" if x.rows.offsets and y.rows.offsets else "" if sparse else "exp"
+    terms = "lifted" if x.rows.offsets and y.rows.offsets else "" if PIECES[f.loss].sparse else "exp"
     pos = engine.Terms(tuple(map(KINDS.__getitem__, f.pos)), numbers(f.numbers[0]))
     neg = engine.Terms(tuple(map(KINDS.__getitem__, f.neg)), numbers(f.numbers[1]))
-    branch = "zero" if sparse else "near" if "lse" in f.pos else ""
-    options = dict(SCORE=SCORES[f.metric], LOSS=getattr(losses, f.loss), BRANCH=branch)
+    options = dict(SCORE=SCORES[f.metric], LOSS=getattr(losses, f.loss))
     return plan(kernel, terms, f"{f.loss} {f.metric} {'+'.join(f.pos)}/{'+'.join(f.neg)}", x), (pos, neg), options
 
 
@@ -48,17 +46,18 @@ def fold(f: Fold) -> Tensor:
         args = (x.rows, y.rows, pos, neg, out, columns, optional(offset), x.n, y.n, x.D)
         given = options | chosen.options | dict(COLUMNS=by_column is not None)
         Launch(engine.fold, (cdiv(x.n, chosen.tile.BM), len(out)), args, given, chosen.key).run()
-        return merge(out, kinds)
+        return x.restore(merge(out, kinds), 1)
 
     offset = f.batch.ref_offset
     if not f.columns:
         return states(xs, ys, None, offset)
     blocks = cdiv(xs.n, chosen.tile.BM)
-    if blocks == 0 or blocks * len(kinds) * ys.n * 8 > configs.WORKSPACE:  # the other way round, the scores once more
+    unseen = blocks == 0 or f.batch.ignored is not None  # no tile has all columns
+    if unseen or blocks * len(kinds) * ys.n * 8 > configs.WORKSPACE:  # the other way round, the scores once more
         back = None if offset is None else -offset
         return torch.cat([states(xs, ys, None, offset), states(ys, xs, None, back)], 1)
     by_column = torch.empty(blocks, len(kinds), ys.n, dtype=dtype, device=device)
-    return torch.cat([states(xs, ys, by_column, offset), merge(by_column, kinds)], 1)
+    return torch.cat([states(xs, ys, by_column, offset), ys.restore(merge(by_column, kinds), 1)], 1)
 
 
 class Found(NamedTuple):
@@ -69,27 +68,29 @@ class Found(NamedTuple):
     by_offset: Tensor  # [n]
 
 
-def anchors(states: Tensor, dstates: Tensor, side: Side) -> engine.Anchors:
-    states, dstates = states.contiguous(), dstates.contiguous()
-    return engine.Anchors(reorder(states, side.order, 1), reorder(dstates, side.order, 1))
+def anchors(states: Tensor, dstates: Tensor, kinds: tuple[Any, ...], side: Side) -> engine.Anchors:
+    """Of a side whose rows are anchors, in its order."""
+    prepared = torch.empty(2, len(kinds), padded(side.n), dtype=torch.float32, device=states.device)
+    args = (states.contiguous(), dstates.contiguous(), side.rows.order, prepared, kinds, side.n)
+    options = dict(BLOCK=configs.ANCHORS, num_warps=4)
+    Launch(folds.prepare_anchors, (cdiv(side.n, configs.ANCHORS), len(kinds)), args, options).run()
+    return engine.Anchors(*prepared)
 
 
 def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     f, b, dstates = g.fold, g.fold.batch, g.dstates
-    # Sorted apart, the rows that are on both sides would no longer be in the same order.
-    both = b.ref_offset is not None and b.y is not None
-    sort = PIECES[f.loss].sparse and len(b.x) * len(b.y_labels) > configs.SORT_FROM and not both
-    xs, ys = sides(b, f.metric, sort=sort)
-
+    xs, ys = sides(b, f.metric)
+    kinds = tuple(KINDS[fold] for fold in (*f.pos, *f.neg))
     if f.offsets is not None:
         xs, ys = with_offsets(f, xs, ys)
-    xs = xs._replace(anchors=anchors(g.states[:, : xs.n], dstates[:, : xs.n], xs))
+    xs = xs._replace(anchors=anchors(g.states[:, : xs.n], dstates[:, : xs.n], kinds, xs))
     if b.y is None:
         ys = xs
     elif g.states.shape[1] > xs.n:  # the columns are anchors too
-        ys = ys._replace(anchors=anchors(g.states[:, xs.n :], dstates[:, xs.n :], ys))
+        ys = ys._replace(anchors=anchors(g.states[:, xs.n :], dstates[:, xs.n :], kinds, ys))
     chosen, (pos, neg), options = planned("grad", f, xs, ys)
-    options |= chosen.options | dict(ROW_SHARE=f.metric not in ("dot", "manhattan"), SLAB=chosen.slab)
+    options |= chosen.options | dict(SKIP=PIECES[f.loss].sparse, SLAB=chosen.slab)
+    options |= dict(ROW_SHARE=f.metric not in ("dot", "manhattan"))
 
     def gradient(x: Side, y: Side, like: Tensor, role: str, by_numbers: bool) -> Found:
         parts = chosen.splits(x.n, y.n)

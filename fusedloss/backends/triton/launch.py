@@ -90,31 +90,72 @@ class Side(NamedTuple):
         return t if self.order is None else torch.empty_like(t).index_copy_(dim, self.order, t)
 
 
-def sides(b: Batch, metric: str, *, sort: bool = False) -> tuple[Side, Side]:
-    """Both sides, sorted by label or as they are; the same one in a self batch."""
+def sides(b: Batch, metric: str, *, sort: bool | None = None) -> tuple[Side, Side]:
+    """Both sides, the same one in a self batch: sorted by label, with ignored rows last, or as they are.
+
+    sort: None where the kernels can do without; then batches of few pairs are not sorted.
+    """
+    if sort is None:
+        sort = b.ignored is not None or len(b.x) * len(b.y_labels) > configs.SORT_FROM
     corners = box(b, metric)
-    x = prepare(b.x, b.x_labels, b.ignored, metric, sort, corners)
-    return x, x if b.y is None else prepare(b.y, b.y_labels, b.ignored, metric, sort, corners)
+    if not sort:
+        x = prepare(b.x, tiles.Rows((), (), b.x_labels), None, metric, corners)
+        return x, x if b.y is None else prepare(b.y, tiles.Rows((), (), b.y_labels), None, metric, corners)
+    x_keys, x_order = in_order(b.x_labels, b.x_sorted, b.ignored)
+    if b.y is None:
+        near = spans(x_keys, x_keys)
+        x = prepare(b.x, tiles.Rows((), (), near[0], near=near, counted=counted(x_keys, b)), x_order, metric, corners)
+        return x, x
+    y_keys, y_order = in_order(b.y_labels, b.y_sorted, b.ignored)
+    near = spans(x_keys, y_keys)
+    # A label is known by the first column that has it: the comparison of int32, whatever the labels are.
+    rows = tiles.Rows((), (), torch.where(near[0] < near[1], near[0], -1), near=near, counted=counted(x_keys, b))
+    x = prepare(b.x, rows, x_order, metric, corners)
+    first = torch.searchsorted(y_keys, y_keys, out_int32=True)
+    rows = tiles.Rows((), (), first, near=spans(y_keys, x_keys), counted=counted(y_keys, b))
+    return x, prepare(b.y, rows, y_order, metric, corners)
+
+
+LAST = torch.iinfo(torch.int64).max
+
+
+def in_order(labels: Tensor, known: bool, ignored: int | None) -> tuple[Tensor, Tensor | None]:
+    """Ascending keys, equal for equal labels, and the order of the rows; of ignored ones the keys are `LAST`."""
+    if ignored is not None:
+        labels = labels - ignored + LAST  # wraps around: all others are less
+    elif known:
+        return labels, None
+    keys, order = labels.sort(stable=True)
+    return keys, order
+
+
+def spans(keys: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Of ascending keys, the first of others that is equal and the one after the last. [n] int32 each"""
+    first = torch.searchsorted(others, keys, out_int32=True)
+    return first, torch.searchsorted(others, keys, right=True, out_int32=True)
+
+
+def counted(keys: Tensor, b: Batch) -> tuple[Tensor, ...]:
+    """How many rows come before those that are ignored, if some may be; on the device, since reading it is a sync."""
+    return () if b.ignored is None else (torch.searchsorted(keys, LAST, out_int32=True),)
 
 
 def prepare(
-    x: Tensor, labels: Tensor, ignored: int | None, metric: str, sort: bool, corners: tuple[Tensor, ...] = ()
+    x: Tensor, known: tiles.Rows, order: Tensor | None, metric: str, corners: tuple[Tensor, ...] = ()
 ) -> Side:
-    """A side in its compute format."""
-    order = labels.argsort(stable=True) if sort else None
-    if order is not None:
-        x, labels = x.index_select(0, order), labels.index_select(0, order)
+    """A side in its compute format and in an order, of which the labels are known."""
     n, D = x.shape
-    norms = torch.empty(2, n, dtype=torch.float32, device=x.device)
+    norms = torch.empty(2, padded(n), dtype=torch.float32, device=x.device)
     rounding, precision = ("", "manhattan") if metric == "manhattan" else compute_format(x)
-    if corners and not rounding:
+    if (corners or order is not None) and not rounding:
         rounding = "exact"
     rounded = torch.empty_like(x, dtype=torch.bfloat16 if rounding == "bf16" else x.dtype) if rounding else x
+    places = () if order is None else (order.int(),)
     BM, BD = configs.ROWS_PER_PROGRAM, configs.ROW_CHUNK
     options = dict(ROUND=rounding, UNIT=metric in UNIT, BM=BM, BD=BD, num_warps=4)
-    Launch(tiles.prepare, (cdiv(n, BM),), (x, corners, rounded, norms, n, D), options).run()
-    rows = x.t().contiguous() if metric == "manhattan" else rounded
-    return Side(tiles.Rows(rows, norms, labels, ignored=optional(ignored)), precision, n, D, order)
+    Launch(tiles.prepare, (cdiv(n, BM),), (x, places, corners, rounded, norms, n, D), options).run()
+    rows = rounded.t().contiguous() if metric == "manhattan" else rounded
+    return Side(known._replace(rows=rows, norms=norms, order=places), precision, n, D, order)
 
 
 def compute_format(x: Tensor) -> tuple[str, str]:
@@ -129,8 +170,8 @@ def compute_format(x: Tensor) -> tuple[str, str]:
     return ("tf32", "tf32") if mode == "high" else ("", "tf32x3")
 
 
-def reorder(t: Tensor, order: Tensor | None, dim: int = 0) -> Tensor:
-    return t if order is None else t.index_select(dim, order)
+def reorder(t: Tensor, order: Tensor | None) -> Tensor:
+    return t if order is None else t.index_select(0, order)
 
 
 def numbers(given: Tensor) -> tiles.Numbers:
@@ -166,12 +207,21 @@ def plan(kernel: str, terms: str, use: str, side: Side) -> Plan:
     tile = tuning.choose(key, D, architecture())
     chunks = 0 if manhattan or tile.held < D else cdiv(D, tile.BD)
     options = dict(PRECISION=side.precision, BM=tile.BM, BN=tile.BN, BD=tile.BD, CHUNKS=chunks)
+    if kernel in configs.TWO_WALKS:
+        options |= dict(NEAR=min(tile.near, tile.BN), EVEN=D % tile.BD == 0)
     options |= dict(num_warps=tile.num_warps, num_stages=tile.num_stages)
+    if tile.maxnreg and architecture().startswith("sm_"):
+        options |= dict(maxnreg=tile.maxnreg)
     return Plan(tile, key, cdiv(min(tile.held, D), tile.BD), options)
 
 
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def padded(n: int) -> int:
+    """As `tiles.padded` has it."""
+    return 16 * cdiv(n, 16)
 
 
 def merge(parts: Tensor, kinds: tuple[Any, ...], dtype: torch.dtype | None = None) -> Tensor:

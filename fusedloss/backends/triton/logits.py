@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import configs, engine, logits
+from ...kernels import configs, logits
 from ...kernels.folds import KINDS
 from ..dtypes import state_dtype
 from ..request import Elements, ElementsGrad, Logits, LogitsGrad
@@ -52,9 +52,8 @@ def fold_logits(r: Logits) -> Tensor:
 
 def logits_grad(g: LogitsGrad, out: Tensor) -> None:
     _, C, P = g.forward.z.shape
-    anchors = engine.Anchors(g.states, g.dstates)
     programs = cdiv(C, class_tile(C, P)[1])
-    row_launch(logits.logits_grad, g.forward, programs, anchors, out).run()
+    row_launch(logits.logits_grad, g.forward, programs, g.states, g.dstates, out).run()
 
 
 def element_launch(kernel: Any, e: Elements, total: bool, *outs: Tensor) -> Launch:

@@ -27,13 +27,15 @@ def mine(m: Mining) -> Tensor:
         Launch(mining.mine, grid, args, chosen.options | pieces, chosen.key).run()
         if parts == 1:
             return best[0], index[0]
-        first = best.argmax(0, keepdim=True)  # the first split on ties, so the lowest index
-        return best.gather(0, first)[0], index.gather(0, first)[0]
+        most = best.amax(0)
+        there = (best == most) & (index >= 0)
+        lowest = torch.where(there, index, mining.NO_PLACE.value).amin(0)  # of equal ones
+        return most, torch.where(there.any(0), lowest, -1)
 
     if N == 0 or ys.n == 0:
         return torch.full((2, N), -1, dtype=torch.int64, device=device)
     if m.negatives != "beyond":
-        return select(xs.rows.norms, m.positives, m.negatives)[1].long()
-    best, index = select(xs.rows.norms, m.positives, "")
+        return xs.restore(select(xs.rows.norms[0], m.positives, m.negatives)[1].long(), 1)
+    best, index = select(xs.rows.norms[0], m.positives, "")
     _, beyond = select(best[0] * SIGNS[m.positives], "", m.negatives)
-    return torch.stack([index[0], torch.where(index[0] >= 0, beyond[1], -1)]).long()
+    return xs.restore(torch.stack([index[0], torch.where(index[0] >= 0, beyond[1], -1)]).long(), 1)

@@ -26,17 +26,16 @@ class Sorted(NamedTuple):
     @staticmethod
     def of(t: Triplets) -> Sorted:
         xs, ys = sides(t.batch, t.metric, sort=True)
-        x_labels, y_labels = xs.rows.labels, ys.rows.labels
-        start, stop = (torch.searchsorted(y_labels, x_labels, right=right, out_int32=True) for right in (False, True))
-        places, offset = torch.arange(ys.n, dtype=torch.int32, device=y_labels.device), t.batch.ref_offset
+        (start, stop), offset = xs.rows.near, t.batch.ref_offset
+        places = torch.arange(ys.n, dtype=torch.int32, device=start.device)
         if t.batch.y is None:
             ref_column = places
         elif offset is None or xs.order is None:
             ref_column = places.new_full((xs.n,), -1)
         else:
             ref_column = ys.restore(places, 0)[xs.order + offset]
-        if t.batch.ignored is not None:
-            counts = x_labels != t.batch.ignored
+        if xs.rows.counted:
+            counts = torch.arange(xs.n, device=start.device) < xs.rows.counted[0]
             stop, ref_column = torch.where(counts, stop, start), torch.where(counts, ref_column, -1)
         return Sorted(t, xs, ys, kernels.Ranges(start, stop, ref_column))
 
@@ -44,8 +43,7 @@ class Sorted(NamedTuple):
     def counts(self) -> tuple[Tensor, Tensor]:
         """How many positives and negatives each anchor has; of one that is ignored the positives alone are none. [N]"""
         start, stop, ref_column = (t.long() for t in self.ranges)
-        ignored = self.request.batch.ignored
-        others = self.y.n if ignored is None else (self.y.rows.labels != ignored).sum()
+        others = self.y.rows.counted[0] if self.y.rows.counted else self.y.n
         return stop - start - (ref_column >= 0).long(), others - (stop - start)
 
     def plan(self, kernel: str, terms: str = "") -> Plan:
