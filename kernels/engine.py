@@ -43,10 +43,10 @@ class Terms(NamedTuple):
 
 
 class Anchors(NamedTuple):
-    """What is known of a side's anchors in the backward, from `folds.prepare_anchors`, [folds, n] each."""
+    """What is known of a side's anchors in the backward, from `folds.prepare_anchors`, [folds, padded n] each."""
 
-    factors: Any  # of their terms' weights
-    bases: Any  # of the exponentials of log sum exps
+    dstates: Any  # dL/dstates
+    states: Any  # of log sum exps
 
 
 class Gradients(NamedTuple):
@@ -155,29 +155,38 @@ def fold(
 
 
 @triton.jit
+def both_weights(term, row, column, k, slope):
+    """dL/dterm slope of fold k, by the anchors of either side."""
+    if len(row) == 0:
+        return term_weight(term[0], column[k], slope)
+    elif len(column) == 0:
+        return term_weight(term[0], row[k], slope)
+    else:
+        return term_weight(term[0], row[k], slope) + term_weight(term[0], column[k], slope)
+
+
+@triton.jit
 def tile_grad(terms, mask, row, column, sums, POSITIVE: tl.constexpr):
     """dL/ds [BM, BN] of the pairs in mask, all of them if that is None; and `sums`, a tuple of [BM], of dL by each of as
     many numbers of the loss.
 
     row, column: the anchors of either side for each fold, () where its rows are none.
     """
-    g = 0.0
+    g = both_weights(terms[0], row, column, 0, terms[0][1])  # not from 0: adding it is an instruction
     for k in tl.static_range(len(row) if len(row) > 0 else len(column)):
         term = terms[k]
-        if len(term) > 1:  # not a constant
-            weight = 0.0
-            if len(row) > 0:
-                weight += term_weight(term[0], row[k])
-            if len(column) > 0:
-                weight += term_weight(term[0], column[k])
-            g += weight * term[1]
-            grown = ()
-            for p in tl.static_range(len(sums)):
-                by_number = weight * term[2 + p]
-                if mask is not None:
-                    by_number = tl.where(mask, by_number, 0.0)
-                grown = grown + (sums[p] + tl.sum(by_number, 1),)
-            sums = grown
+        if len(term) > 1:  # not a constant, as the first never is
+            if k > 0:
+                g += both_weights(term, row, column, k, term[1])
+            if len(sums) > 0:
+                weight = both_weights(term, row, column, k, 1.0)
+                grown = ()
+                for p in tl.static_range(len(sums)):
+                    by_number = weight * term[2 + p]
+                    if mask is not None:
+                        by_number = tl.where(mask, by_number, 0.0)
+                    grown = grown + (sums[p] + tl.sum(by_number, 1),)
+                sums = grown
     if mask is not None:
         g = tl.where(mask, g, 0.0)
     return g, sums
@@ -297,8 +306,8 @@ def grad(
             g, by_down = tile_grad(LOSS(s, down, False), negative, row_down, column_down, by_down, False)
         if len(pos.kinds) > 0:
             column_up = load_anchors(y_anchors, pos.kinds, 0, c, M, True, 0)
-            by_positives, by_up = tile_grad(LOSS(s, up, True), positive, row_up, column_up, by_up, True)
-            g += by_positives
+            pull, by_up = tile_grad(LOSS(s, up, True), positive, row_up, column_up, by_up, True)
+            g += pull
         acc, row_share, top, by_offset = add_gradient(
             acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,
             False, ROW_SHARE, PRECISION, BD, False, EVEN,

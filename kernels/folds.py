@@ -1,7 +1,7 @@
 """Folds: how the terms of an anchor's pairs become one number, the row state.
 
     sum   (value,)       the sum of the terms
-    lse   (most, mass)   log sum exp: the largest of `LOG2E` term so far, and the sum of 2^(LOG2E term - most)
+    lse   (value, mass)  log sum exp: the running maximum, and the sum of exp(term - maximum)
 
 each [n]. A loss says which folds it wants of its positives and which of its negatives; fold k takes term k. Kernels
 are told what a fold keeps beside its value: () for a sum, (MASS,) for a log sum exp (`KINDS`), and then go by the
@@ -14,11 +14,11 @@ their tuples differ only in how they are nested, and so it would those for posit
 import triton
 import triton.language as tl
 
-from .tiles import INTERPRETED, load, padded
+from .tiles import load, padded
 
 MASS = ()  # the tuple's length counts, not what is in it
 KINDS = {"sum": (), "lse": (MASS,)}
-LOG2E: tl.constexpr = tl.constexpr(1.4426950216293335)  # log2(e) in float32
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -27,15 +27,9 @@ def larger(a, b):
 
 
 @triton.jit
-def excess(term, base):
-    """LOG2E term - base in fp32. One multiply-add, which rounds once: since the term is a factor, no product of its own
-    can fuse with the difference, in the gradient and not in the fold."""
-    if term.dtype == tl.float64:
-        return (term * LOG2E - base).to(tl.float32)
-    elif INTERPRETED:
-        return (term.to(tl.float64) * LOG2E - base).to(tl.float32)
-    else:
-        return tl.fma(term, LOG2E, -base)
+def exp(z):
+    """e^z of differences from a maximum or a state: one instruction of the hardware, for which 1e-38 is 0."""
+    return tl.exp2(z * LOG2E)
 
 
 @triton.jit
@@ -58,13 +52,13 @@ def fold_tile(folds, terms, mask, POSITIVE: tl.constexpr, AXIS: tl.constexpr):
     for k in tl.static_range(len(folds)):
         term = terms[k][0]
         if len(folds[k]) > 1:
-            most, mass = folds[k]
+            value, mass = folds[k]
             if mask is not None:
                 term = tl.where(mask, term, float("-inf"))
-            higher = larger(most, tl.max(term, AXIS) * LOG2E)
-            base = tl.where(higher == float("-inf"), 0.0, higher)  # -inf - -inf would be NaN
-            mass = mass * tl.exp2(most - base) + tl.sum(tl.exp2(excess(term, tl.expand_dims(base, AXIS))), AXIS)
-            grown = grown + ((higher, mass),)
+            best = larger(value, tl.max(term, AXIS))
+            base = tl.where(best == float("-inf"), 0.0, best)  # -inf - -inf would be NaN
+            mass = mass * exp(value - base) + tl.sum(exp(term - tl.expand_dims(base, AXIS)), AXIS)
+            grown = grown + ((best, mass),)
         else:
             if mask is not None:
                 term = tl.where(mask, term, 0.0)
@@ -78,30 +72,20 @@ def store_folds(ptr, folds, first, rows, n, counted):
     for k in tl.static_range(len(folds)):
         state = folds[k][0].to(ptr.dtype.element_ty)
         if len(folds[k]) > 1:
-            state = (state + tl.log2(folds[k][1]).to(state.dtype)) / LOG2E
+            state += tl.log(folds[k][1]).to(state.dtype)
             state = tl.where(rows < counted, state, float("-inf"))
         else:
             state = tl.where(rows < counted, state, 0.0)
         tl.store(ptr + (first + k) * n.to(tl.int64) + rows, state, mask=rows < n)
 
 
-@triton.jit
-def weigh(state, dstate):
-    """(factor, base) of a log sum exp: dL/dterm = factor 2^(LOG2E term - base).
-
-    A state of 10,000 is rounded to 5e-4 in fp32, and so would be all weights of its row: what fp32 has no room for is a
-    part of the factor.
-    """
-    base = (state * LOG2E).to(tl.float32)
-    rest = tl.where(tl.abs(base) == float("inf"), 0.0, excess(state, base))  # not inf - inf
-    return dstate.to(tl.float32) * tl.exp2(-rest), base
-
-
 @triton.jit(do_not_specialize=["n"])
 def prepare_anchors(states_ptr, dstates_ptr, order, out_ptr, kinds, n, BLOCK: tl.constexpr):
-    """What `load_anchors` loads, of anchors [folds, n] in the order of their side: out [2, folds, padded n].
+    """What `load_anchors` loads, of anchors [folds, n] in the order of their side: out [2, folds, padded n] has
+    dL/dstate and the states in fp32.
 
-    Grid: (blocks of n, folds).
+    A logit of 10,000 is rounded to 5e-4 in fp32, and so would be all weights of its row: of a log sum exp, what fp32
+    has no room for is a factor of its derivative. Grid: (blocks of n, folds).
     """
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = rows < n
@@ -109,40 +93,46 @@ def prepare_anchors(states_ptr, dstates_ptr, order, out_ptr, kinds, n, BLOCK: tl
     for k in tl.static_range(len(kinds)):
         if tl.program_id(1) == k:
             at = k * n.to(tl.int64)
-            factor = tl.load(dstates_ptr + at + source, mask=inside, other=0.0).to(tl.float32)
+            dstate = tl.load(dstates_ptr + at + source, mask=inside, other=0.0).to(tl.float32)
             if len(kinds[k]) > 0:
-                factor, base = weigh(tl.load(states_ptr + at + source, mask=inside, other=0.0), factor)
-                tl.store(out_ptr + (len(kinds) + k) * padded(n) + rows, base, mask=inside)
-            tl.store(out_ptr + k * padded(n) + rows, factor, mask=inside)
+                exact = tl.load(states_ptr + at + source, mask=inside, other=0.0)
+                state = exact.to(tl.float32)
+                rest = tl.where(exact == state.to(exact.dtype), 0.0, exact - state.to(exact.dtype))  # not inf - inf
+                dstate *= tl.exp(-rest.to(tl.float32))
+                tl.store(out_ptr + (len(kinds) + k) * padded(n) + rows, state, mask=inside)
+            tl.store(out_ptr + k * padded(n) + rows, dstate, mask=inside)
 
 
 @triton.jit
 def load_anchors(
     anchors, kinds, first, rows, n, POSITIVE: tl.constexpr, AXIS: tl.constexpr, WHOLE: tl.constexpr = False
 ):
-    """(dL/dstate,) of sums and (factor, base) of log sum exps, as `weigh` has them, of the folds from `first` on, shaped
-    for a tile whose rows (AXIS 1) or columns (AXIS 0) they are; () of no anchors."""
+    """(dL/dstate,) of sums and (dL/dstate, state) of log sum exps, of the folds from `first` on; () of no anchors.
+
+    Shaped for a tile whose rows (AXIS 1) or columns (AXIS 0) they are.
+    """
     loaded = ()
     if len(anchors) > 0:
         for k in tl.static_range(len(kinds)):
             at = (first + k) * padded(n)
-            factor = tl.expand_dims(load(anchors.factors + at, rows, n, WHOLE), AXIS)
+            dstate = tl.expand_dims(load(anchors.dstates + at, rows, n, WHOLE), AXIS)
             if len(kinds[k]) > 0:
-                base = tl.expand_dims(load(anchors.bases + at, rows, n, WHOLE), AXIS)
-                loaded = loaded + ((factor, base),)
+                state = tl.expand_dims(load(anchors.states + at, rows, n, WHOLE), AXIS)
+                loaded = loaded + ((dstate, state),)
             else:
-                loaded = loaded + ((factor,),)
+                loaded = loaded + ((dstate,),)
     return loaded
 
 
 @triton.jit
-def term_weight(term, anchor):
-    """dL/dterm for the anchor whose term it is, as `load_anchors` has it."""
+def term_weight(term, anchor, slope):
+    """dL/dterm slope for the anchor whose term it is, as `load_anchors` has it. Few slopes are no scalar, so they go to
+    the anchor and not to the tile."""
     if len(anchor) > 1:
-        factor, base = anchor
-        return factor * tl.exp2(excess(term, base))  # below 1e-38 the hardware makes it 0
+        dstate, state = anchor
+        return (dstate * slope) * exp(term - state)
     else:
-        return anchor[0]
+        return anchor[0] * slope
 
 
 @triton.jit

@@ -7,7 +7,7 @@ P apart (P = 1 for a matrix, the pixels for images), so that no layout is copied
 import triton
 import triton.language as tl
 
-from .folds import LOG2E, empty_folds, excess, fold_tile, store_folds
+from .folds import empty_folds, fold_tile, store_folds
 from .losses import log1p
 from .tiles import load, split_columns
 
@@ -38,9 +38,9 @@ def load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES: tl.c
 
 
 @triton.jit
-def reference(most):
+def reference(best):
     """The highest logit, from which the others are told; 0 where all are -inf, since -inf - -inf is NaN."""
-    return tl.where(most == float("-inf"), 0.0, most)
+    return tl.where(best == float("-inf"), 0.0, best)
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -65,9 +65,9 @@ def fold_logits(
         if SHARES:
             before = reference(folds[0][0])
             folds = fold_tile(folds, ((z,),), inside, False, 1)
-            most = reference(folds[0][0])
-            apart = tl.where(share == 0.0, 0.0, share * -excess(z, most[:, None]))  # a share of 0 in -inf costs nothing
-            cost += first * (most - before) + tl.sum(apart, 1)  # LOG2E of it
+            best = reference(folds[0][0])
+            apart = tl.where(share == 0.0, 0.0, share * (best[:, None] - z))  # a share of 0 in -inf costs nothing
+            cost += first * (best - before) + tl.sum(apart, 1)
             first += tl.sum(share, 1)
         else:
             first += tl.sum(tl.where(own, z, 0.0), 1)
@@ -78,7 +78,7 @@ def fold_logits(
     if SHARES:
         mass = folds[0][1]
         left_out = (mass == 0.0) & (tl.num_programs(1) > 1)  # all of a part of the classes, but not of a whole row
-        cost = (cost + tl.where(left_out, 0.0, first * tl.log2(mass))) / LOG2E
+        cost += tl.where(left_out, 0.0, first * tl.log(mass))
         tl.store(at + 2 * R.to(tl.int64) + r, cost.to(states_ptr.dtype.element_ty), mask=r < R)
 
 

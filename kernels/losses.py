@@ -100,12 +100,19 @@ def sigmoid(s, numbers, POSITIVE: tl.constexpr):
 
 
 @triton.jit
+def rounded(w, s):
+    """w s, rounded before anything is taken from it: a product that ends a term would fuse with the difference from a
+    state, in the gradient and not in the fold, and then be rounded there in another way than in the state."""
+    return tl.where(w == 0.0, 0.0, w * s)
+
+
+@triton.jit
 def circle(s, numbers, POSITIVE: tl.constexpr):
     """Circle loss: the weight w, by how far a score is from its optimum, is a constant to the derivative."""
     margin, gamma = numbers
     if POSITIVE:
         w = -gamma * relu(1.0 + margin - s)
-        return ((w * (s - (1.0 - margin)), w),)
+        return ((rounded(w, s - (1.0 - margin)), w),)
     else:
         w = gamma * relu(s + margin)
-        return ((w * (s - margin), w),)
+        return ((rounded(w, s - margin), w),)
