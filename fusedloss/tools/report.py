@@ -122,7 +122,7 @@ def cells(r: dict[str, Any]) -> list[str]:
     own = [r["loss"], r["metric"], r["kernel"], r["arch"], r["dtype"], str(r["D"]), tile]
     if "error" in r:
         return [*own, *["-"] * (len(COLUMNS) - len(own) - 1), r["error"][:40]]
-    parts = " / ".join(f"{us / 1e3:.2g}" for us in r["parts_us"].values())
+    parts = " / ".join(f"{us / 1e3:.3g}" for us in r["parts_us"].values())
     return [*own, str(r["registers"]), str(r["spills"]), f"{r['shared_bytes'] / 1024:.0f} KiB",
             str(r.get(TENSOR[r["arch"]], 0)), str(r["programs"]), str(r["issued"] or "-"), parts, r["bound"],
             milliseconds(r["roofline_us"])]  # fmt: skip

@@ -78,8 +78,10 @@ def kernel_parts(launch: Launch, found: dict[str, Any], work: Workload, arch: st
     programs = math.prod(launch.grid)
     together = max(1, min(resident(found, options["num_warps"], arch), math.ceil(programs / gpu.multiprocessors)))
     waves = math.ceil(programs / (gpu.multiprocessors * together))
-    sums = [0.0] * 5
-    for tiles in walked(launch, found, work):
+    kinds, sums = [tiles for tiles in walked(launch, found, work) if tiles.number], [0.0] * 5
+    if not kinds:
+        return Parts(wait=LAUNCH, total=LAUNCH)
+    for tiles in kinds:
         products, l2, issue = tile_cycles(launch, tiles, work.D, gpu)
         wait, late = WAIT * tiles.waits, max(0.0, 1 - (tiles.stages - 1) / AHEAD)
         steps = products, late * l2, issue, wait
