@@ -31,8 +31,10 @@ SETS: list[tuple[list[str], dict[str, Any]]] = [
     (["sm_80", "sm_100", "gfx942"], COMMON | {"d": [128], "dtype": ["bf16", "fp32"], "n": [65536]}),
 ]
 IDENTITY = ("loss", "metric", "kernel", "arch", "dtype", "D", "N")
-NUMBERS = ("registers", "spills", "shared_bytes", "tensor")
-COLUMNS = (*IDENTITY, "tile", *NUMBERS, "occupancy", "roofline_us", "floor_us", "triton")
+NUMBERS = ("registers", "spills", "shared_bytes", "tensor", "programs")
+# Of the loop that most pairs are in, if it can be read: instructions a pair, spills, groups of products, waits for one.
+LOOP = ("issued", "loop_spills", "loop_groups", "loop_waits")
+COLUMNS = (*IDENTITY, "tile", *NUMBERS, *LOOP, "occupancy", "bound", "roofline_us", "floor_us", "triton")
 
 
 def identity(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -58,7 +60,8 @@ def load(folder: Path = FOLDER) -> dict[str, list[dict[str, Any]]]:
 
 def typed(row: dict[str, str]) -> dict[str, Any]:
     whole = {name: int(row[name]) for name in ("D", "N", *NUMBERS)}
-    return row | whole | {name: float(row[name]) for name in ("occupancy", "roofline_us", "floor_us")}
+    of_loop = {name: float(row[name]) if row[name] else None for name in LOOP}
+    return row | whole | of_loop | {name: float(row[name]) for name in ("occupancy", "roofline_us", "floor_us")}
 
 
 def main() -> None:

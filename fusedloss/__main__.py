@@ -16,7 +16,7 @@ import torch
 from .checks import METRICS
 from .tools import workloads
 from .tools.doctor import doctor
-from .tools.roofline import GPUS
+from .tools.gpus import GPUS
 from .tools.workloads import LOSSES
 
 

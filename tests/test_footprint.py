@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 from fusedloss.kernels import configs
 from fusedloss.losses.catalog import CATALOG, Role
 from fusedloss.tools.footprint import Watch, footprint
-from fusedloss.tools.roofline import GPUS
+from fusedloss.tools.gpus import GPUS
 from fusedloss.tools.workloads import Workload, arguments
 from tests.grid import FULL, in_full
 

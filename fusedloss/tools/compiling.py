@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ..backends.triton.tuning import cache_directory
+from .sass import loops
 
-INSPECTION = 2  # to be raised with every change of what is read from a binary
+INSPECTION = 3  # to be raised with every change of what is read from a binary
 
 
 Target = tuple[str, "int | str", int]  # of a compiler: backend, architecture, threads of a warp
@@ -159,7 +160,7 @@ def compile_source(source: Source, target: Target) -> dict[str, Any]:
 
 
 def inspect(compiled: Any, backend: str) -> dict[str, Any]:
-    """What the binary needs, which tensor-core instructions it has, and what it issues for a tile."""
+    """What the binary needs, which tensor-core instructions it has, and for NVIDIA GPUs its loops over tiles."""
     if backend == "hip":
         text = compiled.asm["amdgcn"]
         registers, spills = (int(found(rf"\.?{name}:\s*(\d+)", text)) for name in ("vgpr_count", "vgpr_spill_count"))
@@ -181,31 +182,12 @@ def inspect(compiled: Any, backend: str) -> dict[str, Any]:
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
         "shared_bytes": compiled.metadata.shared,
         **{name: len(re.findall(pattern, sass)) for name, pattern in patterns.items()},
-        **loops(sass),
+        "loops": loops(sass),
     }
 
 
 def found(pattern: str, text: str) -> str:
     return re.search(pattern, text)[1]  # type: ignore[index]
-
-
-def loops(sass: str) -> dict[str, int]:
-    """Instructions of the largest loop, which is the one over tiles, and of the largest one inside it, or 0.
-
-    A loop is a branch back and all between it and where it goes.
-    """
-    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+((?:@!?U?P\w+ )?[A-Z][^;]*);", sass)
-    places = {int(at, 16): place for place, (at, _) in enumerate(lines)}
-    spans = []
-    for place, (_, text) in enumerate(lines):
-        back = re.search(r"\bBRA(?:\.\w+)* .*?0x([0-9a-f]+)", text)
-        if back and places.get(int(back[1], 16), place) < place:
-            spans.append((places[int(back[1], 16)], place + 1))
-    if not spans:
-        return {"tile_instructions": 0, "inner_instructions": 0}
-    first, last = max(spans, key=lambda span: span[1] - span[0])
-    inner = [b - a for a, b in spans if first < a and b < last]
-    return {"tile_instructions": last - first, "inner_instructions": max(inner, default=0)}
 
 
 def compile_all(jobs: Iterable[Job], progress: Callable[[int, int], None] | None = None) -> dict[Job, dict[str, Any]]:

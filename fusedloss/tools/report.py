@@ -1,7 +1,7 @@
 """What compilers make of every loss's kernels, for GPUs that are not there: `python -m fusedloss report`.
 
 Losses are called on the device "meta", the launches of their forward and backward are recorded, and compiled as they
-are. Registers, spills, shared memory and tensor-core instructions come from the binaries; nothing is run.
+are. Registers, spills, shared memory and what the loops issue come from the binaries; nothing is run.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from ..kernels import configs
 from .compiling import Source, compile_all, source, target, triton_version
 from .console import progress, show
 from .footprint import Footprint, footprint
-from .roofline import GPUS, floor_seconds, kernel_seconds, occupancy
+from .gpus import GPUS, occupancy, resident
+from .roofline import Parts, floor_seconds, kernel_parts, walked
+from .sass import summary
 from .workloads import Workload, step, workloads
 
 TENSOR = {"sm_80": "hmma", "sm_90": "hgmma", "sm_100": "utcmma", "gfx942": "mfma"}  # its tensor-core instruction
-CONFIG = ("BM", "BN", "BD", "BC", "BE", "BP", "BLOCK", "num_warps", "num_stages")
+CONFIG = ("BM", "BN", "NEAR", "BD", "BC", "BE", "BP", "BLOCK", "num_warps", "num_stages", "maxnreg")
 
 
 class Compiled(NamedTuple):
@@ -76,13 +78,27 @@ def row(compiled: Compiled, found: dict[str, Any], step: Footprint) -> dict[str,
         "loss": work.name, "metric": compiled.metric, "kernel": name, "arch": compiled.arch, "dtype": work.dtype,
         "D": work.D, "N": work.N, "config": {k: options[k] for k in CONFIG if k in options},
         "default": compiled.default, "registers": None, "spills": None, "shared_bytes": None, "hgmma": 0, "hmma": 0,
-        **{name: value for name, value in found.items() if name != "hash"},
-        **({} if "error" in found else {
-            "occupancy": round(occupancy(found, options["num_warps"], compiled.arch), 3),
-            "roofline_us": round(kernel_seconds(compiled.launch, found, work.D, compiled.arch) * 1e6, 1),
-        }),
+        **{name: value for name, value in found.items() if name not in ("hash", "loops")},
+        **({} if "error" in found else modelled(compiled, found)),
         "floor_us": round(floor_seconds(work, compiled.arch) * 1e6, 1), "step": step._asdict(),
         "triton": triton_version(),
+    }  # fmt: skip
+
+
+def modelled(compiled: Compiled, found: dict[str, Any]) -> dict[str, Any]:
+    """What the model makes of a launch; and its loops, of which the one that most pairs are in has names of its own."""
+    launch, work, arch = compiled.launch, compiled.work, compiled.arch
+    parts, tiles = kernel_parts(launch, found, work, arch), walked(launch, found, work)
+    read = [t for t in tiles if t.loop["classes"]]
+    main = summary(read[0].loop) if read else {}
+    return {
+        "programs": resident(found, launch.options["num_warps"], arch),
+        "occupancy": round(occupancy(found, launch.options["num_warps"], arch), 3),
+        "issued": round(read[0].a_pair(launch.options, arch), 1) if read else None,
+        **{f"loop_{name}": main.get(name) for name in ("spills", "groups", "waits")},
+        "loops": {t.name: summary(t.loop) for t in read},
+        "parts_us": {name: round(seconds * 1e6, 1) for name, seconds in parts.parts.items()},
+        "bound": parts.bound, "roofline_us": round(parts.total * 1e6, 1),
     }  # fmt: skip
 
 
@@ -96,7 +112,7 @@ def report(works: Sequence[Workload], archs: Sequence[str], candidates: bool = F
 
 
 COLUMNS = ("loss", "metric", "kernel", "arch", "dtype", "D", "tile", "registers", "spills", "shared", "tensor",
-           "occupancy", "roofline")  # fmt: skip
+           "programs", "issued", f"{' / '.join(Parts._fields[:-1])} ms", "bound", "roofline")  # fmt: skip
 SUMS = ("loss", "metric", "arch", "dtype", "D", "N", "launches", "PyTorch's", "peak", "GEMM floor", "roofline",
         "of the floor")  # fmt: skip
 
@@ -105,9 +121,11 @@ def cells(r: dict[str, Any]) -> list[str]:
     tile = " ".join(str(size) for size in r["config"].values())
     own = [r["loss"], r["metric"], r["kernel"], r["arch"], r["dtype"], str(r["D"]), tile]
     if "error" in r:
-        return [*own, *["-"] * 5, r["error"][:40]]
+        return [*own, *["-"] * (len(COLUMNS) - len(own) - 1), r["error"][:40]]
+    parts = " / ".join(f"{us / 1e3:.3g}" for us in r["parts_us"].values())
     return [*own, str(r["registers"]), str(r["spills"]), f"{r['shared_bytes'] / 1024:.0f} KiB",
-            str(r.get(TENSOR[r["arch"]], 0)), f"{r['occupancy']:.0%}", milliseconds(r["roofline_us"])]  # fmt: skip
+            str(r.get(TENSOR[r["arch"]], 0)), str(r["programs"]), str(r["issued"] or "-"), parts, r["bound"],
+            milliseconds(r["roofline_us"])]  # fmt: skip
 
 
 def sums(rows: Iterable[dict[str, Any]]) -> list[list[str]]:

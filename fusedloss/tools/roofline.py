@@ -1,75 +1,174 @@
-"""What a kernel could take at best: a model of one GPU of each architecture, from data sheets. Nothing is measured.
+"""What a kernel takes, in a model of one GPU of each architecture: from data sheets, and from what its binary issues.
 
-A kernel takes no less time than its matrix products at the tensor cores' rate, than its memory traffic, and than the
-issue of its instructions, one a cycle for each of the four schedulers of a multiprocessor.
+Of a tile, a program does one thing after the other: it waits for rows that it has not asked for early enough, for the
+products, and issues its instructions. Other programs on the multiprocessor fill a part of that. The constants that no
+data sheet has were chosen by far loops alone on an H200 (tests/test_roofline.py has their times).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from ..kernels.configs import GRADIENTS
 from ..losses.catalog import CATALOG, Role
-from .workloads import Workload
+from .gpus import GPU, GPUS, resident
+from .sass import counted, issued
+from .workloads import ROWS_OF_A_CLASS, Workload
 
 if TYPE_CHECKING:
     from ..backends.triton.launch import Launch  # which needs Triton
 
+# A multiprocessor issues to 128 lanes a cycle, and has so many times fewer for these instructions together.
+PIPES = ((2, ("select", "integer")), (8, ("mufu",)), (4, ("shared", "shuffle")))
+WAIT = 200  # cycles from the last product of a group to the first instruction that needs it, barriers included
+HIDDEN = 0.4  # share of all but its longest part that one more program hides: the same fold takes 1.2 times less with 2
+AHEAD = 2  # tiles ahead that rows are asked for (stages, less one) if they are to be there in time
+IMPROVED = 0.32  # of the tiles, a row finds a better pair in, of 65,536 rows in random order: an estimate
+LAUNCH = 2e-6  # seconds that a kernel takes at least: an estimate
+UNREAD: dict[str, Any] = dict(classes={}, groups=0, waits=0, skippable=0, inner=[])  # a loop of unknown instructions
 
-class GPU(NamedTuple):
-    """One of an architecture, and what a multiprocessor of it has."""
+
+class Parts(NamedTuple):
+    """Seconds of a launch if it had one part only, and the total of the model."""
+
+    products: float = 0.0
+    l2: float = 0.0
+    issue: float = 0.0  # of instructions, or the pipe that takes longest for them
+    wait: float = 0.0
+    memory: float = 0.0
+    total: float = 0.0
+
+    @property
+    def parts(self) -> dict[str, float]:
+        return dict(zip(self._fields[:-1], self, strict=False))
+
+    @property
+    def bound(self) -> str:
+        """The longest part."""
+        return max(self.parts, key=self.parts.__getitem__)
+
+
+class Tiles(NamedTuple):
+    """Tiles of one kind that a program walks."""
 
     name: str
-    threads: int  # of a warp
-    flops: float  # of 16-bit matrix products with fp32 sums, a second
-    fp32_flops: float  # of matrix products of fp32 grade: three in tf32, or fp32 itself
-    bandwidth: float  # bytes/s of device memory
-    multiprocessors: int
-    clock: float  # Hz
-    shared_bytes: int
-    warps: int
-    registers: int  # that all its threads share; they are given to warps in units of 256
+    number: float
+    columns: int
+    stages: int
+    loop: dict[str, Any]  # that walks them, from `sass.loops`
+    instructions: dict[str, float]  # of a thread for one of them, by class
+    waits: float  # for products
+
+    def a_pair(self, options: dict[str, Any], arch: str) -> float:
+        """Instructions that a thread issues for a pair."""
+        threads = options["num_warps"] * GPUS[arch].threads
+        return sum(self.instructions.values()) * threads / (options["BM"] * self.columns)
 
 
-GPUS = {
-    "sm_80": GPU("A100 80GB", 32, 312e12, 52e12, 2.0e12, 108, 1.41e9, 164 << 10, 64, 1 << 16),
-    "sm_90": GPU("H100", 32, 800e12, 133e12, 3.0e12, 132, 1.755e9, 228 << 10, 64, 1 << 16),
-    "sm_100": GPU("B200", 32, 2250e12, 375e12, 8e12, 148, 1.85e9, 228 << 10, 64, 1 << 16),
-    "gfx942": GPU("MI300X", 64, 1307e12, 163e12, 5.3e12, 304, 2.1e9, 64 << 10, 32, 1 << 17),
-}
-
-
-def occupancy(found: dict[str, Any], warps: int, arch: str) -> float:
-    """Share of a multiprocessor's warps that its registers and shared memory leave room for."""
-    gpu = GPUS[arch]
-    by_registers = gpu.registers // (256 * math.ceil(max(found["registers"], 1) * gpu.threads / 256)) // warps
-    shared = found["shared_bytes"] + 1024 * (gpu.threads == 32)  # 1 KiB is the system's
-    by_shared = gpu.shared_bytes // max(shared, 1)
-    return min(by_registers, by_shared, gpu.warps // warps) * warps / gpu.warps
-
-
-def kernel_seconds(launch: Launch, found: dict[str, Any], D: int, arch: str) -> float:
-    """The most of what the products, the memory and the instructions of a recorded launch take."""
+def kernel_parts(launch: Launch, found: dict[str, Any], work: Workload, arch: str) -> Parts:
+    """Of a recorded launch and what its binary says."""
     gpu, options = GPUS[arch], launch.options
-    tensors = {id(t): t.nbytes for t in tensors_of(launch.args)}
-    memory = sum(tensors.values()) / gpu.bandwidth
+    memory = sum({id(t): t.nbytes for t in tensors_of(launch.args)}.values()) / gpu.bandwidth
     if "BN" not in options:  # of rows or logits: nothing is computed twice
-        return memory
-    x, y = launch.args[:2]  # `tiles.Rows`
-    N, M = x.labels.numel(), y.labels.numel()
-    slabs = launch.grid[2] if len(launch.grid) > 2 else 0  # programs that share a row's gradient repeat its scores
-    products = 2.0 * N * M * D * (slabs + 1) if slabs else 2.0 * N * M * D
-    fp32 = x.rows.dtype == torch.float32
-    rate = gpu.fp32_flops if fp32 else gpu.flops
-    tensor = 0.0 if options["PRECISION"] == "manhattan" else products / rate
-    tiles = launch.grid[0] * math.ceil(M / options["BN"]) * max(1, slabs)
-    walked = 0 if options["CHUNKS"] else math.ceil(D / options["BD"])  # chunks, by a loop inside that over tiles
-    inner = found.get("inner_instructions", 0)
-    issued = found.get("tile_instructions", 0) + inner * max(0, walked - 1)
-    issue = tiles * options["num_warps"] * issued / (4 * gpu.multiprocessors * gpu.clock)
-    return max(tensor, memory, issue)
+        return Parts(memory=memory, wait=LAUNCH, total=max(memory, LAUNCH))
+    programs = math.prod(launch.grid)
+    together = max(1, min(resident(found, options["num_warps"], arch), math.ceil(programs / gpu.multiprocessors)))
+    waves = math.ceil(programs / (gpu.multiprocessors * together))
+    kinds, sums = [tiles for tiles in walked(launch, found, work) if tiles.number], [0.0] * 5
+    if not kinds:
+        return Parts(wait=LAUNCH, total=LAUNCH)
+    for tiles in kinds:
+        products, l2, issue = tile_cycles(launch, tiles, work.D, gpu)
+        wait, late = WAIT * tiles.waits, max(0.0, 1 - (tiles.stages - 1) / AHEAD)
+        steps = products, late * l2, issue, wait
+        exposed = (1 - HIDDEN) ** (together - 1) * (sum(steps) - max(steps))
+        for i, part in enumerate((products, l2, issue, wait, max(l2, max(steps) + exposed))):
+            sums[i] += waves * together * tiles.number * part / gpu.clock
+    products, l2, issue, wait, total = sums
+    return Parts(products, l2, issue, max(wait, LAUNCH), memory, max(total, memory, LAUNCH))
+
+
+def tile_cycles(launch: Launch, tiles: Tiles, D: int, gpu: GPU) -> tuple[float, float, float]:
+    """Of a multiprocessor for a tile: its products, its reading from L2, its instructions."""
+    o, rows = launch.options, launch.args[0].rows
+    BM, BN, BD, warps = o["BM"], tiles.columns, o["BD"], o["num_warps"]
+    fp32, each = rows.dtype == torch.float32, rows.element_size()
+    groups = max(1, warps // 4 * 64 // BM)  # of four warps, which share the columns of 64 rows
+    D = BD * math.ceil(D / BD)
+    slab = BD * o.get("SLAB", 0)
+    flop = 2 * BM * BN * (D * narrow(BN / groups, gpu) + slab * narrow(BD / groups, gpu))
+    rate = (gpu.fp32_flops if fp32 else gpu.flops) / gpu.multiprocessors / gpu.clock
+    products = 0.0 if o["PRECISION"] == "manhattan" else flop / rate
+    read = BN * D if o["CHUNKS"] else (BM + BN) * D + BN * slab
+    l2 = each * read * gpu.multiprocessors * gpu.clock / gpu.l2_bandwidth
+    issue = sum(tiles.instructions.values())
+    pipes = [times * sum(tiles.instructions.get(name, 0) for name in names) for times, names in PIPES]
+    return products, l2, warps / 4 * max(issue, *pipes)
+
+
+def narrow(columns: float, gpu: GPU) -> float:
+    return next((factor for most, factor in gpu.narrow if columns <= most), 1.0)
+
+
+def walked(launch: Launch, found: dict[str, Any], work: Workload) -> list[Tiles]:
+    """The tiles of a program, those first that most pairs are in: far and near ones of sorted rows, or all alike; with
+    thresholds, all of them for each group of K."""
+    o, given = launch.options, arguments(launch)
+    if "BN" not in o:
+        return []
+    M, mates, first = given["M"], columns_of_a_label(work), given.get("first", 0)
+    splits = launch.grid[1] if len(launch.grid) > 1 else 1
+    near = min(M, o["BM"] * M / given["N"] + 2 * (mates - 1))  # columns that share a label with a program's rows
+    loops = found.get("loops") or [UNREAD]
+
+    def tiles(name: str, columns: float, width: int, stages: int, loop: dict[str, Any], share: float) -> Tiles:
+        turns = turns_inside(loop, launch, work, share)
+        waits = max(1.0, counted(loop, "waits", turns))
+        instructions = issued(loop, turns)
+        if launch.kernel.fn.__name__ == "mine":  # where no row finds a better pair, its place is not looked for
+            kept = 1 - (1 - IMPROVED) * loop["skippable"] / max(1, sum(instructions.values()))
+            instructions = {name: kept * count for name, count in instructions.items()}
+        return Tiles(name, columns / width, width, stages, loop, instructions, waits)
+
+    if "K" in o:
+        groups, inner = max(0, math.ceil((min(given["last"], mates) - first) / o["K"])), loops[0]["inner"] or [UNREAD]
+        return [
+            tiles("all", groups * M / splits, o["BN"], o["num_stages"], inner[-1], 0),
+            tiles("thresholds", groups * near, o["BN"], o["num_stages"], inner[0], 0),
+        ]
+    if "NEAR" not in o:  # the kernels of a turn that finds nothing to do walk none
+        return [tiles("all", M / splits if first < mates else 0, o["BN"], o["num_stages"], loops[0], near / M)]
+    near = near if given["x"].near else M
+    far = tiles("far", (M - near) / splits, o["BN"], o["num_stages"], loops[0], 0)
+    return sorted((far, tiles("near", near / splits, o["NEAR"], 1, loops[-1], 1)), key=lambda t: -t.number * t.columns)
+
+
+def turns_inside(loop: dict[str, Any], launch: Launch, work: Workload, near: float) -> list[float]:
+    """Of the loops in that over tiles: they walk D, or an anchor's thresholds; `near` of the tiles hold positives."""
+    o, kernel, mates = launch.options, launch.kernel.fn.__name__, columns_of_a_label(work)
+    last = len(loop["inner"]) - (o["SLAB"] if kernel in GRADIENTS else 0)
+    of_thresholds = itertools.cycle((mates, mates * near) if kernel == "triplets_grad" else (1,))
+    turns: list[float] = []
+    for place, inner in enumerate(loop["inner"]):
+        if o["PRECISION"] == "manhattan" and (place == 0 or place >= last):
+            turns.append(min(work.D, o["BD"]) if place else work.D)
+        elif inner["classes"].get("tensor"):
+            turns.append(math.ceil(work.D / o["BD"]))
+        else:
+            turns.append(next(of_thresholds))  # against negatives, against positives
+    return turns
+
+
+def arguments(launch: Launch) -> dict[str, Any]:
+    return dict(zip(launch.kernel.arg_names, launch.args, strict=False))
+
+
+def columns_of_a_label(work: Workload) -> int:
+    return ROWS_OF_A_CLASS if CATALOG[work.loss].named(Role.LABELS) else 1
 
 
 def tensors_of(args: Any) -> list[torch.Tensor]:

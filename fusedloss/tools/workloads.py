@@ -14,6 +14,7 @@ from ..losses.catalog import CATALOG, Role
 from .measure import Run
 
 LOSSES = CATALOG  # every loss is a workload
+ROWS_OF_A_CLASS = 32  # with one label, on average
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -50,7 +51,7 @@ def workloads(
 
 
 def arguments(work: Workload, device: str, seed: int = 0) -> dict[str, Any]:
-    """Random rows that want their gradient, about as far apart as in training, and labels of 32 rows a class."""
+    """Random rows that want their gradient, about as far apart as in training, and random labels."""
     generator = torch.Generator("cpu" if device == "meta" else device).manual_seed(seed)
     dtype = DTYPES[work.dtype]
 
@@ -70,7 +71,7 @@ def arguments(work: Workload, device: str, seed: int = 0) -> dict[str, Any]:
 
     made: dict[Role, Callable[[], Tensor]] = {
         **dict.fromkeys((Role.ROWS, Role.KEYS, Role.VIEW), lambda: rows(work.N, work.D)),
-        Role.LABELS: lambda: indices(max(2, work.N // 32)),
+        Role.LABELS: lambda: indices(max(2, work.N // ROWS_OF_A_CLASS)),
         Role.SIMILAR: lambda: indices(2),
         Role.CLASSES: lambda: rows(work.classes, work.D),
         Role.CLASS: lambda: indices(work.classes),
