@@ -54,38 +54,43 @@ MANHATTAN = {
     }.items()
 }
 
+
+def for_all(kernel: str, itemsize: int, *tiles: tuple[int, Tile]) -> dict[Work, list[tuple[int, Tile]]]:
+    """The same tiles whatever the terms of a pair take."""
+    return {Work(kernel, terms, itemsize): [*tiles] for terms in ("", "exp", "lifted")}
+
+
 # Chosen with `python -m fusedloss report` (Triton 3.7.1; 16-bit gradients and triplets on sm_90 2026-11-23, the rest
 # 2026-11-22): tensor-core instructions, shared memory within the limits, no spills of 16 bits on sm_90, and of those
 # the least time of its model, which is too good: bench/results/nvidia-h200-2026-11-27.json has what they take.
 TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
     "sm_90": {
-        Work("fold", "", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 128, 64, 8, 3, 0))],
-        Work("fold", "", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
-        Work("fold", "exp", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
-        Work("fold", "exp", 4): [(0, Tile(128, 32, 32, 8, 3, 0))],
-        Work("fold", "lifted", 2): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 64, 8, 3, 0))],
-        Work("fold", "lifted", 4): [(0, Tile(128, 32, 32, 8, 3, 0))],
-        Work("mine", "", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
-        Work("mine", "", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
-        Work("grad", "", 2): [
-            (64, Tile(128, 64, 64, 8, 2, 64)),
-            (128, Tile(128, 32, 64, 8, 2, 128)),
-            (256, Tile(128, 16, 64, 8, 2, 256)),
-            (0, Tile(64, 64, 64, 8, 2, 256)),
+        **for_all(
+            "fold",
+            2,
+            (64, Tile(128, 64, 64, 4, 3, 64)),
+            (128, Tile(128, 64, 128, 8, 3, 128, maxnreg=128)),
+            (256, Tile(128, 64, 256, 8, 1, 256, maxnreg=128)),
+            (0, Tile(128, 256, 64, 8, 3, 0)),
+        ),
+        Work("mine", "", 2): [
+            (64, Tile(128, 64, 64, 4, 3, 64)),
+            (128, Tile(128, 64, 128, 8, 3, 128, maxnreg=128)),
+            (256, Tile(128, 64, 256, 8, 1, 256, maxnreg=128)),
+            (0, Tile(128, 128, 64, 8, 3, 0)),
         ],
+        **for_all(
+            "grad",
+            2,
+            (64, Tile(64, 64, 64, 4, 3, 64)),
+            (128, Tile(64, 64, 128, 4, 3, 128)),
+            (256, Tile(128, 64, 256, 8, 3, 256)),
+            (0, Tile(128, 64, 64, 8, 2, 256)),
+        ),
+        **for_all("fold", 4, (128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 32, 8, 3, 0))),
+        Work("mine", "", 4): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 32, 8, 3, 0))],
         Work("grad", "", 4): [(64, Tile(128, 32, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
-        Work("grad", "exp", 2): [
-            (64, Tile(128, 32, 64, 8, 2, 64)),
-            (128, Tile(128, 16, 64, 8, 2, 128)),
-            (256, Tile(128, 16, 64, 8, 3, 256)),
-            (0, Tile(64, 32, 64, 8, 2, 256)),
-        ],
         Work("grad", "exp", 4): [(64, Tile(128, 16, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
-        Work("grad", "lifted", 2): [
-            (128, Tile(128, 16, 64, 8, 2, 128)),
-            (256, Tile(128, 16, 64, 8, 2, 256)),
-            (0, Tile(64, 32, 64, 8, 2, 256)),
-        ],
         Work("grad", "lifted", 4): [(64, Tile(128, 16, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
         Work("fold_triplets", "", 2): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 64, 8, 3, 0))],
         Work("fold_triplets", "", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
@@ -139,11 +144,13 @@ def choose(work: Work, D: int, arch: str) -> Tile:
 
 SIZES = {  # what a tile may be made of
     "BM": (32, 64, 128, 256),
-    "BN": (16, 32, 64, 128),
-    "BD": (16, 32, 64, 128),
+    "BN": (16, 32, 64, 128, 256),
+    "BD": (16, 32, 64, 128, 256),
     "num_warps": (4, 8),
     "num_stages": (1, 2, 3, 4),
     "held": (0, 32, 64, 128, 256, 512),
+    "near": (16, 32, 64),
+    "maxnreg": (0, 128),
 }
 
 
@@ -155,9 +162,10 @@ def shapes(tile: Tile) -> list[Tile]:
 
 
 def depths(tile: Tile, kernel: str, D: int) -> list[Tile]:
-    """The tile with the next chunks, stages and dimensions on chip on either side, one of them at a time."""
+    """The tile with the next chunks, stages, dimensions on chip, near columns and registers on either side, one of them
+    at a time."""
     found = []
-    for name in ("BD", "num_stages", "held"):
+    for name in ("BD", "num_stages", "held", *(("near", "maxnreg") if kernel in TWO_WALKS else ())):
         sizes, current = SIZES[name], getattr(tile, name)
         near = [sizes[i] for i in range(len(sizes)) if abs(i - sizes.index(current)) == 1]
         if name == "held" and kernel not in GRADIENTS:  # all of them or none

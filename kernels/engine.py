@@ -167,8 +167,8 @@ def both_weights(term, row, column, k, slope):
 
 @triton.jit
 def tile_grad(terms, mask, row, column, sums, POSITIVE: tl.constexpr):
-    """dL/ds [BM, BN] of the pairs in mask, all of them if that is None; and `sums`, a tuple of [BM], of dL by each of as
-    many numbers of the loss.
+    """dL/ds [BM, BN] of the pairs in mask, all of them if that is None; and `sums`, a tuple of [BM], of dL by each of
+    as many numbers of the loss.
 
     row, column: the anchors of either side for each fold, () where its rows are none.
     """

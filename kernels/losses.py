@@ -22,7 +22,14 @@ def minus(z):
 
 @triton.jit
 def relu(z):
+    """max(z, 0)"""
     return tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def below(z):
+    """min(z, 0)"""
+    return tl.minimum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -58,10 +65,7 @@ def beyond(s, numbers, POSITIVE: tl.constexpr):
     """s - margin where that costs something, otherwise 0: of positives what is above 0, of negatives what is below."""
     (margin,) = numbers
     z = s - margin
-    if POSITIVE:
-        return tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    else:
-        return tl.minimum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return relu(z) if POSITIVE else below(z)
 
 
 @triton.jit

@@ -365,4 +365,6 @@ def triplets_grad(
 
     own = load_norms(x.norms, r, N, 1)  # anew, not held in registers through the loop
     _s, _d, _t, f = SCORE(own[0], own, own)
-    store_gradient(out_ptr, acc, row_share, top, f, x, r0, rows, slab, N, D, PRECISION, PRECISION != "manhattan", ADD, BD)
+    store_gradient(
+        out_ptr, acc, row_share, top, f, x, r0, rows, slab, N, D, PRECISION, PRECISION != "manhattan", ADD, BD
+    )

@@ -47,14 +47,16 @@ DTYPES = {
 
 # A few rows make one tile of the default sizes. The other plans have several row blocks, column blocks, chunks of D and
 # programs that share a gradient, with ragged edges on all of them, and each takes a path that only large inputs take.
-TILE = dict(BM=16, BN=32, BD=16, num_warps=4, num_stages=1, held=32)
+TILE = dict(BM=16, BN=32, BD=16, num_warps=4, num_stages=1, held=32, near=32)
+FEW = TILE | dict(BN=16, near=8)  # of so few columns that sorted rows have far tiles
 SMALL = dict(SPLIT_TARGET=1, ROW_CHUNK=32, ENTRIES=4, POSITIVES=2, CLASS_TILE=64, CLASSES_APART=4, ELEMENTS=32)
 PLANS = {
     "default": (None, {}),
     "small": (TILE, SMALL),
     "held": (TILE | dict(held=128), SMALL),
     "split": (TILE, SMALL | dict(SPLIT_TARGET=1 << 20)),
-    "sorted": (TILE, SMALL | dict(SORT_FROM=0)),
+    "sorted": (FEW, SMALL | dict(SORT_FROM=0)),
+    "sorted split": (FEW, SMALL | dict(SORT_FROM=0, SPLIT_TARGET=16)),
     "tight": (TILE, SMALL | dict(WORKSPACE=512)),
 }
 

@@ -18,13 +18,22 @@ code_generator = pytest.importorskip("triton.compiler.code_generator")
 KERNELS = sorted((Path(__file__).parent.parent / "kernels").glob("*.py"))
 # Of whole numbers. Of floats a maximum that drops NaN, as it does in compiled code, may stand nowhere.
 WHOLE = {
+    "tl.maximum(begin // BN * BN, start)",
+    "tl.maximum(high, whole)",
     "tl.maximum(k, -127)",
+    "tl.maximum(ragged, 0)",
+    "tl.maximum(tl.minimum(tl.cdiv(stop, BN) * BN, end), low)",
+    "tl.maximum(tl.where(first < rows, end, start), start)",
     "tl.maximum(top, exponent(tl.max(tl.abs(w), 1)))",
+    "tl.minimum(first + BM, rows)",
     "tl.minimum(first + acc.shape[1], D)",
+    "tl.minimum(high, whole)",
     "tl.minimum(load(anchors.stop, a, n) - begin - first, width)",
     "tl.minimum(start + width, M)",
     "tl.minimum(stop, at + K)",
+    "tl.minimum(tl.cdiv(stop, BN) * BN, end)",
     "tl.minimum(tl.max(stop - begin), last)",
+    "tl.minimum(tl.maximum(begin // BN * BN, start), whole)",
     "tl.minimum(tl.maximum(k, -127), 127)",
 }
 COMPILE = """

@@ -70,7 +70,7 @@ def test_pairwise_contrastive_is_as_exact_as_eager(backend, case):
     ),
     blocked=3,
     triton=2,
-    plans=("default", "small", "held", "split"),
+    plans=("default", "small", "held", "split", "sorted", "sorted split"),
 )
 def test_batch_hard_is_as_exact_as_eager(backend, case):
     arguments, margin, constant = in_batch(case)

@@ -82,7 +82,7 @@ def tile(**sizes):
         (lambda path: path.write_bytes(b"\xff\xfe"), "codec"),
         (broken(lambda content: content.update(device="Other GPU")), "device must be 'Test GPU 9000', got 'Other GPU'"),
         (broken(lambda content: content.update(triton="1.0")), "triton must be"),
-        (broken(lambda content: content.update(format=99)), "format must be 2, got 99"),
+        (broken(lambda content: content.update(format=99)), "format must be 3, got 99"),
         (broken(lambda content: content.pop("tiles")), "tiles"),
         (tile(BM=100), "BM of 'fold' must be one of .*, got 100"),
         (tile(BN=True), "BN of 'fold' must be one of .*, got True"),
@@ -142,8 +142,9 @@ def test_every_default_tile_is_made_of_sizes_that_a_sweep_may_try(arch):
 
 def test_a_sweep_leaves_out_what_spills_or_does_not_fit_and_keeps_the_fastest(gpu, monkeypatch):
     sweep = importlib.import_module("fusedloss.tools.sweep")
-    best, spilling, large = Tile(64, 32, 64, 4, 2, 128), Tile(64, 128, 64, 8, 2, 128), Tile(256, 128, 64, 8, 2, 128)
-    deeper = best._replace(num_stages=3)
+    default = configs.choose(Work("fold", "exp", 2), 128, "sm_90")
+    best, spilling, large = (default._replace(BM=BM, BN=BN, num_warps=4) for BM, BN in ((64, 32), (64, 128), (256, 32)))
+    deeper = best._replace(num_stages=4)
     jobs, timed = [], []
 
     def compiled(jobs_, progress):

@@ -49,6 +49,7 @@ TRITON = SimpleNamespace(
 )
 OWN: dict[str, Callable[..., Any]] = {  # what PyTorch computes in one pass
     "relu": lambda z: z.clamp(min=0),
+    "below": lambda z: z.clamp(max=0),
     "log1p": torch.log1p,
     "softplus": lambda z: F.logsigmoid(-z).neg_(),
     "logistic": torch.sigmoid,

@@ -140,9 +140,7 @@ def counted(keys: Tensor, b: Batch) -> tuple[Tensor, ...]:
     return () if b.ignored is None else (torch.searchsorted(keys, LAST, out_int32=True),)
 
 
-def prepare(
-    x: Tensor, known: tiles.Rows, order: Tensor | None, metric: str, corners: tuple[Tensor, ...] = ()
-) -> Side:
+def prepare(x: Tensor, known: tiles.Rows, order: Tensor | None, metric: str, corners: tuple[Tensor, ...] = ()) -> Side:
     """A side in its compute format and in an order, of which the labels are known."""
     n, D = x.shape
     norms = torch.empty(2, padded(n), dtype=torch.float32, device=x.device)

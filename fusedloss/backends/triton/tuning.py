@@ -25,7 +25,7 @@ from ...kernels import configs
 from ...kernels.configs import Tile, Work
 
 BUCKETS = (64, 128, 256, 512)  # the largest D of each
-FORMAT = 2
+FORMAT = 3
 
 
 class Key(NamedTuple):
