@@ -60,9 +60,10 @@ def for_all(kernel: str, itemsize: int, *tiles: tuple[int, Tile]) -> dict[Work, 
     return {Work(kernel, terms, itemsize): [*tiles] for terms in ("", "exp", "lifted")}
 
 
-# Chosen with `python -m fusedloss report` (Triton 3.7.1; 16-bit gradients and triplets on sm_90 2026-11-23, the rest
-# 2026-11-22): tensor-core instructions, shared memory within the limits, no spills of 16 bits on sm_90, and of those
-# the least time of its model, which is too good: bench/results/nvidia-h200-2026-11-27.json has what they take.
+# Chosen with `python -m fusedloss report` (Triton 3.7.1, 2026-11-27): tensor-core instructions, shared memory within the
+# limits, no spills of 16 bits in a loop on sm_90, and of those the least time of its model; where far loops were
+# timed on an H200, the least of these: two programs a multiprocessor for folds up to D = 256 and gradients up to 128,
+# 128 rows above. Kernels of triplets and of fp32 are those of 2026-11-23.
 TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
     "sm_90": {
         **for_all(
@@ -89,9 +90,13 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         ),
         **for_all("fold", 4, (128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 32, 8, 3, 0))),
         Work("mine", "", 4): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 32, 8, 3, 0))],
-        Work("grad", "", 4): [(64, Tile(128, 32, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
-        Work("grad", "exp", 4): [(64, Tile(128, 16, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
-        Work("grad", "lifted", 4): [(64, Tile(128, 16, 32, 8, 2, 64)), (0, Tile(128, 16, 32, 8, 2, 128))],
+        **for_all(
+            "grad",
+            4,
+            (64, Tile(128, 32, 32, 8, 2, 64)),
+            (128, Tile(128, 32, 128, 8, 3, 128)),
+            (0, Tile(128, 16, 32, 8, 2, 128)),
+        ),
         Work("fold_triplets", "", 2): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 64, 8, 3, 0))],
         Work("fold_triplets", "", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
         Work("triplets_grad", "", 2): [
@@ -131,6 +136,46 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("triplets_grad", "nearest", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         **MANHATTAN,
     },
+}
+
+
+# No other NVIDIA GPU has as much shared memory as these, so theirs are no default.
+TILES["sm_80"] = {
+    **TILES["other"],
+    **for_all(
+        "fold",
+        2,
+        (128, Tile(64, 64, 64, 4, 2, 128)),
+        (256, Tile(128, 64, 64, 4, 3, 256)),
+        (0, Tile(128, 64, 64, 8, 3, 0)),
+    ),
+    **for_all(
+        "grad",
+        2,
+        (64, Tile(64, 64, 64, 4, 3, 64)),
+        (128, Tile(64, 64, 128, 4, 3, 128)),
+        (256, Tile(64, 32, 128, 4, 3, 256)),
+        (0, Tile(64, 32, 64, 8, 2, 128)),
+    ),
+}
+TILES["sm_100"] = {
+    **TILES["sm_90"],
+    **for_all(
+        "fold",
+        2,
+        (64, Tile(128, 64, 64, 8, 3, 64)),
+        (128, Tile(128, 64, 128, 8, 3, 128)),
+        (256, Tile(128, 64, 256, 8, 3, 256)),
+        (0, Tile(128, 128, 64, 8, 3, 0)),
+    ),
+    **for_all(
+        "grad",
+        2,
+        (64, Tile(64, 64, 64, 4, 3, 64)),
+        (128, Tile(64, 64, 128, 4, 3, 128)),
+        (256, Tile(128, 64, 256, 8, 3, 256)),
+        (0, Tile(64, 32, 64, 8, 2, 128)),  # a larger one is none that the compiler has registers for
+    ),
 }
 
 

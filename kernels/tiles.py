@@ -150,7 +150,7 @@ def round_weights(w, acc, row_share, top, DTYPE: tl.constexpr, PRECISION: tl.con
         return w, acc, row_share, top
     elif PRECISION == "tf32":
         return round_tf32(w), acc, row_share, top
-    elif tl.float16 == DTYPE:
+    elif DTYPE == tl.float16:
         higher = tl.maximum(top, exponent(tl.max(tl.abs(w), 1)))
         if tl.max((higher > top).to(tl.int32)) > 0:  # soon no tile has a larger one
             lower = power(top - higher)

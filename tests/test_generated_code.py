@@ -108,6 +108,14 @@ def test_no_maximum_drops_nan():
                 assert keeps or ast.unparse(node) in WHOLE, f"{path.name}:{node.lineno}: {ast.unparse(node)}"
 
 
+def test_dtypes_are_on_the_right_of_a_comparison():
+    """Of a constant: to Triton 3.3 `tl.float16 == DTYPE` is never true."""
+    for path in KERNELS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            left = ast.unparse(node.left) if isinstance(node, ast.Compare) else ""
+            assert not re.fullmatch(r"tl\.b?float\d+", left), f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+
+
 @pytest.mark.skipif("constants" in signature(code_generator.mangle_fn).parameters, reason="of this Triton itself")
 def test_no_two_calls_are_one_to_an_older_triton(tmp_path):
     """Before 3.7 calls whose tuples differ only in how they are nested share their code, which is that of the first."""
