@@ -60,10 +60,10 @@ def for_all(kernel: str, itemsize: int, *tiles: tuple[int, Tile]) -> dict[Work, 
     return {Work(kernel, terms, itemsize): [*tiles] for terms in ("", "exp", "lifted")}
 
 
-# Chosen with `python -m fusedloss report` (Triton 3.7.1, 2026-11-27): tensor-core instructions, shared memory within the
-# limits, no spills of 16 bits in a loop on sm_90, and of those the least time of its model; where far loops were
+# Chosen with `python -m fusedloss report` (Triton 3.7.1, 2026-11-27): tensor-core instructions, shared memory within
+# the limits, no spills of 16 bits in a loop on sm_90, and of those the least time of its model; where far loops were
 # timed on an H200, the least of these: two programs a multiprocessor for folds up to D = 256 and gradients up to 128,
-# 128 rows above. Kernels of triplets and of fp32 are those of 2026-11-23.
+# 128 rows above. Those of triplets are of 2026-11-23.
 TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
     "sm_90": {
         **for_all(
