@@ -92,12 +92,12 @@ def store_columns(
         of_tile = empty_folds(pos.kinds, True, BN)
         if positive is not None:
             of_tile = fold_tile(of_tile, LOSS(s, up, True), positive & (r < rows)[:, None], True, 0)
-        store_folds(at, of_tile, 0, c, M, columns)
+        store_folds(at, of_tile, 0, place(y, c, M), c < M, c < columns, M)
     if len(neg.kinds) > 0:
         if negative is not None:
             negative = negative & (r < rows)[:, None]
         of_tile = fold_tile(empty_folds(neg.kinds, False, BN), LOSS(s, down, False), negative, False, 0)
-        store_folds(at, of_tile, len(pos.kinds), c, M, columns)
+        store_folds(at, of_tile, len(pos.kinds), place(y, c, M), c < M, c < columns, M)
 
 
 @triton.jit(do_not_specialize=["N", "M"], repr=_composed)
@@ -149,9 +149,9 @@ def fold(
 
     out = states_ptr + tl.program_id(1).to(tl.int64) * (len(pos.kinds) + len(neg.kinds)) * N
     if len(pos.kinds) > 0:
-        store_folds(out, pos_folds, 0, r, N, rows)
+        store_folds(out, pos_folds, 0, place(x, r, N), r < N, r < rows, N)
     if len(neg.kinds) > 0:
-        store_folds(out, neg_folds, len(pos.kinds), r, N, rows)
+        store_folds(out, neg_folds, len(pos.kinds), place(x, r, N), r < N, r < rows, N)
 
 
 @triton.jit
@@ -224,10 +224,10 @@ def store_gradient(
     out_ptr, acc, row_share, top, f, x, r0, rows, first, N, D,
     PRECISION: tl.constexpr, ROW_SHARE: tl.constexpr, ADD: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Chunks of dx from dimension `first` on, less the rows' own share, to this split's out; if ADD, added to it; from
-    row `rows` on 0."""
+    """Chunks of dx from dimension `first` on, less the rows' own share, to their places in this split's out; if ADD,
+    added to it; from row `rows` on 0."""
     r = r0 + tl.arange(0, acc[0].shape[0])
-    out_ptr += tl.program_id(1).to(tl.int64) * N * D + r.to(tl.int64)[:, None] * D
+    out_ptr += tl.program_id(1).to(tl.int64) * N * D + place(x, r, N).to(tl.int64)[:, None] * D
     SCALED: tl.constexpr = (PRECISION != "manhattan") & (x.rows.dtype.element_ty == tl.float16)
     for k in tl.static_range(len(acc)):
         dims = first + k * BD + tl.arange(0, BD)
@@ -317,7 +317,7 @@ def grad(
     _s, _d, _t, f = SCORE(own[0], own, own)
     store_gradient(outs.rows, acc, row_share, top, f, x, r0, rows, first, N, D, PRECISION, ROW_SHARE, False, BD)
     if tl.program_id(2) == 0:
-        out = outs.sums + tl.program_id(1).to(tl.int64) * (2 * BY + 1) * N + r
+        out = outs.sums + tl.program_id(1).to(tl.int64) * (2 * BY + 1) * N + place(x, r, N)
         for p in tl.static_range(BY):
             tl.store(out + p * N.to(tl.int64), tl.where(r < rows, by_up[p], 0.0), mask=r < N)
             tl.store(out + (BY + p) * N.to(tl.int64), tl.where(r < rows, by_down[p], 0.0), mask=r < N)

@@ -67,16 +67,17 @@ def fold_tile(folds, terms, mask, POSITIVE: tl.constexpr, AXIS: tl.constexpr):
 
 
 @triton.jit
-def store_folds(ptr, folds, first, rows, n, counted):
-    """ptr[first:, rows] of [folds, n]: the sums and log sum exps; from row `counted` on those of no pair."""
+def store_folds(ptr, folds, first, places, inside, counts, n):
+    """ptr[first:, places] of [folds, n], of the rows inside: the sums and log sum exps; of rows that do not count those
+    of no pair."""
     for k in tl.static_range(len(folds)):
         state = folds[k][0].to(ptr.dtype.element_ty)
         if len(folds[k]) > 1:
             state += tl.log(folds[k][1]).to(state.dtype)
-            state = tl.where(rows < counted, state, float("-inf"))
+            state = tl.where(counts, state, float("-inf"))
         else:
-            state = tl.where(rows < counted, state, 0.0)
-        tl.store(ptr + (first + k) * n.to(tl.int64) + rows, state, mask=rows < n)
+            state = tl.where(counts, state, 0.0)
+        tl.store(ptr + (first + k) * n.to(tl.int64) + places, state, mask=inside)
 
 
 @triton.jit(do_not_specialize=["n"])

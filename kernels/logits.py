@@ -74,7 +74,7 @@ def fold_logits(
             folds = fold_tile(folds, ((z,),), inside & ~own, False, 1)
     at = states_ptr + tl.program_id(1).to(tl.int64) * (3 if SHARES else 2) * R
     tl.store(at + r, first.to(states_ptr.dtype.element_ty), mask=r < R)
-    store_folds(at, folds, 1, r, R, R)
+    store_folds(at, folds, 1, r, r < R, r < R, R)
     if SHARES:
         mass = folds[0][1]
         left_out = (mass == 0.0) & (tl.num_programs(1) > 1)  # all of a part of the classes, but not of a whole row

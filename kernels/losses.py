@@ -72,7 +72,7 @@ def beyond(s, numbers, POSITIVE: tl.constexpr):
 def contrastive(s, numbers, POSITIVE: tl.constexpr):
     """h^2 / 2 of the hinge h, whether it is active, and 1."""
     z = beyond(s, numbers, POSITIVE)
-    return (0.5 * z * z, z, minus(z)), (tl.where(z == 0.0, 0.0, 1.0),), (1.0,)
+    return (0.5 * z * z, z, minus(z)), (tl.where(z == 0.0, 0.0, 1.0),), (ones(s),)
 
 
 @triton.jit

@@ -56,7 +56,7 @@ def mine(
     pos_index = tl.full([BM], -1, tl.int32)
     neg_index = tl.full([BM], -1, tl.int32)
     if NEGATIVE == -2:
-        floor = load(floor_ptr, r, N)[:, None]
+        floor = tl.load(floor_ptr + place(x, r, N), mask=r < N, other=0.0)[:, None]
     rows, columns = count(x, N), count(y, M)
     far, near = walks(x, rows, columns, BM, BN, False)
 
@@ -81,7 +81,7 @@ def mine(
                 neg = neg & ~(s <= floor)
             neg_best, neg_index = keep_best(neg_best, neg_index, SIGN * s, neg, places[None, :])
 
-    out = tl.program_id(1).to(tl.int64) * 2 * N + r
+    out = tl.program_id(1).to(tl.int64) * 2 * N + place(x, r, N)
     counts = r < rows
     tl.store(best_ptr + out, pos_best, mask=r < N)
     tl.store(best_ptr + out + N, neg_best, mask=r < N)

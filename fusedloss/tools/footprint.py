@@ -70,7 +70,7 @@ class Watch(TorchDispatchMode):
 
 def footprint(work: Workload, arch: str) -> Footprint:
     """Of a workload with default tiles."""
-    with use_backend("triton"), tuning.defaults(), recording(arch) as launches:
+    with use_backend("triton"), tuning.defaults(), recording(arch, kept=False) as launches:
         inputs = arguments(work, "meta")
         run = step(work, "meta", inputs)
         with Watch(inputs.values()) as watch:

@@ -46,7 +46,7 @@ def fold(f: Fold) -> Tensor:
         args = (x.rows, y.rows, pos, neg, out, columns, optional(offset), x.n, y.n, x.D)
         given = options | chosen.options | dict(COLUMNS=by_column is not None)
         Launch(engine.fold, (cdiv(x.n, chosen.tile.BM), len(out)), args, given, chosen.key).run()
-        return x.restore(merge(out, kinds), 1)
+        return merge(out, kinds)
 
     offset = f.batch.ref_offset
     if not f.columns:
@@ -57,7 +57,7 @@ def fold(f: Fold) -> Tensor:
         back = None if offset is None else -offset
         return torch.cat([states(xs, ys, None, offset), states(ys, xs, None, back)], 1)
     by_column = torch.empty(blocks, len(kinds), ys.n, dtype=dtype, device=device)
-    return torch.cat([states(xs, ys, by_column, offset), ys.restore(merge(by_column, kinds), 1)], 1)
+    return torch.cat([states(xs, ys, by_column, offset), merge(by_column, kinds)], 1)
 
 
 class Found(NamedTuple):
@@ -103,8 +103,8 @@ def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         grid = (cdiv(x.n, chosen.tile.BM), parts, cdiv(x.D, chosen.slab * chosen.tile.BD))
         Launch(engine.grad, grid, args, options | dict(BY_NUMBERS=by_numbers), chosen.key, role).run()
         summed = by_numbers or (g.want_offsets and x.rows.offsets)
-        of_rows = x.restore(total(sums), 1) if summed else sums[0]
-        return Found(x.restore(total(rows, like.dtype), 0), of_rows[:-1], of_rows[-1])
+        of_rows = total(sums) if summed else sums[0]
+        return Found(total(rows, like.dtype), of_rows[:-1], of_rows[-1])
 
     by_rows, by_columns = g.want_offsets and bool(xs.rows.offsets), g.want_offsets and bool(ys.rows.offsets)
     with_y = b.y is not None and (g.want_y or by_columns)

@@ -38,27 +38,29 @@ class Launch(NamedTuple):
         if _recording is None:
             self.kernel[self.grid](*self.args, **self.options)
         else:
-            _recording.append(self)
+            _recording.append(self if _kept else self._replace(args=()))
 
 
 _recording: list[Launch] | None = None
 _absent: str | None = None  # the architecture that is recorded for
+_kept = True  # whether what is recorded keeps its tensors
 
 
 @contextmanager
-def recording(arch: str | None = None) -> Iterator[list[Launch]]:
-    """Collect the launches of a block instead of starting them; for an architecture, if the device is not there.
+def recording(arch: str | None = None, *, kept: bool = True) -> Iterator[list[Launch]]:
+    """Collect the launches of a block instead of starting them; for an architecture, if the device is not there; with
+    their arguments, or without, where memory is watched.
 
     No host sync means that no launch depends on what another one computed, so they are those of a real run. Tensors on
     the device "meta" take no memory.
     """
-    global _recording, _absent
-    before = _recording, _absent
-    _recording, _absent = [], arch
+    global _recording, _absent, _kept
+    before = _recording, _absent, _kept
+    _recording, _absent, _kept = [], arch, kept
     try:
         yield _recording
     finally:
-        _recording, _absent = before
+        _recording, _absent, _kept = before
 
 
 def architecture() -> str:

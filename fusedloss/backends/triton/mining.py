@@ -35,7 +35,7 @@ def mine(m: Mining) -> Tensor:
     if N == 0 or ys.n == 0:
         return torch.full((2, N), -1, dtype=torch.int64, device=device)
     if m.negatives != "beyond":
-        return xs.restore(select(xs.rows.norms[0], m.positives, m.negatives)[1].long(), 1)
+        return select(xs.rows.norms[0], m.positives, m.negatives)[1].long()
     best, index = select(xs.rows.norms[0], m.positives, "")
     _, beyond = select(best[0] * SIGNS[m.positives], "", m.negatives)
-    return xs.restore(torch.stack([index[0], torch.where(index[0] >= 0, beyond[1], -1)]).long(), 1)
+    return torch.stack([index[0], torch.where(index[0] >= 0, beyond[1], -1)]).long()

@@ -140,5 +140,5 @@ def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
                     chosen.key, role,
                 ).run()  # fmt: skip
 
-    grads = [rows.restore(total(out, x.dtype), 0) for (rows, _, _), out in zip(runs, outs, strict=True)]
+    grads = [total(out, x.dtype) for out in outs]
     return grads[0] if g.want_x else x.new_empty(0), grads[-1] if y is not None and g.want_y else x.new_empty(0)
