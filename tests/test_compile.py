@@ -123,6 +123,26 @@ def test_the_recorded_report_holds_its_promises():
             check(row)
 
 
+# Instructions a pair of the far loop, where mining finds a better pair in a third of the tiles.
+BUDGET = {("fold", 128): 14, ("fold", 256): 15, ("grad self", 128): 22, ("grad self", 256): 25,
+          ("mine", 128): 13, ("mine", 256): 15}  # fmt: skip
+
+
+def test_far_loops_stay_within_their_budget():
+    seen = set()
+    for loss in ("pairwise_contrastive_loss", "supcon_loss", "batch_hard_triplet_loss"):
+        for row in RECORDED[loss]:
+            kernel = row["kernel"], row["D"]
+            of = row["arch"], row["dtype"], row["N"], row["loss"]
+            if kernel not in BUDGET or of != ("sm_90", "bf16", 65_536, loss) or row["metric"] == "manhattan":
+                continue
+            if kernel[0] != "mine":
+                assert row["programs"] >= (1 if kernel == ("grad self", 256) else 2), row
+            assert row["issued"] <= BUDGET[kernel] or row["metric"] in ("cosine", "sqeuclidean"), row
+            seen.add((loss, kernel))
+    assert len(seen) == 10, seen
+
+
 SAME = """
 from fusedloss.tools.compiling import compile_source, source, target
 from fusedloss.tools.report import launches
