@@ -172,6 +172,19 @@ def test_sorted_and_unsorted_runs_agree_and_repeat(name, case):
             torch.testing.assert_close(found[plan][1], found["small"][1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("power", [1, 2])
+def test_far_tiles_have_a_gradient_whatever_its_sign(power):
+    """A tile is left out where all of its gradient is zero, and not where it is below."""
+    x, labels = of("whole")
+    with running("triton", "sorted") as device:
+        leaf = x.float().to(device).requires_grad_()
+        loss = fusedloss.pairwise_contrastive_loss(leaf, labels.to(device), neg_margin=1.2, power=power)
+        pull, push = (
+            torch.autograd.grad(loss, leaf, torch.tensor(sign, device=device), True)[0] for sign in (1.0, -1.0)
+        )
+    assert pull.count_nonzero() and torch.equal(pull, -push)
+
+
 @pytest.mark.parametrize("positives", ["hardest", "easiest"])
 @pytest.mark.parametrize("negatives", ["hardest", "easiest", "semihard"])
 @pytest.mark.parametrize("case", REFERENCES)
