@@ -84,7 +84,7 @@ def shift(s, x, y, r, c, N, M, WHOLE: tl.constexpr):
 
 @triton.jit
 def store_columns(
-    ptr, s, x, y, r, c, rows, columns, M, pos, neg, up, down, positive, negative, LOSS: tl.constexpr, BN: tl.constexpr
+    ptr, s, y, r, c, rows, columns, M, pos, neg, up, down, positive, negative, LOSS: tl.constexpr, BN: tl.constexpr
 ):
     """The states of a tile's columns over its rows, to columns [row blocks, folds, M]. No mask: all are negative."""
     at = ptr + tl.program_id(0).to(tl.int64) * (len(pos.kinds) + len(neg.kinds)) * M
@@ -129,7 +129,7 @@ def fold(
         if len(neg.kinds) > 0:
             neg_folds = fold_tile(neg_folds, LOSS(s, down, False), None, False, 1)
         if COLUMNS:
-            store_columns(columns_ptr, s, x, y, r, c, rows, columns, M, pos, neg, up, down, None, None, LOSS, BN)
+            store_columns(columns_ptr, s, y, r, c, rows, columns, M, pos, neg, up, down, None, None, LOSS, BN)
 
     for at in tl.range(near[0], near[1], NEAR, num_stages=1):
         c0 = column(at, near, NEAR)
@@ -144,7 +144,7 @@ def fold(
             pos_folds = fold_tile(pos_folds, LOSS(s, up, True), positive, True, 1)
         if COLUMNS:
             store_columns(
-                columns_ptr, s, x, y, r, c, rows, columns, M, pos, neg, up, down, positive, negative, LOSS, NEAR
+                columns_ptr, s, y, r, c, rows, columns, M, pos, neg, up, down, positive, negative, LOSS, NEAR
             )  # fmt: skip
 
     out = states_ptr + tl.program_id(1).to(tl.int64) * (len(pos.kinds) + len(neg.kinds)) * N

@@ -18,6 +18,13 @@ from fusedloss.backends.triton.launch import sides  # noqa: E402
 from fusedloss.kernels import configs, tiles  # noqa: E402
 
 
+@pytest.fixture
+def kernel_device():
+    """Where the kernels run: on the CPU in the interpreter."""
+    with running("triton", "sorted") as device:
+        yield device
+
+
 @triton.jit
 def record(x, rows, M, out_ptr, BM: tl.constexpr, BN: tl.constexpr, ALL: tl.constexpr):
     """Both walks of a program. out [programs, splits, 8]"""
@@ -48,17 +55,15 @@ LABELS = {
     ("N", "M", "shift"), [(40, 48, 0), (37, 53, 0), (37, 53, 9), (8, 3, 0), (5, 71, -40), (1, 1, 0)]
 )
 @pytest.mark.parametrize("counted", [None, 0.6])
-def test_every_column_is_walked_once_and_no_far_one_shares_a_label(device, kind, splits, N, M, shift, counted):
-    if device == "cpu" and not tiles.INTERPRETED:
-        pytest.skip("no GPU")
+def test_every_column_is_walked_once_and_no_far_one_shares_a_label(kernel_device, kind, splits, N, M, shift, counted):
     BM, BN, NEAR = 8, 8, 4
     of_rows, of_columns = (LABELS[kind](n) for n in (N, M))
     of_rows = of_rows + shift  # some rows have no column, and some columns no row
     rows, columns = (n if counted is None else int(counted * n) for n in (N, M))
     spans = [torch.searchsorted(of_columns[:columns], of_rows, right=right).int() for right in (False, True)]
-    x = tiles.Rows((), (), (), near=tuple(span.to(device) for span in spans))
+    x = tiles.Rows((), (), (), near=tuple(span.to(kernel_device) for span in spans))
     programs = -(-N // BM)
-    out = torch.full((programs, splits, 8), -7, dtype=torch.int32, device=device)
+    out = torch.full((programs, splits, 8), -7, dtype=torch.int32, device=kernel_device)
     for ALL in (False, True):
         record[(programs, splits)](x, rows, columns, out, BM=BM, BN=BN, ALL=ALL)
         for program, walks in enumerate(out.tolist()):
@@ -79,10 +84,8 @@ def test_every_column_is_walked_once_and_no_far_one_shares_a_label(device, kind,
                 assert sum(len(visited(walk[4:], NEAR)) for walk in walks) * NEAR < of_own + 3 * BN + NEAR
 
 
-def test_unsorted_rows_are_near_to_all_columns(device):
-    if device == "cpu" and not tiles.INTERPRETED:
-        pytest.skip("no GPU")
-    out = torch.full((3, 2, 8), -7, dtype=torch.int32, device=device)
+def test_unsorted_rows_are_near_to_all_columns(kernel_device):
+    out = torch.full((3, 2, 8), -7, dtype=torch.int32, device=kernel_device)
     record[(3, 2)](tiles.Rows((), (), ()), 21, 37, out, BM=8, BN=8, ALL=False)
     for walks in out.tolist():
         assert not any(visited(walk[:4], 8) for walk in walks)
@@ -228,28 +231,26 @@ def test_pairs_are_counted_once(N, M, columns):
         assert torch.equal(found.double(), want), plan
 
 
-def test_rows_whose_labels_ascend_are_not_sorted(device):
-    labels = torch.arange(40, device=device) // 2
-    x = torch.randn(40, 5, device=device)
-    with running("triton", "sorted"):
-        (known, _), (sorted_, _) = (
-            sides(Batch(x, None, labels, labels, 0, x_sorted=flag), "dot") for flag in (True, False)
-        )
+def test_rows_whose_labels_ascend_are_not_sorted(kernel_device):
+    labels = torch.arange(40, device=kernel_device) // 2
+    x = torch.randn(40, 5, device=kernel_device)
+    (known, _), (sorted_, _) = (
+        sides(Batch(x, None, labels, labels, 0, x_sorted=flag), "dot") for flag in (True, False)
+    )
     assert known.order is None and known.rows.rows is x
-    assert torch.equal(sorted_.order, torch.arange(40, device=device))
+    assert torch.equal(sorted_.order, torch.arange(40, device=kernel_device))
     for a, b in zip((known.rows.labels, *known.rows.near), (sorted_.rows.labels, *sorted_.rows.near), strict=True):
         assert torch.equal(a, b) and a.dtype == torch.int32
 
 
-def test_ignored_rows_come_last_and_are_not_walked(device):
+def test_ignored_rows_come_last_and_are_not_walked(kernel_device):
     """Whatever label it is that is ignored: keys wrap around at the ends of int64."""
     for ignored, other in itertools.product((-(2**63), -1, 0, 3, 2**63 - 1), (-(2**63), 5, 2**63 - 1)):
         if ignored == other:
             continue
-        labels = torch.tensor([ignored, other, 1, ignored, other, 1, 2], device=device)
-        x = torch.randn(7, 3, device=device)
-        with running("triton", "sorted"):
-            side, _ = sides(Batch(x, None, labels, labels, 0, ignored), "dot")
+        labels = torch.tensor([ignored, other, 1, ignored, other, 1, 2], device=kernel_device)
+        x = torch.randn(7, 3, device=kernel_device)
+        side, _ = sides(Batch(x, None, labels, labels, 0, ignored), "dot")
         assert side.rows.counted[0].item() == 5
         assert sorted(side.order[5:].tolist()) == [0, 3]
         assert [labels[i].item() == labels[j].item() for i, j in itertools.pairwise(side.order[:5].tolist())] == [
@@ -258,17 +259,17 @@ def test_ignored_rows_come_last_and_are_not_walked(device):
 
 
 def test_two_classes_of_10_and_10_000_rows():
-    """Nearly all tiles are near, of the large class alone; the counts are exact."""
-    if not tiles.INTERPRETED:
-        pytest.skip("on a GPU the large grids have it")
+    """Nearly all tiles are near, of the large class alone; the counts are exact. Larger tiles keep the interpreter
+    short."""
     large = FEW | dict(BM=512, BN=1024, near=1024, BD=4, held=4)
     x = torch.randn(10_010, 3, generator=torch.Generator().manual_seed(0))
     labels = (torch.randperm(10_010, generator=torch.Generator().manual_seed(1)) < 10).long()
     arguments = dict(embeddings=x, labels=labels)
     for loss, options in ((fusedloss.pairwise_contrastive_loss, dict(neg_margin=3.0)), (fusedloss.supcon_loss, {})):
-        with running("triton", "sorted") as device, pytest.MonkeyPatch.context() as patch:
-            patch.setattr("fusedloss.backends.triton.tuning.choose", lambda *_: configs.Tile(**large))
+        with running("triton", "default") as device, pytest.MonkeyPatch.context() as patch:
+            if tiles.INTERPRETED:
+                patch.setattr("fusedloss.backends.triton.tuning.choose", lambda *_: configs.Tile(**large))
             found = loss(**{k: v.to(device) for k, v in arguments.items()}, **options)
         with running("blocked", "default"):
             want = loss(embeddings=x.double(), labels=labels, **options)
-        torch.testing.assert_close(found.double(), want, rtol=2e-6, atol=0)
+        torch.testing.assert_close(found.double().cpu(), want, rtol=2e-6, atol=0)
