@@ -19,8 +19,10 @@ from .tiles import (
     LOWEST,
     accumulate,
     accumulate_grad,
+    both,
     column,
     count,
+    counting,
     load,
     load_chunks,
     load_norms,
@@ -64,8 +66,9 @@ def _composed(spec):
 
 @triton.jit
 def shift(s, x, y, r, c, N, M, WHOLE: tl.constexpr):
-    """The scores plus the offsets of the one side that has them (the bias of a class), or, where both have them, lifted
-    by log(exp(v_i) + exp(v_j)) of the offsets v; and the derivative by v_i. [BM, BN] each"""
+    """The scores plus the offsets of the one side that has them (the bias of a class, what an anchor's pairs are held
+    to), or, where both have them, lifted by log(exp(v_i) + exp(v_j)) of the offsets v; and the derivative by v_i.
+    [BM, BN] each"""
     if len(x.offsets) > 0:
         v = load(x.offsets[0], r, N)[:, None]
     if len(y.offsets) > 0:
@@ -80,6 +83,28 @@ def shift(s, x, y, r, c, N, M, WHOLE: tl.constexpr):
         return s + w, 1.0
     else:
         return s, 1.0
+
+
+@triton.jit
+def weighed(terms, kinds, x, y, r, c, N, M, WHOLE: tl.constexpr):
+    """The terms of negatives, times the weights of the one side that has them where they are summed."""
+    if len(x.weights) > 0:
+        w = load(x.weights[0], r, N)[:, None]
+    elif len(y.weights) > 0:
+        w = load(y.weights[0], c, M, WHOLE)[None, :]
+    else:
+        return terms
+    found = ()
+    for k in tl.static_range(len(kinds)):
+        term = terms[k]
+        if len(kinds[k]) == 0:
+            product = ()
+            for p in tl.static_range(len(term)):
+                product = product + (term[p] * w,)
+            found = found + (product,)
+        else:
+            found = found + (term,)
+    return found
 
 
 @triton.jit
@@ -127,7 +152,8 @@ def fold(
         s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS, True, EVEN)
         s, _share = shift(s, x, y, r, c, N, M, True)
         if len(neg.kinds) > 0:
-            neg_folds = fold_tile(neg_folds, LOSS(s, down, False), None, False, 1)
+            terms = weighed(LOSS(s, down, False), neg.kinds, x, y, r, c, N, M, True)
+            neg_folds = fold_tile(neg_folds, terms, counting(s, x, y), False, 1)
         if COLUMNS:
             store_columns(columns_ptr, s, y, r, c, rows, columns, M, pos, neg, up, down, None, None, LOSS, BN)
 
@@ -138,10 +164,12 @@ def fold(
         s, _share = shift(s, x, y, r, c, N, M, False)
         yl = load(y.labels, c, M)
         positive, negative = pair_masks(xl, yl, c, columns, place(x, r, N), place(y, c, M), ref_offset)
+        counts = counting(s, x, y)
         if len(neg.kinds) > 0:
-            neg_folds = fold_tile(neg_folds, LOSS(s, down, False), negative, False, 1)
+            terms = weighed(LOSS(s, down, False), neg.kinds, x, y, r, c, N, M, False)
+            neg_folds = fold_tile(neg_folds, terms, both(negative, counts), False, 1)
         if len(pos.kinds) > 0:
-            pos_folds = fold_tile(pos_folds, LOSS(s, up, True), positive, True, 1)
+            pos_folds = fold_tile(pos_folds, LOSS(s, up, True), both(positive, counts), True, 1)
         if COLUMNS:
             store_columns(
                 columns_ptr, s, y, r, c, rows, columns, M, pos, neg, up, down, positive, negative, LOSS, NEAR
@@ -285,7 +313,8 @@ def grad(
             s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0, True))
             s, share = shift(s, x, y, r, c, N, M, True)
             column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, False, 0, True)
-            g, by_down = tile_grad(LOSS(s, down, False), None, row_down, column_down, by_down, False)
+            terms = weighed(LOSS(s, down, False), neg.kinds, x, y, r, c, N, M, True)
+            g, by_down = tile_grad(terms, counting(s, x, y), row_down, column_down, by_down, False)
             acc, row_share, top, by_offset = add_gradient(
                 acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,
                 SKIP, ROW_SHARE, PRECISION, BD, True, EVEN,
@@ -300,13 +329,15 @@ def grad(
         s, share = shift(s, x, y, r, c, N, M, False)
         yl = load(y.labels, c, M)
         positive, negative = pair_masks(xl, yl, c, columns, place(x, r, N), place(y, c, M), ref_offset)
+        counts = counting(s, x, y)
         g = tl.zeros([BM, NEAR], tl.float32)
         if len(neg.kinds) > 0:
             column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, False, 0)
-            g, by_down = tile_grad(LOSS(s, down, False), negative, row_down, column_down, by_down, False)
+            terms = weighed(LOSS(s, down, False), neg.kinds, x, y, r, c, N, M, False)
+            g, by_down = tile_grad(terms, both(negative, counts), row_down, column_down, by_down, False)
         if len(pos.kinds) > 0:
             column_up = load_anchors(y_anchors, pos.kinds, 0, c, M, True, 0)
-            pull, by_up = tile_grad(LOSS(s, up, True), positive, row_up, column_up, by_up, True)
+            pull, by_up = tile_grad(LOSS(s, up, True), both(positive, counts), row_up, column_up, by_up, True)
             g += pull
         acc, row_share, top, by_offset = add_gradient(
             acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,

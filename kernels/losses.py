@@ -55,6 +55,16 @@ def logistic(z):
 
 
 @triton.jit
+def tanh(u):
+    """The hyperbolic tangent, to the last bits also near 0."""
+    q = u * u
+    small = u * (1.0 + q * (-1.0 / 3.0 + q * (2.0 / 15.0 + q * (-17.0 / 315.0 + q * (62.0 / 2835.0)))))
+    v = tl.exp(-2.0 * tl.abs(u))
+    large = (1.0 - v) / (1.0 + v)
+    return tl.where(q < 0.02, small, tl.where(u < 0.0, -large, large))
+
+
+@triton.jit
 def ones(s):
     """1 of every pair, NaN's too, laid out as the scores are, so that the compiler counts where they lie."""
     return tl.where(s > 0.0, 1.0, 0.0) + tl.where(s > 0.0, 0.0, 1.0)
@@ -92,6 +102,18 @@ def softmax(s, numbers, POSITIVE: tl.constexpr):
     scale, bias = numbers
     term = (scale * s + bias, scale, s, 1.0)
     return term, term, (ones(s),)
+
+
+@triton.jit
+def capped(s, numbers, POSITIVE: tl.constexpr):
+    """The logit s, brought between -cap and cap, to be folded twice."""
+    (cap,) = numbers
+    u = s / cap
+    v = tl.exp(-2.0 * tl.abs(u))
+    t = tanh(u)
+    slope = 4.0 * v / ((1.0 + v) * (1.0 + v))  # 1 - t^2, which cancels
+    term = (cap * t, slope, t - u * slope)
+    return term, term
 
 
 @triton.jit

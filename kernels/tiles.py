@@ -21,6 +21,8 @@ class Rows(NamedTuple):
     norms: Any  # from `prepare` [2, padded n]
     labels: Any  # [n]
     offsets: tuple = ()  # ([n],) if its scores have some
+    weights: tuple = ()  # ([n],) if sums over negatives weigh them
+    group: tuple = ()  # rows are in groups of 2^(its length) neighbours, of which the highest score alone counts
     # Of rows sorted by label alone:
     order: tuple = ()  # ([n],) their places in the inputs, if they are others
     near: tuple = ()  # ([n], [n]) first column of the other side that has the row's label, and the one after the last
@@ -270,6 +272,44 @@ def pair_masks(xl, yl, c, M, x_places, y_places, ref_offset):
     if len(ref_offset) > 0:
         valid = valid & ((x_places + ref_offset[0])[:, None] != y_places[None, :])
     return same & valid, ~same & valid
+
+
+@triton.jit
+def leaders(s, SIZE: tl.constexpr, AXIS: tl.constexpr):
+    """Which scores are the highest of their group, SIZE neighbours along an axis; of equal ones the first, and NaN
+    before all others. [BM, BN]"""
+    rank = tl.where(s == s, s, float("inf"))
+    number = tl.arange(0, SIZE)
+    if AXIS == 1:
+        rank = tl.reshape(rank, [s.shape[0], s.shape[1] // SIZE, SIZE])
+        number = number[None, None, :]
+    else:
+        rank = tl.reshape(rank, [s.shape[0] // SIZE, SIZE, s.shape[1]])
+        number = number[None, :, None]
+    WITHIN: tl.constexpr = 2 if AXIS == 1 else 1
+    behind = tl.where(rank < tl.max(rank, WITHIN, keep_dims=True), SIZE, number)
+    first = tl.min(behind, WITHIN, keep_dims=True)
+    return tl.reshape(behind == first, s.shape)
+
+
+@triton.jit
+def counting(s, x, y):
+    """Which pairs count where rows or columns are in groups; None for all of them."""
+    if len(x.group) > 0:
+        return leaders(s, 2 ** len(x.group), 0)
+    elif len(y.group) > 0:
+        return leaders(s, 2 ** len(y.group), 1)
+    else:
+        return None
+
+
+@triton.jit
+def both(a, b):
+    """The pairs in both masks, of which the second may be None for all."""
+    if b is None:
+        return a
+    else:
+        return a & b
 
 
 @triton.jit

@@ -51,6 +51,7 @@ PIECES = {
     "contrastive": Piece({"margin": None}, terms=3, sparse=True),
     "linear_contrastive": Piece({"margin": None}, terms=2, sparse=True),
     "softmax": Piece({"scale": None, "bias": 0.0}, terms=3),
+    "capped": Piece({"cap": None}, terms=2),
     "sigmoid": Piece({"scale": None, "bias": 0.0}, terms=1),
     "circle": Piece({"margin": None, "gamma": None}, terms=1),
 }
@@ -62,20 +63,28 @@ class Fold(NamedTuple):
 
     batch: Batch
     numbers: Tensor  # of the loss for positives, then for negatives [2, numbers]
-    offsets: Tensor | None  # of the columns [M]; or of rows and columns [N + M], or [N] of a self batch
+    offsets: (
+        Tensor | None
+    )  # what is added to scores, of the rows [N] or columns [M]; of both [N + M], [N] in a self batch
     loss: str  # of PIECES
     metric: str
     pos: list[str]  # folds of the positives, of FOLDS; fold k takes the loss's term k
     neg: list[str]
-    columns: bool  # the rows of y are anchors too, whose states follow those of x
+    columns: bool = False  # the rows of y are anchors too, whose states follow those of x
+    offsets_of: str = "columns"  # or "rows" or "both"
+    weights: Tensor | None = None  # of the columns, in sums over negatives [M]
+    group: int = 1  # so many neighbours among the columns are a group, of which the highest score alone counts
 
     @property
     def split_offsets(self) -> tuple[Tensor | None, Tensor | None]:
         """Those of the rows and those of the columns, the same ones in a self batch."""
-        if self.offsets is None or self.batch.y is None:
-            return self.offsets, self.offsets
-        N = len(self.offsets) - len(self.batch.y_labels)
-        return self.offsets[:N] if N else None, self.offsets[N:]
+        v = self.offsets
+        if v is None or self.batch.y is None:
+            return v, v
+        if self.offsets_of == "both":
+            N = len(self.batch.x)
+            return v[:N], v[N:]
+        return (v, None) if self.offsets_of == "rows" else (None, v)
 
 
 class FoldGrad(NamedTuple):

@@ -222,5 +222,5 @@ def lifted_structure_loss(
     neg = ops.of("lse", scale=-1.0, bias=neg_margin)
     (push,) = ops.fold(batch, "softmax", metric, neg=neg, columns=batch.y is not None)
     hinges = ops.of("sum", "sum", "sum", margin=pos_margin)  # half their squares, those that are active, and 1 each
-    terms, _active, count = ops.fold(batch, "contrastive", metric, pos=hinges, offsets=push)
+    terms, _active, count = ops.fold(batch, "contrastive", metric, pos=hinges, offsets=push, offsets_of="both")
     return reduce(terms, reduction, count.detach().sum(), batch.x)

@@ -56,20 +56,26 @@ NOTHING = of()
 
 def fold(
     batch: Batch, loss: str, metric: str, *, pos: Of = NOTHING, neg: Of = NOTHING, columns: bool = False,
-    offsets: Tensor | None = None,
+    offsets: Tensor | None = None, offsets_of: str = "columns", weights: Tensor | None = None, group: int = 1,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Row states of x against y: each fold of `pos`, then each of `neg`, [N].
 
     loss: of `PIECES`.
     columns: the rows of y are anchors too, and every state is [N + M], theirs last.
-    offsets: [M], one of every column, added to its scores; or [N + M], or [N] in a self batch: then log(exp(v_i) +
-    exp(v_j)) of the offsets v is added to every score.
+    offsets: of "columns" [M] or "rows" [N], added to their scores; or of "both" [N + M], or [N] in a self batch: then
+    log(exp(v_i) + exp(v_j)) of the offsets v is added to every score.
+    weights: of columns [M], by which a "sum" over negatives weighs its terms; a constant.
+    group: so many neighbours among the columns, a power of 2, are a group (the sub-centers of a class), of which the
+    highest score alone counts, and the first of equal ones.
     Differentiable by x, y, offsets and the numbers.
     """
+    if offsets_of == "rows" and batch.y is None:  # a pair has two scores then, so its rows meet as two sides
+        batch = batch._replace(y=batch.x, ref_offset=0, y_sorted=batch.x_sorted)
     given = [*numbers_of(loss, pos), *numbers_of(loss, neg)]
-    offsets = None if offsets is None else offsets.to(loss_dtype(batch.x))
+    offsets, weights = (None if t is None else t.to(loss_dtype(batch.x)) for t in (offsets, weights))
     numbers = as_tensor(given, batch.x).view(2, -1)
-    request = Fold(batch, numbers, offsets, loss, metric, pos.folds, neg.folds, columns)
+    kinds = (pos.folds, neg.folds)
+    request = Fold(batch, numbers, offsets, loss, metric, *kinds, columns, offsets_of, weights, group)
     return fold_op(request, resolve_backend(batch.x)).unbind()
 
 

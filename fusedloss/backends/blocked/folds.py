@@ -13,7 +13,7 @@ from ..dtypes import state_dtype
 from ..request import PIECES, Fold, FoldGrad
 from .losses import LOSSES, SYMMETRIC, Term
 from .parallel import Tasks, single_threaded
-from .tiles import Side, Tile, add_tile, all_zero, gradients, masked, several, sides, tiles
+from .tiles import Side, Tile, add_tile, all_zero, gradients, leaders, masked, several, sides, tiles
 
 EMPTY = {"sum": 0.0, "lse": -torch.inf}  # what a fold over no pair is
 SAFE = 10.0  # exponents this far apart lose no more than 5e-7 of their exponentials in float32 when shifted together
@@ -29,15 +29,28 @@ class Kind(NamedTuple):
     terms: list[Term]
 
 
-def kinds(f: Fold, t: Tile, s: Tensor, numbers: Sequence[Any]) -> list[Kind]:
+def kinds(f: Fold, t: Tile, s: Tensor, numbers: Sequence[Any], weights: Tensor | None) -> list[Kind]:
     """Both kinds of a tile's pairs, those that are there and folded."""
     found: list[Kind] = []
     for positive, folds, mask in ((True, f.pos, t.pos), (False, f.neg, t.neg)):
         if folds and (mask is not None or not positive):
             alike = found and f.loss in SYMMETRIC and numbers[0] == numbers[1]
             terms = found[0].terms if alike else list(LOSSES[f.loss](s, numbers[not positive], positive))
+            if weights is not None and not positive:
+                w = weights[t.c].expand(s.shape)
+                terms = [weighed(x, w) if of == "sum" else x for of, x in zip(folds, terms, strict=False)]
             found.append(Kind(positive, mask, 0 if positive else len(f.pos), folds, terms))
     return found
+
+
+def weighed(term: Term, w: Tensor) -> Term:
+    """A term of negatives times the weights of their columns [BM, BN]."""
+    by_s = term.by_s
+    return Term(
+        lambda: term.value() * w,
+        None if by_s is None else lambda: by_s() * w,
+        lambda: [by * w for by in term.by_numbers()],
+    )
 
 
 def listed(numbers: Tensor) -> Sequence[Any]:
@@ -52,17 +65,19 @@ def listed(numbers: Tensor) -> Sequence[Any]:
 def fold(f: Fold) -> Tensor:
     """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
     b = f.batch
-    xs, ys = sides(b, f.metric, sort=several(b))
-    v, w = (None, None) if f.offsets is None else walked(f, xs, ys)
+    xs, ys = sides(b, f.metric, sort=several(b), group=f.group)
+    v, w = walked(f, xs, ys)
+    weights = None if f.weights is None else ys.ordered(f.weights)
     numbers = listed(f.numbers)
     by_row = empty_states(f, b.x)
     by_column = by_row if b.y is None else empty_states(f, b.y)
     tasks, meeting = Tasks(), b.y is None or f.columns
 
     def of_rows(i: int) -> None:
-        for t in tiles(xs, ys, f.metric, i):
-            s, parts = t.s if w is None else shift(t, v, w)[0], []
-            for kind in kinds(f, t, s, numbers):
+        for t in tiles(xs, ys, f.metric, i, near=not f.neg):
+            s, parts = shift(t, v, w)[0], []
+            t = leaders(t, s, f.group)
+            for kind in kinds(f, t, s, numbers, weights):
                 for k, (how, term) in enumerate(zip(kind.folds, kind.terms, strict=False), kind.first):
                     value = term.value() if kind.mask is None else torch.where(kind.mask, term.value(), EMPTY[how])
                     parts.append((k, how, *fold_tile(value, how, t.mirrored or f.columns)))
@@ -121,16 +136,18 @@ def add(state: Tensor, part: Tensor, kind: str) -> None:
 
 
 def walked(f: Fold, x: Side, y: Side) -> tuple[Tensor | None, Tensor | None]:
-    """The offsets of the rows and of the columns in the walking order."""
+    """The offsets of the rows and of the columns in the walking order, of sides that have them."""
     of_x, of_y = f.split_offsets
     return None if of_x is None else x.ordered(of_x), None if of_y is None else y.ordered(of_y)
 
 
-def shift(t: Tile, v: Tensor | None, w: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The scores plus the columns' offsets w; if the rows have offsets too, lifted by log(exp(v_i) + exp(v_j)), with
-    the derivative of that by v_i. [BM, BN] each"""
+def shift(t: Tile, v: Tensor | None, w: Tensor | None) -> tuple[Tensor, Any]:
+    """The scores plus the offsets v of the rows or w of the columns; if both have offsets, lifted by log(exp(v_i) +
+    exp(w_j)). And the share of the rows' offsets in the derivative. [BM, BN] each"""
     if v is None:
-        return t.s + w[t.c], None
+        return t.s if w is None else t.s + w[t.c], 0.0
+    if w is None:
+        return t.s + v[t.r, None], 1.0
     v, w = v[t.r, None], w[t.c]
     lift = torch.logaddexp(v, w)
     return t.s + lift, torch.where(v == w, 0.5, (v - lift).exp_())  # also of two infinities
@@ -168,28 +185,31 @@ class Met(NamedTuple):
 def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     f, b = g.fold, g.fold.batch
     N, numbers, folds = b.x.shape[0], listed(f.numbers), [*f.pos, *f.neg]
-    xs, ys = sides(b, f.metric, sort=several(b))
-    v, w = (None, None) if f.offsets is None else walked(f, xs, ys)
+    xs, ys = sides(b, f.metric, sort=several(b), group=f.group)
+    v, w = walked(f, xs, ys)
+    weights = None if f.weights is None else ys.ordered(f.weights)
     rows = Anchors(xs, g.states[:, :N], g.dstates[:, :N], folds)
     columns = rows if b.y is None else None  # row j of a self batch is an anchor too
     if f.columns:
         columns = Anchors(ys, g.states[:, N:], g.dstates[:, N:], folds)
     of_x, of_y = gradients(xs, ys, g.want_x, g.want_y)
-    if g.want_offsets:
+    if g.want_offsets and v is not None:
         of_x.offsets = xs.rows.new_zeros(N)
-        of_y.offsets = of_x.offsets if xs is ys else ys.rows.new_zeros(ys.rows.shape[0])
+    if g.want_offsets and w is not None and xs is not ys:
+        of_y.offsets = ys.rows.new_zeros(ys.rows.shape[0])
     by_numbers = torch.zeros(len(xs.blocks), *f.numbers.shape, dtype=f.numbers.dtype, device=f.numbers.device)
     sparse = PIECES[f.loss].sparse and several(b)
     tasks, meeting = Tasks(), b.y is None or of_y.wanted or g.want_offsets
 
     def of_rows(i: int) -> None:
-        for t in tiles(xs, ys, f.metric, i):
-            s, share = (t.s, None) if w is None else shift(t, v, w)
+        for t in tiles(xs, ys, f.metric, i, near=not f.neg):
+            s, share = shift(t, v, w)
+            t = leaders(t, s, f.group)
             anchors = [Met(rows, i, (t.r, None))]
             if columns is not None:
                 anchors.append(Met(columns, t.j, (t.c,)))
             parts: dict[bool, Tensor] = {}
-            for kind in kinds(f, t, s, numbers):
+            for kind in kinds(f, t, s, numbers, weights):
                 into = by_numbers[i, int(not kind.positive)] if g.want_numbers else None
                 part = kind_grad(kind, anchors, s, into, 0.5 if t.diagonal else 1.0)
                 if part is not None:
@@ -200,15 +220,15 @@ def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             with tasks.turn(t.j, i) if meeting else nullcontext():
                 if gradient is None:
                     continue
-                if of_x.offsets is not None and share is not None:
+                if of_x.offsets is not None:
                     of_x.offsets[t.r].add_((gradient * share).sum(1))
                 if of_y.offsets is not None and not t.diagonal:
-                    of_y.offsets[t.c].add_((gradient if share is None else gradient * (1 - share)).sum(0))
+                    of_y.offsets[t.c].add_((gradient * (1 - share)).sum(0))
                 add_tile(of_x, of_y, t.r, t.c, gradient, t.s, f.metric, columns=t.mirrored or b.y is not None)
 
     tasks.run(len(xs.blocks), of_rows)
     none = b.x.new_empty
-    shifted = [of_x] * (v is not None) + [of_y] * (b.y is not None)
+    shifted = [of_x] if xs is ys else [of_x, of_y]
     return (
         of_x.finish(b.x),
         none(0) if b.y is None else of_y.finish(b.y),

@@ -51,6 +51,7 @@ OWN: dict[str, Callable[..., Any]] = {  # what PyTorch computes in one pass
     "relu": lambda z: z.clamp(min=0),
     "below": lambda z: z.clamp(max=0),
     "log1p": torch.log1p,
+    "tanh": torch.tanh,
     "softplus": lambda z: F.logsigmoid(-z).neg_(),
     "logistic": torch.sigmoid,
     "ones": torch.ones_like,
@@ -75,9 +76,8 @@ def written_once(name: str) -> Loss:
     """A loss as it stands in the device code."""
 
     def loss(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
-        taken = [s]
-        for parts in device_code()[name](s, tuple(numbers), positive):
-            yield term(s, *(own_tile(part, s, taken) for part in parts))
+        taken, terms = [s], device_code()[name](s, tuple(numbers), positive)
+        return iter([term(s, *(own_tile(part, s, taken) for part in parts)) for parts in terms])
 
     return loss
 

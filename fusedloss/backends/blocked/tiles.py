@@ -150,9 +150,10 @@ def squared(rows: Tensor, metric: str) -> Tensor | None:
     return rows.square().sum(1) if metric in SQUARED else None
 
 
-def sides(b: Batch, metric: str, *, sort: bool) -> tuple[Side, Side]:
-    """Both sides, the same one in a self batch."""
+def sides(b: Batch, metric: str, *, sort: bool, group: int = 1) -> tuple[Side, Side]:
+    """Both sides, the same one in a self batch; no tile parts a group of columns."""
     rows, columns = block_sizes(b)
+    columns = -(-columns // group) * group
     moved = corner(b, metric)
     x = side(b.x, b.x_labels, metric, sort, rows, moved)._replace(ignored=b.ignored)
     if b.y is None:
@@ -170,8 +171,8 @@ class Tile(NamedTuple):
     r: slice
     c: slice
     s: Tensor  # scores [BM, BN]
-    pos: Any  # [BM, BN] bool; None where every pair is negative, which only sorted sides show
-    neg: Any
+    pos: Any  # [BM, BN] bool; None where no pair is positive, which only sorted sides show
+    neg: Any  # None where every pair is negative
     diagonal: bool  # it holds the pairs (i, i) of a self batch, which are neither
     mirrored: bool  # a self batch walks each pair of blocks once; off the diagonal it stands for both orders
     whole: bool  # every pair is positive or negative, but for the diagonal's
@@ -220,9 +221,21 @@ def row_tiles(x: Side, y: Side, metric: str, i: int) -> Iterator[Tile]:
     return (tile(x, y, metric, i, j) for j in range(len(y.blocks)))
 
 
-def tiles(x: Side, y: Side, metric: str, i: int) -> Iterator[Tile]:
-    """The same; of a self batch only those on and above the diagonal."""
-    return (tile(x, y, metric, i, j) for j in range(i if x is y else 0, len(y.blocks)))
+def tiles(x: Side, y: Side, metric: str, i: int, *, near: bool = False) -> Iterator[Tile]:
+    """The same; of a self batch only those on and above the diagonal. near: without those of negatives alone."""
+    columns = range(i if x is y else 0, len(y.blocks))
+    return (tile(x, y, metric, i, j) for j in columns if not near or not all_negative(x, y, i, j))
+
+
+def leaders(t: Tile, s: Tensor, group: int) -> Tile:
+    """The tile whose pairs are those of the highest score of each group of neighbouring columns, and of equal ones
+    those of the first."""
+    if group == 1:
+        return t
+    first = s.unflatten(1, (-1, group)).argmax(2, keepdim=True)
+    leads = torch.zeros_like(s, dtype=torch.bool).unflatten(1, (-1, group)).scatter_(2, first, True).flatten(1)
+    pos, neg = (leads if mask is None else mask & leads for mask in (t.pos, t.neg))
+    return t._replace(pos=None if t.pos is None else pos, neg=neg, whole=False)
 
 
 class Gradient:
@@ -303,7 +316,7 @@ def add_tile(
 
 def masked(t: Tile, pos: Tensor | None, neg: Tensor | None) -> Tensor | None:
     """A tile of `pos` for its positive pairs and `neg` for its negative ones, 0 where there is neither; None is 0."""
-    if t.pos is None or t.neg is None:
+    if t.neg is None:
         return neg if neg is None or neg.shape == t.s.shape else neg.expand(t.s.shape).contiguous()
     if pos is None or neg is None:
         if pos is None:

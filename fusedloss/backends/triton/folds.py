@@ -23,20 +23,22 @@ def planned(kernel: str, f: Fold, x: Side, y: Side) -> tuple[Plan, tuple[engine.
     return plan(kernel, terms, f"{f.loss} {f.metric} {'+'.join(f.pos)}/{'+'.join(f.neg)}", x), (pos, neg), options
 
 
-def with_offsets(f: Fold, x: Side, y: Side) -> tuple[Side, Side]:
-    """Both sides with the offsets of their scores, if they have some."""
+def folded_sides(f: Fold) -> tuple[Side, Side]:
+    """Both sides, with the offsets, weights and groups that they have."""
+    x, y = sides(f.batch, f.metric)
+    if f.offsets is None and f.weights is None and f.group == 1:
+        return x, y
     both = []
-    for side, offsets in zip((x, y), f.split_offsets, strict=True):
-        given = () if offsets is None else (reorder(offsets, side.order),)
-        both.append(side._replace(rows=side.rows._replace(offsets=given)))
-    return both[0], both[1]
+    for side, offsets, weights in zip((x, y), f.split_offsets, (None, f.weights), strict=True):
+        of_offsets, of_weights = (() if t is None else (reorder(t, side.order),) for t in (offsets, weights))
+        both.append(side._replace(rows=side.rows._replace(offsets=of_offsets, weights=of_weights)))
+    group = ((),) * (f.group.bit_length() - 1)
+    return both[0], both[1]._replace(rows=both[1].rows._replace(group=group))
 
 
 def fold(f: Fold) -> Tensor:
     """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
-    xs, ys = sides(f.batch, f.metric)
-    if f.offsets is not None:
-        xs, ys = with_offsets(f, xs, ys)
+    xs, ys = folded_sides(f)
     chosen, (pos, neg), options = planned("fold", f, xs, ys)
     kinds, dtype, device = (*pos.kinds, *neg.kinds), state_dtype(f.batch.x), f.batch.x.device
 
@@ -79,10 +81,8 @@ def anchors(states: Tensor, dstates: Tensor, kinds: tuple[Any, ...], side: Side)
 
 def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     f, b, dstates = g.fold, g.fold.batch, g.dstates
-    xs, ys = sides(b, f.metric)
+    xs, ys = folded_sides(f)
     kinds = tuple(KINDS[fold] for fold in (*f.pos, *f.neg))
-    if f.offsets is not None:
-        xs, ys = with_offsets(f, xs, ys)
     xs = xs._replace(anchors=anchors(g.states[:, : xs.n], dstates[:, : xs.n], kinds, xs))
     if b.y is None:
         ys = xs
