@@ -29,8 +29,6 @@ from .losses.classes import (
     cosface_loss,
     linear_cross_entropy_loss,
     normalized_softmax_loss,
-    proxy_anchor_loss,
-    proxy_nca_loss,
 )
 from .losses.logits import (
     binary_cross_entropy_loss,
@@ -45,12 +43,12 @@ from .losses.pairs import (
     euclidean_distance_loss,
     pairwise_contrastive_loss,
 )
+from .losses.proxies import proxy_anchor_loss, proxy_nca_loss
 from .losses.softmax import (
-    clip_loss,
-    info_nce_loss,
-    n_pair_loss,
+    decoupled_contrastive_loss,
+    nca_loss,
     nt_xent_loss,
-    siglip_loss,
+    pairwise_nt_xent_loss,
     supcon_loss,
 )
 from .losses.structured import (
@@ -58,6 +56,12 @@ from .losses.structured import (
     generalized_lifted_structure_loss,
     lifted_structure_loss,
     multi_similarity_loss,
+)
+from .losses.towers import (
+    clip_loss,
+    info_nce_loss,
+    n_pair_loss,
+    siglip_loss,
 )
 from .losses.triplets import (
     HardestPairs,
@@ -82,6 +86,7 @@ from .modules import (
     CosineEmbeddingLoss,
     CosineSimilarityLoss,
     CrossEntropyLoss,
+    DecoupledContrastiveLoss,
     EuclideanDistanceLoss,
     FocalLoss,
     GeneralizedLiftedStructureLoss,
@@ -90,10 +95,12 @@ from .modules import (
     LiftedStructureLoss,
     LinearCrossEntropyLoss,
     MultiSimilarityLoss,
+    NCALoss,
     NormalizedSoftmaxLoss,
     NPairLoss,
     NTXentLoss,
     PairwiseContrastiveLoss,
+    PairwiseNTXentLoss,
     ProxyAnchorLoss,
     ProxyNCALoss,
     SigLipLoss,
@@ -118,6 +125,7 @@ __all__ = [
     "CosineEmbeddingLoss",
     "CosineSimilarityLoss",
     "CrossEntropyLoss",
+    "DecoupledContrastiveLoss",
     "EuclideanDistanceLoss",
     "FocalLoss",
     "GeneralizedLiftedStructureLoss",
@@ -128,10 +136,12 @@ __all__ = [
     "LinearCrossEntropyLoss",
     "MemoryBank",
     "MultiSimilarityLoss",
+    "NCALoss",
     "NPairLoss",
     "NTXentLoss",
     "NormalizedSoftmaxLoss",
     "PairwiseContrastiveLoss",
+    "PairwiseNTXentLoss",
     "ProxyAnchorLoss",
     "ProxyNCALoss",
     "SigLipLoss",
@@ -151,6 +161,7 @@ __all__ = [
     "cosine_embedding_loss",
     "cosine_similarity_loss",
     "cross_entropy_loss",
+    "decoupled_contrastive_loss",
     "euclidean_distance_loss",
     "focal_loss",
     "generalized_lifted_structure_loss",
@@ -161,9 +172,11 @@ __all__ = [
     "linear_cross_entropy_loss",
     "multi_similarity_loss",
     "n_pair_loss",
+    "nca_loss",
     "normalized_softmax_loss",
     "nt_xent_loss",
     "pairwise_contrastive_loss",
+    "pairwise_nt_xent_loss",
     "proxy_anchor_loss",
     "proxy_nca_loss",
     "reference",

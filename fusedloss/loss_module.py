@@ -50,7 +50,7 @@ class LossModule(nn.Module):
             for p in parameters
             if p.name in cls.own_numbers
         ]
-        options += [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+        options += [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in tensors]
         cls.options = {p.name: p.default for p in options}
         cls.called = Arguments(Signature([p for p in parameters if tensors.get(p.name) is not Role.CLASSES]))
         cls.__signature__ = Signature(cls.constructor(options))  # type: ignore[attr-defined]
@@ -124,6 +124,8 @@ class ClassLossModule(LossModule):
             return
         [cls.rows] = CATALOG[function.__name__].named(Role.CLASSES)
         own_rows = f"`{cls.rows}` is its parameter, [num_classes, dim], of rows that begin with length about 1."
+        if "sub_centers" in cls.options:
+            own_rows += " With `sub_centers` it is [num_classes, sub_centers, dim]."
         if "bias" in cls.options:
             own_rows += " With `bias=True` it has a parameter for that too, [num_classes], which begins with 0."
         cls.__doc__ = (cls.__doc__ or "").replace(" as a module.", f" as a module. {own_rows}", 1)
@@ -144,7 +146,10 @@ class ClassLossModule(LossModule):
             self._checked(integer(low=1), name, arguments[name]) for name in ("num_classes", "dim")
         )
         made = {name: arguments.get(name) for name in ("device", "dtype")}
-        setattr(self, self.rows, nn.Parameter(rows_of_classes(self.num_classes, self.dim, **made)))
+        rows, centers = rows_of_classes(self.num_classes, self.dim, **made), vars(self).get("sub_centers", 1)
+        if centers > 1:
+            rows = rows.new_empty(self.num_classes, centers, self.dim)
+        setattr(self, self.rows, nn.Parameter(rows))
         self.begins_with_bias = bias is True
         if self.begins_with_bias:
             self.bias = nn.Parameter(torch.empty(self.num_classes, **made))

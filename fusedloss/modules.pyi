@@ -316,7 +316,7 @@ class InfoNCELoss(LossModule):
         self,
         *,
         temperature: float | Tensor = 0.07,
-        normalize: bool = True,
+        metric: str = "cosine",
         in_batch_negatives: bool = True,
         symmetric: bool = False,
         offset: int = 0,
@@ -329,9 +329,13 @@ class InfoNCELoss(LossModule):
         negatives: Tensor | None = None,
         *,
         temperature: float | Tensor = ...,
-        normalize: bool = ...,
+        metric: str = ...,
         in_batch_negatives: bool = ...,
         symmetric: bool = ...,
+        ids: Tensor | None = None,
+        key_ids: Tensor | None = None,
+        hard_negatives: Tensor | None = None,
+        key_bias: Tensor | None = None,
         offset: int = ...,
         reduction: str = ...,
     ) -> Tensor: ...
@@ -342,9 +346,13 @@ class InfoNCELoss(LossModule):
         negatives: Tensor | None = None,
         *,
         temperature: float | Tensor = ...,
-        normalize: bool = ...,
+        metric: str = ...,
         in_batch_negatives: bool = ...,
         symmetric: bool = ...,
+        ids: Tensor | None = None,
+        key_ids: Tensor | None = None,
+        hard_negatives: Tensor | None = None,
+        key_bias: Tensor | None = None,
         offset: int = ...,
         reduction: str = ...,
     ) -> Tensor: ...
@@ -361,12 +369,40 @@ class NTXentLoss(LossModule):
         reduction: str = ...,
     ) -> Tensor: ...
 
+class DecoupledContrastiveLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        temperature: float | Tensor = 0.1,
+        sigma: float | None = None,
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        z1: Tensor,
+        z2: Tensor,
+        *,
+        temperature: float | Tensor = ...,
+        sigma: float | None = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        z1: Tensor,
+        z2: Tensor,
+        *,
+        temperature: float | Tensor = ...,
+        sigma: float | None = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
 class ClipLoss(LossModule):
     def __init__(
         self,
         *,
         logit_scale: float | Tensor | None = None,
         logit_bias: float | Tensor | None = None,
+        offset: int = 0,
         reduction: str = "mean",
     ) -> None: ...
     def forward(
@@ -376,6 +412,9 @@ class ClipLoss(LossModule):
         logit_scale: float | Tensor = ...,
         *,
         logit_bias: float | Tensor | None = ...,
+        offset: int = ...,
+        ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
         reduction: str = ...,
     ) -> Tensor: ...
     def __call__(
@@ -385,6 +424,9 @@ class ClipLoss(LossModule):
         logit_scale: float | Tensor = ...,
         *,
         logit_bias: float | Tensor | None = ...,
+        offset: int = ...,
+        ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
         reduction: str = ...,
     ) -> Tensor: ...
 
@@ -394,6 +436,7 @@ class SigLipLoss(LossModule):
         *,
         logit_scale: float | Tensor | None = None,
         logit_bias: float | Tensor | None = None,
+        offset: int | None = 0,
         reduction: str = "mean",
     ) -> None: ...
     def forward(
@@ -403,6 +446,9 @@ class SigLipLoss(LossModule):
         logit_scale: float | Tensor = ...,
         logit_bias: float | Tensor = ...,
         *,
+        offset: int | None = ...,
+        ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
         reduction: str = ...,
     ) -> Tensor: ...
     def __call__(
@@ -412,6 +458,9 @@ class SigLipLoss(LossModule):
         logit_scale: float | Tensor = ...,
         logit_bias: float | Tensor = ...,
         *,
+        offset: int | None = ...,
+        ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
         reduction: str = ...,
     ) -> Tensor: ...
 
@@ -422,7 +471,7 @@ class SupConLoss(LossModule):
         ref_offset: int | None = None,
         ignore_index: int | None = None,
         temperature: float | Tensor = 0.1,
-        normalize: bool = True,
+        metric: str = "cosine",
         reduction: str = "mean",
     ) -> None: ...
     def forward(
@@ -435,7 +484,7 @@ class SupConLoss(LossModule):
         ref_offset: int | None = ...,
         ignore_index: int | None = ...,
         temperature: float | Tensor = ...,
-        normalize: bool = ...,
+        metric: str = ...,
         reduction: str = ...,
     ) -> Tensor: ...
     def __call__(
@@ -448,7 +497,7 @@ class SupConLoss(LossModule):
         ref_offset: int | None = ...,
         ignore_index: int | None = ...,
         temperature: float | Tensor = ...,
-        normalize: bool = ...,
+        metric: str = ...,
         reduction: str = ...,
     ) -> Tensor: ...
 
@@ -456,6 +505,80 @@ class NPairLoss(LossModule):
     def __init__(self, *, l2_reg: float = 0.0, reduction: str = "mean") -> None: ...
     def forward(self, anchor: Tensor, positive: Tensor, *, l2_reg: float = ..., reduction: str = ...) -> Tensor: ...
     def __call__(self, anchor: Tensor, positive: Tensor, *, l2_reg: float = ..., reduction: str = ...) -> Tensor: ...
+
+class PairwiseNTXentLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        ref_offset: int | None = None,
+        ignore_index: int | None = None,
+        temperature: float | Tensor = 0.07,
+        metric: str = "cosine",
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
+        temperature: float | Tensor = ...,
+        metric: str = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
+        temperature: float | Tensor = ...,
+        metric: str = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class NCALoss(LossModule):
+    def __init__(
+        self,
+        *,
+        ref_offset: int | None = None,
+        ignore_index: int | None = None,
+        temperature: float | Tensor = 1.0,
+        metric: str = "sqeuclidean",
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
+        temperature: float | Tensor = ...,
+        metric: str = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
+        temperature: float | Tensor = ...,
+        metric: str = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
 
 class MultiSimilarityLoss(LossModule):
     def __init__(
@@ -466,7 +589,7 @@ class MultiSimilarityLoss(LossModule):
         alpha: float = 2.0,
         beta: float = 50.0,
         base: float = 0.5,
-        normalize: bool = True,
+        metric: str = "cosine",
         reduction: str = "mean",
     ) -> None: ...
     def forward(
@@ -481,7 +604,7 @@ class MultiSimilarityLoss(LossModule):
         alpha: float = ...,
         beta: float = ...,
         base: float = ...,
-        normalize: bool = ...,
+        metric: str = ...,
         reduction: str = ...,
     ) -> Tensor: ...
     def __call__(
@@ -496,7 +619,7 @@ class MultiSimilarityLoss(LossModule):
         alpha: float = ...,
         beta: float = ...,
         base: float = ...,
-        normalize: bool = ...,
+        metric: str = ...,
         reduction: str = ...,
     ) -> Tensor: ...
 
@@ -508,7 +631,7 @@ class CircleLoss(LossModule):
         ignore_index: int | None = None,
         margin: float = 0.4,
         gamma: float = 80.0,
-        normalize: bool = True,
+        metric: str = "cosine",
         reduction: str = "mean",
     ) -> None: ...
     def forward(
@@ -522,7 +645,7 @@ class CircleLoss(LossModule):
         ignore_index: int | None = ...,
         margin: float = ...,
         gamma: float = ...,
-        normalize: bool = ...,
+        metric: str = ...,
         reduction: str = ...,
     ) -> Tensor: ...
     def __call__(
@@ -536,7 +659,7 @@ class CircleLoss(LossModule):
         ignore_index: int | None = ...,
         margin: float = ...,
         gamma: float = ...,
-        normalize: bool = ...,
+        metric: str = ...,
         reduction: str = ...,
     ) -> Tensor: ...
 
@@ -754,6 +877,9 @@ class LinearCrossEntropyLoss(ClassLossModule):
         *,
         bias: bool | Tensor | None = None,
         gamma: float = 0.0,
+        class_weight: Tensor | None = None,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         reduction: str = "mean",
@@ -767,6 +893,9 @@ class LinearCrossEntropyLoss(ClassLossModule):
         *,
         bias: Tensor | None = ...,
         gamma: float = ...,
+        class_weight: Tensor | None = ...,
+        z_loss: float = ...,
+        softcap: float | None = ...,
         ignore_index: int = ...,
         label_smoothing: float = ...,
         reduction: str = ...,
@@ -778,6 +907,9 @@ class LinearCrossEntropyLoss(ClassLossModule):
         *,
         bias: Tensor | None = ...,
         gamma: float = ...,
+        class_weight: Tensor | None = ...,
+        z_loss: float = ...,
+        softcap: float | None = ...,
         ignore_index: int = ...,
         label_smoothing: float = ...,
         reduction: str = ...,
@@ -792,6 +924,9 @@ class ArcFaceLoss(ClassLossModule):
         margin: float | Tensor = 0.5,
         scale: float | Tensor = 64.0,
         ignore_index: int = -100,
+        class_weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        sub_centers: int = 1,
         reduction: str = "mean",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
@@ -804,6 +939,9 @@ class ArcFaceLoss(ClassLossModule):
         margin: float | Tensor = ...,
         scale: float | Tensor = ...,
         ignore_index: int = ...,
+        class_weight: Tensor | None = ...,
+        label_smoothing: float = ...,
+        sub_centers: int = ...,
         reduction: str = ...,
     ) -> Tensor: ...
     def __call__(
@@ -814,6 +952,9 @@ class ArcFaceLoss(ClassLossModule):
         margin: float | Tensor = ...,
         scale: float | Tensor = ...,
         ignore_index: int = ...,
+        class_weight: Tensor | None = ...,
+        label_smoothing: float = ...,
+        sub_centers: int = ...,
         reduction: str = ...,
     ) -> Tensor: ...
 
@@ -826,6 +967,9 @@ class CosFaceLoss(ClassLossModule):
         margin: float | Tensor = 0.35,
         scale: float | Tensor = 64.0,
         ignore_index: int = -100,
+        class_weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        sub_centers: int = 1,
         reduction: str = "mean",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
@@ -838,6 +982,9 @@ class CosFaceLoss(ClassLossModule):
         margin: float | Tensor = ...,
         scale: float | Tensor = ...,
         ignore_index: int = ...,
+        class_weight: Tensor | None = ...,
+        label_smoothing: float = ...,
+        sub_centers: int = ...,
         reduction: str = ...,
     ) -> Tensor: ...
     def __call__(
@@ -848,6 +995,9 @@ class CosFaceLoss(ClassLossModule):
         margin: float | Tensor = ...,
         scale: float | Tensor = ...,
         ignore_index: int = ...,
+        class_weight: Tensor | None = ...,
+        label_smoothing: float = ...,
+        sub_centers: int = ...,
         reduction: str = ...,
     ) -> Tensor: ...
 
@@ -859,6 +1009,9 @@ class NormalizedSoftmaxLoss(ClassLossModule):
         *,
         temperature: float | Tensor = 0.05,
         ignore_index: int = -100,
+        class_weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        sub_centers: int = 1,
         reduction: str = "mean",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
@@ -870,6 +1023,9 @@ class NormalizedSoftmaxLoss(ClassLossModule):
         *,
         temperature: float | Tensor = ...,
         ignore_index: int = ...,
+        class_weight: Tensor | None = ...,
+        label_smoothing: float = ...,
+        sub_centers: int = ...,
         reduction: str = ...,
     ) -> Tensor: ...
     def __call__(
@@ -879,6 +1035,9 @@ class NormalizedSoftmaxLoss(ClassLossModule):
         *,
         temperature: float | Tensor = ...,
         ignore_index: int = ...,
+        class_weight: Tensor | None = ...,
+        label_smoothing: float = ...,
+        sub_centers: int = ...,
         reduction: str = ...,
     ) -> Tensor: ...
 

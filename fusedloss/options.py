@@ -32,8 +32,13 @@ def learnable(**bounds: Any) -> Rule:
     return functools.partial(checks.number, learnable=True, **bounds)
 
 
-def integer(low: int = 0) -> Rule:
-    return functools.partial(checks.index, low=low)
+def learnables(**bounds: Any) -> Rule:
+    """The same, or a floating tensor of several, each of which receives its gradient, see `checks.several`."""
+    return functools.partial(checks.several, **bounds)
+
+
+def integer(low: int = 0, high: int | None = None) -> Rule:
+    return functools.partial(checks.index, low=low, high=high)
 
 
 label: Rule = integer(low=-(2**63))
@@ -131,6 +136,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     # pytorch-metric-learning
     "distance": ("metric",),
     "embedding_size": ("dim",),
+    "normalize": ("metric",),
     "normalize_embeddings": ("normalize", "metric"),
     "ref_emb": ("ref_embeddings",),
     "smooth_loss": ("soft_margin",),

@@ -118,11 +118,11 @@ def capped(s, numbers, POSITIVE: tl.constexpr):
 
 @triton.jit
 def sigmoid(s, numbers, POSITIVE: tl.constexpr):
-    """log(1 + exp(z)) of the logit z = scale s + bias."""
+    """log(1 + exp(z)) of the logit z = scale s + bias, and 1."""
     scale, bias = numbers
     z = scale * s + bias
     slope = logistic(z)
-    return ((softplus(z), scale * slope, slope * s, slope),)
+    return (softplus(z), scale * slope, slope * s, slope), (ones(s),)
 
 
 @triton.jit

@@ -52,7 +52,7 @@ PIECES = {
     "linear_contrastive": Piece({"margin": None}, terms=2, sparse=True),
     "softmax": Piece({"scale": None, "bias": 0.0}, terms=3),
     "capped": Piece({"cap": None}, terms=2),
-    "sigmoid": Piece({"scale": None, "bias": 0.0}, terms=1),
+    "sigmoid": Piece({"scale": None, "bias": 0.0}, terms=2),
     "circle": Piece({"margin": None, "gamma": None}, terms=1),
 }
 FOLDS = ("sum", "lse")  # of terms: their sum, and log sum exp

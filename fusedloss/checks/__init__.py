@@ -1,7 +1,7 @@
 """Arguments are checked here, once, at the boundary: ValueError or TypeError naming the argument and what was seen."""
 
-from .batches import METRICS, Batch, batch, integers
-from .scalars import WITHOUT_FLOAT64, flag, index, number, one_of
+from .batches import METRICS, SIMILARITIES, Batch, batch, identities, integers
+from .scalars import WITHOUT_FLOAT64, flag, index, number, one_of, several
 from .targets import (
     IGNORED,
     WRONG,
@@ -10,7 +10,7 @@ from .targets import (
     factors,
     like_logits,
     logits,
-    of_classes,
+    of_each,
     similar_pairs,
     with_classes,
 )
@@ -21,6 +21,7 @@ from .tensors import (
     given_rows,
     readable,
     rows,
+    rows_of_each,
     same_dimensions,
     same_kind,
     same_rows,
@@ -31,6 +32,7 @@ from .tensors import (
 __all__ = [
     "IGNORED",
     "METRICS",
+    "SIMILARITIES",
     "WITHOUT_FLOAT64",
     "WRONG",
     "Batch",
@@ -43,18 +45,21 @@ __all__ = [
     "first_of",
     "flag",
     "given_rows",
+    "identities",
     "index",
     "integers",
     "like_logits",
     "logits",
     "number",
-    "of_classes",
+    "of_each",
     "one_of",
     "readable",
     "rows",
+    "rows_of_each",
     "same_dimensions",
     "same_kind",
     "same_rows",
+    "several",
     "similar_pairs",
     "tensor",
     "unrounded",

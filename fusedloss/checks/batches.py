@@ -11,6 +11,7 @@ from . import tensors
 from .tensors import first_of, ignored_rows, rows, same_dimensions, without
 
 METRICS = ("euclidean", "sqeuclidean", "cosine", "manhattan")
+SIMILARITIES = ("cosine", "dot", "euclidean", "sqeuclidean", "manhattan")  # a distance stands for its negative
 
 
 class Batch(NamedTuple):
@@ -71,6 +72,27 @@ def integers(name: str, labels: object, x: Tensor) -> Tensor:
     if labels.device != x.device:
         raise ValueError(f"{name} must be on the device of the embeddings, {x.device}, got {labels.device}")
     return labels if labels.dtype in (torch.int32, torch.int64) else labels.to(torch.int64)
+
+
+def identities(
+    ids: object, y_name: str, y_ids: object, x: Tensor, y: Tensor, offset: int | None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The ids of rows x and of rows y, those of x if there are no others; equal where row i of x belongs to row
+    offset + i of y, which is looked at where that is no sync: elsewhere losses would be wrong."""
+    N, M = x.shape[0], y.shape[0]
+    of_x = integers("ids", ids, x)
+    if y_ids is None and N != M:
+        raise ValueError(f"{y_name} must be given with ids where there are {M} rows for {N} ids, got None")
+    of_y = of_x if y_ids is None else integers(y_name, y_ids, y)
+    of_x, of_y = of_x.long(), of_y.long()
+    if offset is None or not tensors.readable(of_x, of_y):
+        return of_x, of_y
+    if (i := first_of(of_x != of_y[offset : offset + N])) is not None:
+        raise ValueError(
+            f"{y_name} must be those of ids from row {offset} (offset) on, but row {offset + i} has id "
+            f"{of_y[offset + i]}, row {i} of ids {of_x[i]}"
+        )
+    return of_x, of_y
 
 
 def ignoring(b: Batch, ignore_index: int | None) -> Batch:

@@ -47,13 +47,25 @@ def number(
     return found
 
 
+def several(name: str, value: Any, *, low: float = 0.0, high: float = math.inf, unit: str = "") -> Any:
+    """A number as `number` has it, or a floating tensor of several, [n], of either sign, as it is."""
+    if not isinstance(value, Tensor) or value.dim() != 1 or value.shape[0] == 1:
+        return number(name, value, low=low, high=high, learnable=True, unit=unit)
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating, got {value.dtype}")
+    if tensors.readable(value) and not bool((value.abs() <= high).all() & value.isfinite().all()):
+        most = f" and at most {high:g} {unit}".rstrip() if high < math.inf else ""
+        raise ValueError(f"{name} must be finite{most} everywhere, got {value.detach().abs().max().item()}")
+    return value
+
+
 def flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
     return value
 
 
-def index(name: str, value: object, *, low: int = 0) -> int:
+def index(name: str, value: object, *, low: int = 0, high: int | None = None) -> int:
     """An int, or what is one, such as a NumPy integer; no tensor, whose value would have to be read."""
     if isinstance(value, int) and not isinstance(value, bool):
         found = value  # which may be symbolic, and then has no other attribute
@@ -63,6 +75,8 @@ def index(name: str, value: object, *, low: int = 0) -> int:
         found = operator.index(value)
     if found < low:
         raise ValueError(f"{name} must be at least {low}, got {found}")
+    if high is not None and found > high:
+        raise ValueError(f"{name} must be at most {high}, got {found}")
     if found >= 2**63:  # tensors would be compared with its last 64 bits
         raise ValueError(f"{name} must be below 2**63, got {found}")
     return found

@@ -58,11 +58,11 @@ def floating(name: str, values: Tensor, x: Tensor, *, constant: bool) -> Tensor:
     return values
 
 
-def of_classes(name: str, values: Tensor, C: int, x: Tensor, *, constant: bool) -> Tensor:
-    """A floating tensor [C]."""
+def of_each(name: str, values: Tensor, what: str, n: int, x: Tensor, *, constant: bool) -> Tensor:
+    """A floating tensor [n], one value for each of what there are n of."""
     found = floating(name, values, x, constant=constant)
-    if found.shape != (C,):
-        raise ValueError(f"{name} must have shape ({C},), one value a class, got {tuple(found.shape)}")
+    if found.shape != (n,):
+        raise ValueError(f"{name} must have shape ({n},), one value a {what}, got {tuple(found.shape)}")
     return found
 
 

@@ -103,6 +103,17 @@ def same_dimensions(name: str, x: Tensor, other_name: str, other: object) -> Ten
     return y
 
 
+def rows_of_each(name: str, x: Tensor, other_name: str, other: object) -> Tensor:
+    """Other rows for each row of x, [N, K, D]."""
+    found = tensor(other_name, other)
+    if found.dim() != 3 or found.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"{other_name} must have shape ({x.shape[0]}, K, {x.shape[1]}), K rows for each of {name}, got "
+            f"{tuple(found.shape)}"
+        )
+    return same_dimensions(name, x, other_name, found.flatten(0, 1)).unflatten(0, found.shape[:2])
+
+
 def comparable(name: str, x: Tensor, other_name: str, y: Tensor) -> None:
     if y.shape[1] != x.shape[1]:
         raise ValueError(f"{other_name} must have the D of {name}, {x.shape[1]}, got shape {tuple(y.shape)}")

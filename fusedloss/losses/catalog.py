@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from . import centers, classes, logits, pairs, softmax, structured, triplets
+from . import centers, classes, logits, pairs, proxies, softmax, structured, towers, triplets
 
 
 class Role(Enum):
@@ -26,6 +26,10 @@ class Role(Enum):
     REF_ROWS = "[M, D], optional: what the rows are compared with, instead of with each other"
     REF_LABELS = "[M], optional: the labels of REF_ROWS"
     QUEUE = "[K, D], optional: negatives of every row"
+    HARD_NEGATIVES = "[N, K, D], optional: negatives of one row alone"
+    IDS = "[N], integers, optional: keys with the id of a row are none of its negatives"
+    KEY_IDS = "[M], integers, optional: the ids of KEYS, if they are not those of ROWS"
+    KEY_BIAS = "[M], optional: added to the logits of KEYS"
     SIMILAR = "[N]: which of the given pairs are similar"
     MAYBE_SIMILAR = "[N], optional: which of the given pairs are similar; all of them without it"
     CLASSES = "[C, D]: one row a class, which a module owns and trains"
@@ -38,14 +42,24 @@ class Role(Enum):
     @property
     def optional(self) -> bool:
         """Whether a call may leave the tensor out."""
-        return self in (Role.REF_ROWS, Role.REF_LABELS, Role.QUEUE, Role.MAYBE_SIMILAR)
+        return "optional" in self.value
 
 
 # Tensors that several losses take.
 REFERENCES = {"ref_embeddings": Role.REF_ROWS, "ref_labels": Role.REF_LABELS}
 IN_BATCH = {"embeddings": Role.ROWS, "labels": Role.LABELS, **REFERENCES}
 GIVEN_PAIRS = {"x1": Role.ROWS, "x2": Role.ROWS, "target": Role.SIMILAR}
+TEXT_IDS = {"ids": Role.IDS, "text_ids": Role.KEY_IDS}
 IMAGE_TEXT = {"image": Role.ROWS, "text": Role.KEYS, "logit_scale": Role.SCALE}
+QUERY_KEY = {
+    "query": Role.ROWS,
+    "key": Role.KEYS,
+    "negatives": Role.QUEUE,
+    "ids": Role.IDS,
+    "key_ids": Role.KEY_IDS,
+    "hard_negatives": Role.HARD_NEGATIVES,
+    "key_bias": Role.KEY_BIAS,
+}
 WEIGHT = {"embeddings": Role.ROWS, "weight": Role.CLASSES, "target": Role.CLASS}
 PROXIES = {"embeddings": Role.ROWS, "proxies": Role.CLASSES, "target": Role.CLASS}
 CENTERS = {"embeddings": Role.ROWS, "centers": Role.CLASSES, "target": Role.CLASS}
@@ -101,23 +115,26 @@ _LOSSES = (
     Loss(triplets.batch_semihard_triplet_loss, "triplets", IN_BATCH, 1),
     Loss(triplets.batch_all_triplet_loss, "triplets", IN_BATCH, 3,
          variants=({"soft_margin": True}, {"triplets": "semihard"})),
-    Loss(softmax.info_nce_loss, "folds", {"query": Role.ROWS, "key": Role.KEYS, "negatives": Role.QUEUE}, 3,
-         ("softmax",), ({"symmetric": True},)),
+    Loss(towers.info_nce_loss, "folds", QUERY_KEY, 3, ("softmax",), ({"symmetric": True},)),
     Loss(softmax.nt_xent_loss, "folds", {"z1": Role.ROWS, "z2": Role.VIEW}, 3, ("softmax",)),
-    Loss(softmax.clip_loss, "folds", IMAGE_TEXT, 4, ("softmax",)),
-    Loss(softmax.siglip_loss, "folds", IMAGE_TEXT | {"logit_bias": Role.BIAS}, 3, ("sigmoid",)),
+    Loss(softmax.decoupled_contrastive_loss, "folds", {"z1": Role.ROWS, "z2": Role.KEYS}, 7, ("softmax",)),
+    Loss(towers.clip_loss, "folds", IMAGE_TEXT | TEXT_IDS, 4, ("softmax",)),
+    Loss(towers.siglip_loss, "folds", IMAGE_TEXT | {"logit_bias": Role.BIAS} | TEXT_IDS, 3, ("sigmoid",)),
     Loss(softmax.supcon_loss, "folds", IN_BATCH, 3, ("softmax",)),
-    Loss(softmax.n_pair_loss, "folds", {"anchor": Role.ROWS, "positive": Role.KEYS}, 3, ("softmax",)),
+    Loss(towers.n_pair_loss, "folds", {"anchor": Role.ROWS, "positive": Role.KEYS}, 3, ("softmax",)),
+    Loss(softmax.pairwise_nt_xent_loss, "folds", IN_BATCH, 3, ("softmax", "sigmoid")),
+    Loss(softmax.nca_loss, "folds", IN_BATCH, 3, ("softmax",)),
     Loss(structured.multi_similarity_loss, "folds", IN_BATCH, 3, ("softmax",)),
     Loss(structured.circle_loss, "folds", IN_BATCH, 3, ("circle",)),
     Loss(structured.generalized_lifted_structure_loss, "folds", IN_BATCH, 3, ("softmax",)),
     Loss(structured.lifted_structure_loss, "folds", IN_BATCH, 3, ("softmax", "contrastive")),
-    Loss(classes.linear_cross_entropy_loss, "folds", WEIGHT, 3, ("softmax",), ({"label_smoothing": 0.1},)),
-    Loss(classes.arcface_loss, "folds", WEIGHT, 3, ("softmax",)),
+    Loss(classes.linear_cross_entropy_loss, "folds", WEIGHT, 3, ("softmax", "capped"),
+         ({"label_smoothing": 0.1}, {"softcap": 30.0})),
+    Loss(classes.arcface_loss, "folds", WEIGHT, 3, ("softmax",), ({"sub_centers": 4},)),
     Loss(classes.cosface_loss, "folds", WEIGHT, 3, ("softmax",)),
     Loss(classes.normalized_softmax_loss, "folds", WEIGHT, 3, ("softmax",)),
-    Loss(classes.proxy_nca_loss, "folds", PROXIES, 3, ("softmax",)),
-    Loss(classes.proxy_anchor_loss, "folds", PROXIES, 3, ("softmax",)),
+    Loss(proxies.proxy_nca_loss, "folds", PROXIES, 3, ("softmax",)),
+    Loss(proxies.proxy_anchor_loss, "folds", PROXIES, 3, ("softmax",)),
     Loss(centers.center_loss, "mined", CENTERS),
     Loss(centers.island_loss, "mined", CENTERS),
     Loss(logits.cross_entropy_loss, "logits", OF_LOGITS, variants=({"label_smoothing": 0.1},)),

@@ -1,47 +1,114 @@
 """Losses of embeddings and one learned row a class: the logits [N, C] never exist.
 
 The classes are the other side of the score matrix, each with a label of its own: a row's positive is its class, and its
-negatives are all others. As in `softmax` the loss is softplus(log sum exp of the others - the own logit).
+negatives are all others. As in `towers` the loss is softplus(log sum exp of the others - the own logit).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import checks, ops
-from ..options import integer, label, learnable, number, one_of, optional, options, tensor
-from .reduce import REDUCTIONS, at_least_one, focal, reduce, reduce_rows, softplus
+from ..options import integer, label, learnable, learnables, number, one_of, optional, options, tensor
+from .reduce import REDUCTIONS, at_least_one, focal, reduce_rows, softplus
+
+SUB_CENTERS = 8  # most of a class: as many columns as every tile has
+
+
+class Classified(NamedTuple):
+    """Rows, zeros where they are ignored, the class of each, and the rows of classes to compare them with."""
+
+    x: Tensor
+    target: Tensor  # [N], negative where a row has no class
+    classes: Tensor  # [group C, D]
+    C: int
+    group: int = 1  # neighbours among them that are of one class, whose cosine is that of the nearest
+
+
+def classified(
+    embeddings: object, name: str, classes: object, target: object, ignore_index: int | None
+) -> Classified:  # fmt: skip
+    x = checks.rows("embeddings", embeddings)
+    rows = checks.same_dimensions("embeddings", x, name, classes)
+    x, index = checks.with_classes(x, target, rows.shape[0], ignore_index)
+    return Classified(x, index, rows, rows.shape[0])
+
+
+def _centered(embeddings: object, weight: object, target: object, ignore_index: int, sub_centers: int) -> Classified:
+    """The same of [C, K, D] sub-centers; a power of 2 of them, the last one repeated, which is never the first of the
+    nearest."""
+    if sub_centers == 1:
+        return classified(embeddings, "weight", weight, target, ignore_index)
+    x = checks.rows("embeddings", embeddings)
+    centers = checks.tensor("weight", weight)
+    if centers.dim() != 3 or centers.shape[1] != sub_centers:
+        wanted = f"(C, {sub_centers}, {x.shape[1]}), {sub_centers} sub_centers a class"
+        raise ValueError(f"weight must have shape {wanted}, got {tuple(centers.shape)}")
+    group = 1 << (sub_centers - 1).bit_length()
+    padded = torch.cat([centers, *[centers[:, -1:]] * (group - sub_centers)], 1)
+    rows = checks.same_dimensions("embeddings", x, "weight", padded.flatten(0, 1))
+    x, index = checks.with_classes(x, target, centers.shape[0], ignore_index)
+    return Classified(x, index, rows, centers.shape[0], group)
+
+
+class Logits(NamedTuple):
+    """What is known of the logits of every row [N]."""
+
+    own: Tensor  # that of its class
+    others: Tensor  # log sum exp of the other classes
+    total: Tensor | None  # the sum of the others' logits, times the weights of the classes if they have some
 
 
 def _fold(
-    x: Tensor, classes: Tensor, index: Tensor, metric: str, *, scale: float | Tensor, own_scale: float | Tensor,
-    bias: Tensor | None = None, total: bool = False,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """The logit of every row's class, log sum exp of the other classes and, if `total`, the sum of their logits."""
-    rows = torch.arange(classes.shape[0], device=x.device, dtype=torch.int64)
-    batch = checks.Batch(x, classes, index, rows, None, y_sorted=True)
-    neg = ops.of("lse", "sum", scale=scale) if total else ops.of("lse", scale=scale)
-    return ops.fold(batch, "softmax", metric, pos=ops.of("sum", scale=own_scale), neg=neg, offsets=bias)
+    c: Classified, loss: str, metric: str, numbers: Mapping[str, float | Tensor], own: Mapping[str, float | Tensor], *,
+    bias: Tensor | None = None, smooth: bool = False, class_weight: Tensor | None = None,
+) -> Logits:  # fmt: skip
+    """The logits by a loss of `kernels/losses.py` and its numbers, those of the own class by others; their total if
+    they are to be smoothed."""
+    labels = torch.arange(c.classes.shape[0], device=c.x.device, dtype=torch.int64) // c.group
+    batch = checks.Batch(c.x, c.classes, c.target, labels, None, y_sorted=True)
+    weights = None if class_weight is None or not smooth else class_weight.repeat_interleave(c.group)
+    neg = ops.of("lse", "sum", **numbers) if smooth else ops.of("lse", **numbers)
+    found = ops.fold(
+        batch, loss, metric, pos=ops.of("sum", **own), neg=neg, offsets=bias, weights=weights, group=c.group
+    )  # fmt: skip
+    return Logits(found[0], found[1], found[2] if smooth else None)
 
 
-def _near_zero(bias: Tensor) -> Tensor:
-    """A bias less a constant, which changes no softmax: of biases that are all above 0, or all below, the nearest."""
-    if bias.shape[0] == 0:
-        return bias
-    low, high = bias.detach().aminmax()
-    return bias - (low.clamp(min=0) + high.clamp(max=0))
+def _weights(class_weight: Tensor | None, c: Classified) -> tuple[Tensor | None, Tensor | None]:
+    """The weights of the classes [C], and of every row that of its class [N]."""
+    if class_weight is None:
+        return None, None
+    w = checks.of_each("class_weight", class_weight, "class", c.C, c.x, constant=True)
+    return w, w[c.target.clamp(min=0)] if c.C else w.new_zeros(c.target.shape)
+
+
+def _entropy(z: Logits, smoothing: float, count: int, weights: Tensor | None, of_row: Tensor | None) -> Tensor:
+    """Cross entropy of every row [N], its class's weight included, of logits whose targets are smoothed."""
+    terms = softplus(z.others - z.own)
+    if z.total is None:
+        return terms if of_row is None else of_row * terms
+    share = smoothing / at_least_one(count)
+    if weights is None or of_row is None:
+        return terms + smoothing * z.own - share * (z.own + z.total)
+    whole = weights.sum()
+    return ((1 - smoothing) * of_row + share * whole) * terms + share * ((whole - of_row) * z.own - z.total)
 
 
 @options(
-    bias=optional(tensor), gamma=number(), ignore_index=integer(low=-(2**63)), label_smoothing=number(high=1.0),
+    bias=optional(tensor), gamma=number(), class_weight=optional(tensor), z_loss=number(),
+    softcap=optional(number(above=True)), ignore_index=label, label_smoothing=number(high=1.0),
     reduction=one_of(*REDUCTIONS),
 )  # fmt: skip
 def linear_cross_entropy_loss(
     embeddings: Tensor, weight: Tensor, target: Tensor, *, bias: Tensor | None = None, gamma: float = 0.0,
-    ignore_index: int = -100, label_smoothing: float = 0.0, reduction: str = "mean",
+    class_weight: Tensor | None = None, z_loss: float = 0.0, softcap: float | None = None, ignore_index: int = -100,
+    label_smoothing: float = 0.0, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Cross entropy of a linear classifier, or its focal form, without the logits. Memory is O((N + C) D).
 
@@ -54,9 +121,13 @@ def linear_cross_entropy_loss(
         target: [N], class indices of any integer dtype.
         bias: b, [C], of any floating dtype.
         gamma: at least 0; above it, rows that are already right count less (focal loss).
+        class_weight: [C], the weight of a row by its class, as torch's `weight`; a constant.
+        z_loss: its multiple of the squared log sum exp of a row's logits is added, which keeps them from growing; it
+            has no weights.
+        softcap: t; the logits are t tanh(logit / t), as Gemma 2 has them. None: as they are.
         ignore_index: rows with this target do not count, whatever they hold, NaN too.
         label_smoothing: epsilon, from 0 to 1.
-        reduction: "mean" over the rows that count, "sum", or "none" ([N], 0 for one that does not).
+        reduction: "mean" over the rows that count, by their weights, "sum", or "none" ([N], 0 for one that does not).
 
     Returns:
         A scalar, or [N] for "none"; float32 (float64 for float64 inputs). If no row counts 0, with zero gradient, where
@@ -71,30 +142,46 @@ def linear_cross_entropy_loss(
         F.cross_entropy(F.linear(embeddings, weight, bias), target, label_smoothing=label_smoothing)  # gamma = 0
 
     Source: `torch.nn.functional.cross_entropy`; without the logits, Wijmans et al., "Cut Your Losses in
-    Large-Vocabulary Language Models", ICLR 2025; gamma, Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
+    Large-Vocabulary Language Models", ICLR 2025; gamma, Lin et al., "Focal Loss for Dense Object Detection", ICCV
+    2017; z_loss, Chowdhery et al., "PaLM", 2022; softcap, Gemma Team, "Gemma 2", 2024.
 
     >>> linear_cross_entropy_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
     tensor(0.3133)
     """
-    x, w, index = classified(embeddings, "weight", weight, target, ignore_index)
-    C, smooth = w.shape[0], label_smoothing > 0
-    b = None if bias is None else _near_zero(checks.of_classes("bias", bias, C, x, constant=False))
-    own, others, *total = _fold(x, w, index, "dot", scale=1.0, own_scale=1.0, bias=b, total=smooth)
-    terms = softplus(others - own)
-    if total:
-        terms = terms + label_smoothing * (own - (own + total[0]) / at_least_one(C))
+    c = classified(embeddings, "weight", weight, target, ignore_index)
+    weights, of_row = _weights(class_weight, c)
+    b = None if bias is None else checks.of_each("bias", bias, "class", c.C, c.x, constant=False)
+    cut = None if b is None or softcap is not None else _constant(b)  # a constant is 0 to a softmax alone
+    b = b if b is None or cut is None else b - cut
+    loss, numbers = ("softmax", {"scale": 1.0}) if softcap is None else ("capped", {"cap": softcap})
+    z = _fold(c, loss, "dot", numbers, numbers, bias=b, smooth=label_smoothing > 0, class_weight=weights)
+    terms = _entropy(z, label_smoothing, c.C, weights, of_row)
     if gamma:
-        terms = terms * focal(others - own, gamma)
-    return reduce_rows(terms, reduction, index, x)
+        terms = terms * focal(z.others - z.own, gamma)
+    entropy = reduce_rows(terms, reduction, c.target, c.x, of_row)
+    if not z_loss:
+        return entropy
+    log_sum = z.own + softplus(z.others - z.own) + (0.0 if cut is None else cut)
+    return entropy + reduce_rows(z_loss * log_sum.square(), reduction, c.target, c.x)
+
+
+def _constant(bias: Tensor) -> Tensor:
+    """What biases have in common: of those that are all above 0, or all below, the nearest, otherwise 0."""
+    if bias.shape[0] == 0:
+        return bias.new_zeros(())
+    low, high = bias.detach().aminmax()
+    return low.clamp(min=0) + high.clamp(max=0)
 
 
 @options(
-    margin=learnable(high=math.pi, unit="radians"), scale=learnable(above=True), ignore_index=label,
+    margin=learnables(high=math.pi, unit="radians"), scale=learnable(above=True), ignore_index=label,
+    class_weight=optional(tensor), label_smoothing=number(high=1.0), sub_centers=integer(low=1, high=SUB_CENTERS),
     reduction=one_of(*REDUCTIONS),
 )  # fmt: skip
 def arcface_loss(
     embeddings: Tensor, weight: Tensor, target: Tensor, *, margin: float | Tensor = 0.5, scale: float | Tensor = 64.0,
-    ignore_index: int = -100, reduction: str = "mean",
+    ignore_index: int = -100, class_weight: Tensor | None = None, label_smoothing: float = 0.0, sub_centers: int = 1,
+    reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""ArcFace: softmax over the cosines to every class, whose own class needs an angle smaller by a margin.
 
@@ -107,12 +194,17 @@ def arcface_loss(
 
     Args:
         embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
-        weight: [C, D], one row a class.
+        weight: [C, D], one row a class; [C, K, D] with `sub_centers`.
         target: [N], class indices of any integer dtype.
-        margin: m in radians, from 0 to pi (0.5 is 28.6 degrees); a tensor of one element receives its gradient.
+        margin: m in radians, from 0 to pi (0.5 is 28.6 degrees); or [N], one a row, also below 0: margins of classes
+            are `margins[target]`. A tensor receives its gradient.
         scale: s, above 0; a tensor of one element receives its gradient.
         ignore_index: rows with this target do not count, whatever they hold, and their gradient is 0.
-        reduction: "mean" over the rows that count, "sum", or "none" ([N], 0 for one that does not).
+        class_weight: [C], the weight of a row by its class, as torch's `weight`; a constant.
+        label_smoothing: epsilon, from 0 to 1, the share of the target that all classes have alike.
+        sub_centers: K, from 1 to 8; the cosine of a class is that of the nearest of its K rows, so that noisy or
+            varied classes have several (Deng et al., "Sub-center ArcFace", ECCV 2020).
+        reduction: "mean" over the rows that count, by their weights, "sum", or "none" ([N], 0 for one that does not).
 
     Returns:
         A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. If no row counts
@@ -128,37 +220,59 @@ def arcface_loss(
         own = F.one_hot(target, C).bool()
         F.cross_entropy(scale * torch.where(own, (cos.acos() + margin).cos(), cos), target)
 
-    Equals `ArcFaceLoss` of pytorch-metric-learning, whose margin is in degrees and whose weight is [D, C].
+    Equals `ArcFaceLoss` of pytorch-metric-learning, whose margin is in degrees and whose weight is [D, C]. Losses that
+    choose the margin of every row are a formula of the caller::
+
+        # ElasticFace: a margin drawn anew for every row
+        arcface_loss(x, weight, target, margin=(0.5 + 0.05 * torch.randn(N)).clamp(0, torch.pi))
+        # MagFace: wider for rows of greater length, which stands for the quality of the picture
+        length = x.norm(dim=1).clamp(10, 110)
+        arcface_loss(x, weight, target, margin=0.45 + 0.35 * (length - 10) / 100)
+
+    and where it is more than an angle, as in AdaFace, it is one of `cosface_loss`.
 
     Source: Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019.
 
     >>> arcface_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.5, scale=1.0)
     tensor(0.3477)
     """
-    x, w, index = classified(embeddings, "weight", weight, target, ignore_index)
-    cos, others = _fold(x, w, index, "similarity", scale=scale, own_scale=1.0)
-    sin_squared = 1 - cos.square()
+    c = _centered(embeddings, weight, target, ignore_index, sub_centers)
+    weights, of_row = _weights(class_weight, c)
+    z = _cosines(c, scale, label_smoothing > 0, weights)
+    sin_squared = 1 - z.own.square()
     away = sin_squared > 0
     sin = torch.where(away, sin_squared.where(away, 1.0).sqrt(), 0.0)
-    m = margin if isinstance(margin, Tensor) else margin * cos.new_ones(())
-    shifted = torch.where(cos >= -m.cos(), cos * m.cos() - sin * m.sin(), cos - m * m.sin())
-    return reduce_rows(softplus(others - scale * shifted), reduction, index, x)
+    m = _margins(margin, c, z.own)
+    within = (z.own >= -m.cos()) | (m < 0)
+    shifted = torch.where(within, z.own * m.cos() - sin * m.sin(), z.own - m * m.sin())
+    terms = _entropy(z._replace(own=scale * shifted), label_smoothing, c.C, weights, of_row)
+    return reduce_rows(terms, reduction, c.target, c.x, of_row)
 
 
-def classified(
-    embeddings: object, name: str, classes: object, target: object, ignore_index: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Checked rows, zeros where they are ignored, those of the classes, and the index of every row's class."""
-    x = checks.rows("embeddings", embeddings)
-    c = checks.same_dimensions("embeddings", x, name, classes)
-    x, index = checks.with_classes(x, target, c.shape[0], ignore_index)
-    return x, c, index
+def _cosines(c: Classified, scale: float | Tensor, smooth: bool, class_weight: Tensor | None) -> Logits:
+    """Logits that are scaled cosines, but for that of the own class, which is its cosine."""
+    numbers = {"scale": scale}
+    return _fold(c, "softmax", "similarity", numbers, {"scale": 1.0}, smooth=smooth, class_weight=class_weight)
 
 
-@options(margin=learnable(), scale=learnable(above=True), ignore_index=label, reduction=one_of(*REDUCTIONS))
+def _margins(margin: float | Tensor, c: Classified, like: Tensor) -> Tensor:
+    """One number, or one a row, 0 for rows without a class."""
+    if not isinstance(margin, Tensor):
+        return margin * like.new_ones(())
+    if margin.dim() == 0:
+        return margin
+    found = checks.of_each("margin", margin, "row", c.x.shape[0], c.x, constant=False)
+    return found.to(like.dtype).masked_fill(c.target < 0, 0.0)
+
+
+@options(
+    margin=learnables(), scale=learnable(above=True), ignore_index=label, class_weight=optional(tensor),
+    label_smoothing=number(high=1.0), sub_centers=integer(low=1, high=SUB_CENTERS), reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def cosface_loss(
     embeddings: Tensor, weight: Tensor, target: Tensor, *, margin: float | Tensor = 0.35, scale: float | Tensor = 64.0,
-    ignore_index: int = -100, reduction: str = "mean",
+    ignore_index: int = -100, class_weight: Tensor | None = None, label_smoothing: float = 0.0, sub_centers: int = 1,
+    reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""CosFace: softmax over the cosines to every class, whose own class needs a cosine larger by a margin.
 
@@ -167,12 +281,17 @@ def cosface_loss(
 
     Args:
         embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
-        weight: [C, D], one row a class.
+        weight: [C, D], one row a class; [C, K, D] with `sub_centers`.
         target: [N], class indices of any integer dtype.
-        margin: m, at least 0; a tensor of one element receives its gradient.
+        margin: m, at least 0; or [N], one a row, also below 0: margins of classes are `margins[target]`. A tensor
+            receives its gradient.
         scale: s, above 0; a tensor of one element receives its gradient.
         ignore_index: rows with this target do not count, whatever they hold, and their gradient is 0.
-        reduction: "mean" over the rows that count, "sum", or "none" ([N], 0 for one that does not).
+        class_weight: [C], the weight of a row by its class, as torch's `weight`; a constant.
+        label_smoothing: epsilon, from 0 to 1, the share of the target that all classes have alike.
+        sub_centers: K, from 1 to 8; the cosine of a class is that of the nearest of its K rows, so that noisy or
+            varied classes have several (Deng et al., "Sub-center ArcFace", ECCV 2020).
+        reduction: "mean" over the rows that count, by their weights, "sum", or "none" ([N], 0 for one that does not).
 
     Returns:
         A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. If no row counts
@@ -187,22 +306,38 @@ def cosface_loss(
         cos = F.normalize(embeddings) @ F.normalize(weight).T
         F.cross_entropy(scale * (cos - margin * F.one_hot(target, C)), target)
 
-    Equals `CosFaceLoss` of pytorch-metric-learning, whose weight is [D, C].
+    Equals `CosFaceLoss` of pytorch-metric-learning, whose weight is [D, C]. Since a margin receives its gradient, any
+    logit of the own class is one: what its cosine is more than the logit. AdaFace, whose margin is an angle for rows of
+    low quality, which their length stands for, and a cosine for others::
+
+        length = x.norm(dim=1).detach()
+        quality = ((length - mean) / (std + 1e-3) * 0.333).clamp(-1, 1)  # of running means and deviations
+        cos = F.cosine_similarity(x, weight[target])
+        theta = cos.clamp(-1 + 1e-3, 1 - 1e-3).acos()
+        own = (theta - 0.4 * quality).clamp(1e-3, torch.pi - 1e-3).cos() - (0.4 + 0.4 * quality)
+        cosface_loss(x, weight, target, margin=cos - own, scale=64.0)
 
     Source: Wang et al., "CosFace: Large Margin Cosine Loss for Deep Face Recognition", CVPR 2018.
 
     >>> cosface_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.5, scale=1.0)
     tensor(0.4741)
     """
-    x, w, index = classified(embeddings, "weight", weight, target, ignore_index)
-    cos, others = _fold(x, w, index, "similarity", scale=scale, own_scale=1.0)
-    return reduce_rows(softplus(others - scale * (cos - margin)), reduction, index, x)
+    c = _centered(embeddings, weight, target, ignore_index, sub_centers)
+    weights, of_row = _weights(class_weight, c)
+    z = _cosines(c, scale, label_smoothing > 0, weights)
+    own = scale * (z.own - _margins(margin, c, z.own))
+    terms = _entropy(z._replace(own=own), label_smoothing, c.C, weights, of_row)
+    return reduce_rows(terms, reduction, c.target, c.x, of_row)
 
 
-@options(temperature=learnable(above=True), ignore_index=label, reduction=one_of(*REDUCTIONS))
+@options(
+    temperature=learnable(above=True), ignore_index=label, class_weight=optional(tensor),
+    label_smoothing=number(high=1.0), sub_centers=integer(low=1, high=SUB_CENTERS), reduction=one_of(*REDUCTIONS),
+)  # fmt: skip
 def normalized_softmax_loss(
     embeddings: Tensor, weight: Tensor, target: Tensor, *, temperature: float | Tensor = 0.05,
-    ignore_index: int = -100, reduction: str = "mean",
+    ignore_index: int = -100, class_weight: Tensor | None = None, label_smoothing: float = 0.0, sub_centers: int = 1,
+    reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Normalised softmax: cross entropy of the cosines to every class, over a temperature.
 
@@ -210,11 +345,15 @@ def normalized_softmax_loss(
 
     Args:
         embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
-        weight: [C, D], one row a class.
+        weight: [C, D], one row a class; [C, K, D] with `sub_centers`.
         target: [N], class indices of any integer dtype.
         temperature: above 0; a tensor of one element receives its gradient.
         ignore_index: rows with this target do not count, whatever they hold, and their gradient is 0.
-        reduction: "mean" over the rows that count, "sum", or "none" ([N], 0 for one that does not).
+        class_weight: [C], the weight of a row by its class, as torch's `weight`; a constant.
+        label_smoothing: epsilon, from 0 to 1, the share of the target that all classes have alike.
+        sub_centers: K, from 1 to 8; the cosine of a class is that of the nearest of its K rows, so that noisy or
+            varied classes have several (Deng et al., "Sub-center ArcFace", ECCV 2020).
+        reduction: "mean" over the rows that count, by their weights, "sum", or "none" ([N], 0 for one that does not).
 
     Returns:
         A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. If no row counts
@@ -235,114 +374,15 @@ def normalized_softmax_loss(
     >>> normalized_softmax_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), temperature=1.0)
     tensor(0.3133)
     """
-    x, w, index = classified(embeddings, "weight", weight, target, ignore_index)
-    return _cosine_softmax(x, w, index, 1 / temperature, reduction)
+    c = _centered(embeddings, weight, target, ignore_index, sub_centers)
+    weights, of_row = _weights(class_weight, c)
+    z = cosine_logits(c, 1 / temperature, label_smoothing > 0, weights)
+    return reduce_rows(_entropy(z, label_smoothing, c.C, weights, of_row), reduction, c.target, c.x, of_row)
 
 
-def _cosine_softmax(x: Tensor, w: Tensor, index: Tensor, scale: float | Tensor, reduction: str) -> Tensor:
-    own, others = _fold(x, w, index, "similarity", scale=scale, own_scale=scale)
-    return reduce_rows(softplus(others - own), reduction, index, x)
-
-
-@options(scale=learnable(above=True), ignore_index=optional(label), reduction=one_of(*REDUCTIONS))
-def proxy_nca_loss(
-    embeddings: Tensor, proxies: Tensor, target: Tensor, *, scale: float | Tensor = 1.0,
-    ignore_index: int | None = None, reduction: str = "mean",
-) -> Tensor:  # fmt: skip
-    r"""ProxyNCA: softmax over the squared distances to every class's proxy, all on the unit sphere.
-
-    $$ \ell_i = -\log \frac{e^{-s \|\hat x_i - \hat p_y\|^2}}{\sum_c e^{-s \|\hat x_i - \hat p_c\|^2}} $$
-
-    On the sphere a squared distance is 2 - 2 cos, so this is `normalized_softmax_loss` of temperature 1 / (2 s). The
-    proxy of the own class is in the denominator, as in ProxyNCA++; the paper leaves it out.
-
-    Args:
-        embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
-        proxies: [C, D], one row a class.
-        target: [N], class indices of any integer dtype.
-        scale: s, above 0, an inverse temperature; a tensor of one element receives its gradient.
-        ignore_index: rows with this target do not count, whatever they hold, and their gradient is 0. None: every
-            target is a class.
-        reduction: "mean" over the rows that count, "sum", or "none" ([N], 0 for one that does not).
-
-    Returns:
-        A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. If no row counts
-        0, with zero gradient.
-
-    Raises:
-        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
-            where looking would wait for it, and in compiled code the loss of such a row is NaN.
-
-    Equivalent to::
-
-        F.cross_entropy(-scale * torch.cdist(F.normalize(embeddings), F.normalize(proxies)).square(), target)
-
-    Equals `ProxyNCALoss(softmax_scale=scale)` of pytorch-metric-learning, which leaves out rows whose probability is
-    below the smallest float.
-
-    Source: Movshovitz-Attias et al., "No Fuss Distance Metric Learning using Proxies", ICCV 2017; Teh, DeVries,
-    Taylor, "ProxyNCA++", ECCV 2020.
-
-    >>> proxy_nca_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
-    tensor(0.1269)
-    """
-    x, p, index = classified(embeddings, "proxies", proxies, target, ignore_index)
-    return _cosine_softmax(x, p, index, 2 * scale, reduction)
-
-
-@options(margin=learnable(), alpha=learnable(above=True), ignore_index=optional(label), reduction=one_of(*REDUCTIONS))
-def proxy_anchor_loss(
-    embeddings: Tensor, proxies: Tensor, target: Tensor, *, margin: float | Tensor = 0.1, alpha: float | Tensor = 32.0,
-    ignore_index: int | None = None, reduction: str = "mean",
-) -> Tensor:  # fmt: skip
-    r"""Proxy anchor: every class's proxy pulls the rows of its class and pushes all others, the hardest the most.
-
-    $$ \ell = \frac{1}{|P^+|} \sum_{p \in P^+} \log\Bigl(1 + \sum_{x \in X_p} e^{-\alpha (\cos(x, p) - m)}\Bigr)
-       + \frac{1}{C} \sum_p \log\Bigl(1 + \sum_{x \notin X_p} e^{\alpha (\cos(x, p) + m)}\Bigr) $$
-
-    where P+ are the proxies of the classes in the batch.
-
-    Args:
-        embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
-        proxies: [C, D], one row a class.
-        target: [N], class indices of any integer dtype.
-        margin: m, at least 0; a tensor of one element receives its gradient.
-        alpha: above 0; a tensor of one element receives its gradient.
-        ignore_index: rows with this target do not count, whatever they hold, and their gradient is 0. None: every
-            target is a class.
-        reduction: "mean" as above; "none": one value a proxy ([C]), its pull plus its push; "sum" of these.
-
-    Returns:
-        A scalar, or [C] for "none"; float32 (float64 for float64 inputs), at least 0. If no row counts
-        0, with zero gradient.
-
-    Raises:
-        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
-            where looking would wait for it, and in compiled code such a class makes the loss NaN.
-
-    Equivalent to::
-
-        cos = F.normalize(proxies) @ F.normalize(embeddings).T
-        own = torch.arange(C)[:, None] == target
-        pull = (1 + ((-alpha * (cos - margin)).exp() * own).sum(1)).log()
-        push = (1 + ((alpha * (cos + margin)).exp() * ~own).sum(1)).log()
-        pull.sum() / own.any(1).sum() + push.mean()
-
-    Equals `ProxyAnchorLoss` of pytorch-metric-learning.
-
-    Source: Kim et al., "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020.
-
-    >>> proxy_anchor_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.0, alpha=1.0)
-    tensor(1.0064)
-    """
-    x, p, index = classified(embeddings, "proxies", proxies, target, ignore_index)
-    own = torch.arange(p.shape[0], device=p.device, dtype=torch.int64)
-    batch = checks.Batch(p, x, own, index, None, None if ignore_index is None else checks.IGNORED)
-    pos, neg = ops.of("lse", scale=-alpha, bias=alpha * margin), ops.of("lse", scale=alpha, bias=alpha * margin)
-    positive, negative = ops.fold(batch, "softmax", "similarity", pos=pos, neg=neg)
-    pull, push = softplus(positive), softplus(negative)
-    pull = pull + pull.new_zeros(()).masked_fill((index == checks.WRONG).any(), torch.nan)
-    if reduction != "mean":
-        return reduce(pull + push, reduction, p.shape[0], x)
-    present = (positive.detach() > -torch.inf).sum()
-    return reduce(pull, "mean", present, x) + reduce(push, "mean", p.shape[0], x)
+def cosine_logits(
+    c: Classified, scale: float | Tensor, smooth: bool = False, class_weight: Tensor | None = None
+) -> Logits:  # fmt: skip
+    """Logits that are scaled cosines."""
+    numbers = {"scale": scale}
+    return _fold(c, "softmax", "similarity", numbers, numbers, smooth=smooth, class_weight=class_weight)

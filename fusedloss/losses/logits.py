@@ -65,7 +65,7 @@ def cross_entropy_loss(
     checks.like_logits("target", target, z, constant=False)
     if ignore_index >= 0:
         raise ValueError(f"ignore_index must be negative where target has probabilities, got {ignore_index}")
-    w = None if weight is None else checks.of_classes("weight", weight, z.shape[1], z, constant=True)
+    w = None if weight is None else checks.of_each("weight", weight, "class", z.shape[1], z, constant=True)
     z_rows, q_rows = _rows(z, target)
     *_, terms = ops.fold_logits(z_rows, q_rows, w, label_smoothing, shares=True, overwrite=overwrite_logits)
     return _shaped(reduce(terms, reduction, terms.shape[0], z), z)
@@ -78,7 +78,7 @@ def _of_index(
     """Cross entropy of class indices, focal if gamma is above 0."""
     C = z.shape[1]
     index = checks.class_indices("target", target, z.shape[:1] + z.shape[2:], C, z, ignore_index)
-    w = None if weight is None else checks.of_classes("weight", weight, C, z, constant=True)
+    w = None if weight is None else checks.of_each("weight", weight, "class", C, z, constant=True)
     own, others, *cost = ops.fold_logits(_rows(z)[0], index, w, smoothing, shares=smoothing > 0, overwrite=overwrite)
     weights = None if w is None else w.to(own.dtype)[index.clamp(min=0)]
     if cost:

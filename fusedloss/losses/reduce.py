@@ -13,6 +13,12 @@ from ..checks import IGNORED, WRONG
 REDUCTIONS = ("mean", "sum", "none")
 
 
+def similarity(metric: str) -> tuple[str, float]:
+    """The score of a metric of `checks.SIMILARITIES`, and by what it is multiplied to be a similarity."""
+    scores = {"cosine": ("similarity", 1.0), "dot": ("dot", 1.0)}
+    return scores.get(metric, (metric, -1.0))
+
+
 def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor) -> Tensor:
     """The loss of rows x. "none": the terms [N]; "sum"; "mean" over `count` of them, or weights that add up to it: 0
     (still attached to the graph) when count is 0."""

@@ -7,24 +7,26 @@ from torch import Tensor
 
 from .. import checks, ops
 from ..options import flag, integer, label, number, one_of, optional, options
-from .reduce import REDUCTIONS, reduce, softplus
+from .reduce import REDUCTIONS, reduce, similarity, softplus
+
+PRODUCTS = ("cosine", "dot")  # metrics of losses whose margins are similarities
 
 
 @options(
     ref_offset=optional(integer()), ignore_index=optional(label), alpha=number(above=True), beta=number(above=True),
-    base=number(low=-float("inf")), normalize=flag, reduction=one_of(*REDUCTIONS),
+    base=number(low=-float("inf")), metric=one_of(*PRODUCTS), reduction=one_of(*REDUCTIONS),
 )  # fmt: skip
 def multi_similarity_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
     ref_offset: int | None = None, ignore_index: int | None = None, alpha: float = 2.0, beta: float = 50.0,
-    base: float = 0.5, normalize: bool = True, reduction: str = "mean",
+    base: float = 0.5, metric: str = "cosine", reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Multi-similarity loss: positives below and negatives above a base similarity, each kind against its own.
 
     $$ \ell_i = \tfrac1\alpha \log\Bigl(1 + \sum_{p} e^{-\alpha (s_{ip} - b)}\Bigr)
        + \tfrac1\beta \log\Bigl(1 + \sum_{n} e^{\beta (s_{in} - b)}\Bigr) $$
 
-    with s the cosine, or the dot product if `normalize` is False. Memory is O((N + M) D).
+    Memory is O((N + M) D).
 
     Args:
         embeddings: [N, D], float16, bfloat16, float32 or float64.
@@ -37,7 +39,7 @@ def multi_similarity_loss(
             mean, whatever they hold; their gradient is 0. None: every label is a class.
         alpha, beta: sharpness for positives and for negatives, above 0.
         base: similarity b that separates them.
-        normalize: cosines instead of dot products; norms are clamped to at least 1e-8.
+        metric: the similarity s, "cosine" (norms are clamped to at least 1e-8) or "dot".
         reduction: "mean" over all anchors, "sum", or "none" (one value per anchor).
 
     Returns:
@@ -63,29 +65,28 @@ def multi_similarity_loss(
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     pos, neg = ops.of("lse", scale=-alpha, bias=alpha * base), ops.of("lse", scale=beta, bias=-beta * base)
-    pull, push = ops.fold(batch, "softmax", "similarity" if normalize else "dot", pos=pos, neg=neg)
+    pull, push = ops.fold(batch, "softmax", similarity(metric)[0], pos=pos, neg=neg)
     return reduce(softplus(pull) / alpha + softplus(push) / beta, reduction, batch.anchors, batch.x)
 
 
 @options(
     ref_offset=optional(integer()), ignore_index=optional(label), margin=number(), gamma=number(above=True),
-    normalize=flag, reduction=one_of(*REDUCTIONS),
+    metric=one_of(*PRODUCTS), reduction=one_of(*REDUCTIONS),
 )  # fmt: skip
 def circle_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
     ref_offset: int | None = None, ignore_index: int | None = None, margin: float = 0.4, gamma: float = 80.0,
-    normalize: bool = True, reduction: str = "mean",
+    metric: str = "cosine", reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Circle loss: every similarity is weighed by how far it is from its optimum.
 
     $$ \ell_i = \log\Bigl(1 + \sum_{n} e^{\gamma [s_{in} + m]_+ (s_{in} - m)}
        \sum_{p} e^{-\gamma [1 + m - s_{ip}]_+ (s_{ip} - 1 + m)}\Bigr) $$
 
-    with s the cosine, or the dot product if `normalize` is False. The weights in brackets are constants to the
-    gradient. Memory is O((N + M) D).
+    The weights in brackets are constants to the gradient. Memory is O((N + M) D).
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index, normalize: as for
+        embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index, metric: as for
             `multi_similarity_loss`.
         margin: m, the relaxation.
         gamma: the scale, above 0.
@@ -116,7 +117,7 @@ def circle_loss(
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     folded = ops.of("lse", margin=margin, gamma=gamma)
-    pull, push = ops.fold(batch, "circle", "similarity" if normalize else "dot", pos=folded, neg=folded)
+    pull, push = ops.fold(batch, "circle", similarity(metric)[0], pos=folded, neg=folded)
     terms = softplus(pull + push)  # 0 where a kind is missing: its log sum exp is -inf
     return reduce(terms, reduction, (terms.detach() > 0).sum(), batch.x)
 

@@ -10,8 +10,6 @@ from .classes import (
     cosface_loss,
     linear_cross_entropy_loss,
     normalized_softmax_loss,
-    proxy_anchor_loss,
-    proxy_nca_loss,
 )
 from .common import pairwise_distance, row_distance
 from .logits import binary_cross_entropy_loss, cross_entropy_loss, focal_loss, sigmoid_focal_loss
@@ -22,8 +20,10 @@ from .pairs import (
     euclidean_distance_loss,
     pairwise_contrastive_loss,
 )
-from .softmax import clip_loss, info_nce_loss, n_pair_loss, nt_xent_loss, siglip_loss, supcon_loss
+from .proxies import proxy_anchor_loss, proxy_nca_loss
+from .softmax import decoupled_contrastive_loss, nca_loss, nt_xent_loss, pairwise_nt_xent_loss, supcon_loss
 from .structured import circle_loss, generalized_lifted_structure_loss, lifted_structure_loss, multi_similarity_loss
+from .towers import clip_loss, info_nce_loss, n_pair_loss, siglip_loss
 from .triplets import (
     HardestPairs,
     batch_all_triplet_loss,
@@ -48,6 +48,7 @@ __all__ = [
     "cosine_embedding_loss",
     "cosine_similarity_loss",
     "cross_entropy_loss",
+    "decoupled_contrastive_loss",
     "euclidean_distance_loss",
     "focal_loss",
     "generalized_lifted_structure_loss",
@@ -58,10 +59,12 @@ __all__ = [
     "linear_cross_entropy_loss",
     "multi_similarity_loss",
     "n_pair_loss",
+    "nca_loss",
     "normalized_softmax_loss",
     "nt_xent_loss",
     "pairwise_contrastive_loss",
     "pairwise_distance",
+    "pairwise_nt_xent_loss",
     "proxy_anchor_loss",
     "proxy_nca_loss",
     "row_distance",

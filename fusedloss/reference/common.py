@@ -94,6 +94,16 @@ def logits_of(x, y, scale, normalize=True):
     return scale * (unit(x) @ unit(y).T if normalize else x @ y.T)
 
 
+def similarities(x, y, metric):
+    """How similar x_i and y_j are, a distance being its negative. [N, M]"""
+    return logits_of(x, y, 1.0, metric == "cosine") if metric in ("cosine", "dot") else -pairwise_distance(x, y, metric)
+
+
+def cross_entropy(logits, pos, neg):
+    """-log of the positive's share, of its row's logits: pos has one pair a row. [N]"""
+    return -logits.masked_fill(~(pos | neg), -torch.inf).log_softmax(1).where(pos, logits.new_zeros(())).sum(1)
+
+
 def log_sum_exp(terms, mask):
     """Over the pairs in mask; -inf, with gradient 0, where there is none. [N]"""
     some = mask.any(1)

@@ -1,63 +1,58 @@
-"""Softmax and sigmoid losses over a batch."""
+"""Softmax losses of a batch."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
-from .common import diagonal, logits_of, mean_of, pairs_of, reduce
-
-
-def _cross_entropy(logits, pos, neg):
-    """-log of the positive's share, of its row's logits: pos has one pair a row. [N]"""
-    return -logits.masked_fill(~(pos | neg), -torch.inf).log_softmax(1).where(pos, logits.new_zeros(())).sum(1)
-
-
-def info_nce_loss(
-    query, key, negatives=None, *,
-    temperature=0.07, normalize=True, in_batch_negatives=True, symmetric=False, offset=0, reduction="mean",
-):  # fmt: skip
-    logits = logits_of(query, key, 1 / temperature, normalize)
-    pos = diagonal(logits, offset)
-    neg = ~pos & in_batch_negatives
-    by_key = _cross_entropy(logits.T, pos.T, neg.T) if symmetric else None
-    if negatives is not None:
-        queue = torch.ones(len(query), len(negatives), dtype=torch.bool, device=query.device)
-        logits = torch.cat([logits, logits_of(query, negatives, 1 / temperature, normalize)], 1)
-        pos, neg = torch.cat([pos, ~queue], 1), torch.cat([neg, queue], 1)
-    by_query = _cross_entropy(logits, pos, neg)
-    return reduce((by_query + by_key) / 2 if symmetric else by_query, reduction)
+from .common import cross_entropy, log_sum_exp, logits_of, mean_of, pairs_of, reduce, row_cosine, similarities, softplus
 
 
 def nt_xent_loss(z1, z2, *, temperature=0.5, reduction="mean"):
     z, labels = torch.cat([z1, z2]), torch.arange(len(z1), device=z1.device).repeat(2)
     _, _, pos, neg = pairs_of(z, labels)
-    return reduce(_cross_entropy(logits_of(z, z, 1 / temperature), pos, neg), reduction)
+    return reduce(cross_entropy(logits_of(z, z, 1 / temperature), pos, neg), reduction)
 
 
-def clip_loss(image, text, logit_scale, *, logit_bias=None, reduction="mean"):
-    logits = logit_scale * image @ text.T + (0 if logit_bias is None else logit_bias)
-    pos = diagonal(logits)
-    return reduce((_cross_entropy(logits, pos, ~pos) + _cross_entropy(logits.T, pos, ~pos)) / 2, reduction)
-
-
-def siglip_loss(image, text, logit_scale, logit_bias, *, reduction="mean"):
-    logits = logit_scale * image @ text.T + logit_bias
-    return reduce(-F.logsigmoid(torch.where(diagonal(logits), logits, -logits)).sum(1), reduction)
+def decoupled_contrastive_loss(z1, z2, *, temperature=0.1, sigma=None, reduction="mean"):
+    labels = torch.arange(len(z1), device=z1.device)
+    x, y, own, _ = pairs_of(z1, labels, z2, labels)
+    cos = row_cosine(z1, z2)
+    weights = 1 if sigma is None else 2 - len(z1) * (cos.detach() / sigma).softmax(0)
+    terms = []
+    for a, b in ((x, y), (y, x)):
+        sums = [log_sum_exp(logits_of(a, c, 1 / temperature), ~own) for c in (a, b)]
+        terms.append(sum(sums) - weights * cos / temperature)
+    found = torch.cat(terms)
+    return reduce(found if len(z1) > 1 else 0 * found.nan_to_num(), reduction)
 
 
 def supcon_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    ref_offset=None, ignore_index=None, temperature=0.1, normalize=True, reduction="mean",
+    ref_offset=None, ignore_index=None, temperature=0.1, metric="cosine", reduction="mean",
 ):  # fmt: skip
     x, refs, pos, neg = pairs_of(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
-    logits = logits_of(x, refs, 1 / temperature, normalize).masked_fill(~(pos | neg), -torch.inf)
+    logits = (similarities(x, refs, metric) / temperature).masked_fill(~(pos | neg), -torch.inf)
     counts = pos.sum(1)
     terms = -logits.log_softmax(1).where(pos, logits.new_zeros(())).sum(1) / counts.clamp_min(1)
     return mean_of(terms, counts > 0, reduction)
 
 
-def n_pair_loss(anchor, positive, *, l2_reg=0.0, reduction="mean"):
-    logits = anchor @ positive.T
-    pos = diagonal(logits)
-    return reduce(_cross_entropy(logits, pos, ~pos) + l2_reg * (anchor.square() + positive.square()).sum(1), reduction)
+def pairwise_nt_xent_loss(
+    embeddings, labels, ref_embeddings=None, ref_labels=None, *,
+    ref_offset=None, ignore_index=None, temperature=0.07, metric="cosine", reduction="mean",
+):  # fmt: skip
+    x, refs, pos, neg = pairs_of(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    logits = similarities(x, refs, metric) / temperature
+    lowest = torch.finfo(logits.dtype).min / 2
+    terms = softplus(log_sum_exp(logits, neg).clamp_min(lowest)[:, None] - logits).where(pos, logits.new_zeros(()))
+    return mean_of(terms, pos, reduction)
+
+
+def nca_loss(
+    embeddings, labels, ref_embeddings=None, ref_labels=None, *,
+    ref_offset=None, ignore_index=None, temperature=1.0, metric="sqeuclidean", reduction="mean",
+):  # fmt: skip
+    x, refs, pos, neg = pairs_of(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    logits, counts = similarities(x, refs, metric) / temperature, pos.any(1)
+    share = log_sum_exp(logits, neg) - log_sum_exp(logits, pos).masked_fill(~counts, 0)
+    return mean_of(softplus(share).where(counts, share.new_zeros(())), counts, reduction)

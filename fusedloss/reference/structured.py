@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .common import log_sum_exp, logits_of, mean_of, pairs_of, pairwise_distance, softplus, unit, which_count
+from .common import log_sum_exp, mean_of, pairs_of, pairwise_distance, similarities, softplus, unit, which_count
 
 
 def multi_similarity_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    ref_offset=None, ignore_index=None, alpha=2.0, beta=50.0, base=0.5, normalize=True, reduction="mean",
+    ref_offset=None, ignore_index=None, alpha=2.0, beta=50.0, base=0.5, metric="cosine", reduction="mean",
 ):  # fmt: skip
     x, refs, pos, neg = pairs_of(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
-    s = logits_of(x, refs, 1.0, normalize)
+    s = similarities(x, refs, metric)
     pull, push = log_sum_exp(-alpha * (s - base), pos), log_sum_exp(beta * (s - base), neg)
     terms = softplus(pull) / alpha + softplus(push) / beta
     return mean_of(terms, which_count(labels, ignore_index), reduction)
@@ -21,10 +21,10 @@ def multi_similarity_loss(
 
 def circle_loss(
     embeddings, labels, ref_embeddings=None, ref_labels=None, *,
-    ref_offset=None, ignore_index=None, margin=0.4, gamma=80.0, normalize=True, reduction="mean",
+    ref_offset=None, ignore_index=None, margin=0.4, gamma=80.0, metric="cosine", reduction="mean",
 ):  # fmt: skip
     x, refs, pos, neg = pairs_of(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
-    s = logits_of(x, refs, 1.0, normalize)
+    s = similarities(x, refs, metric)
     pull = log_sum_exp(-gamma * F.relu(1 + margin - s.detach()) * (s - (1 - margin)), pos)
     push = log_sum_exp(gamma * F.relu(s.detach() + margin) * (s - margin), neg)
     terms = softplus(pull + push).where(pos.any(1) & neg.any(1), s.new_zeros(()))

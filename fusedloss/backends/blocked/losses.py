@@ -147,6 +147,7 @@ def sigmoid(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
     z = affine(s, scale, bias)
     slope = cache(z.sigmoid)
     yield Term(lambda: F.logsigmoid(-z).neg_(), lambda: slope() * scale, lambda: [slope() * s, slope().clone()])
+    yield Term(lambda: ones(s))
 
 
 # What these save is measured by `python -m bench.pieces` (bench/results/pieces-2026-11-25.json).
