@@ -41,6 +41,7 @@ from .losses.pairs import (
     cosine_embedding_loss,
     cosine_similarity_loss,
     euclidean_distance_loss,
+    margin_loss,
     pairwise_contrastive_loss,
 )
 from .losses.proxies import proxy_anchor_loss, proxy_nca_loss
@@ -94,6 +95,7 @@ from .modules import (
     IslandLoss,
     LiftedStructureLoss,
     LinearCrossEntropyLoss,
+    MarginLoss,
     MultiSimilarityLoss,
     NCALoss,
     NormalizedSoftmaxLoss,
@@ -134,6 +136,7 @@ __all__ = [
     "IslandLoss",
     "LiftedStructureLoss",
     "LinearCrossEntropyLoss",
+    "MarginLoss",
     "MemoryBank",
     "MultiSimilarityLoss",
     "NCALoss",
@@ -170,6 +173,7 @@ __all__ = [
     "island_loss",
     "lifted_structure_loss",
     "linear_cross_entropy_loss",
+    "margin_loss",
     "multi_similarity_loss",
     "n_pair_loss",
     "nca_loss",

@@ -147,6 +147,46 @@ class PairwiseContrastiveLoss(LossModule):
         reduction: str = ...,
     ) -> Tensor: ...
 
+class MarginLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        ref_offset: int | None = None,
+        ignore_index: int | None = None,
+        margin: float | Tensor = 0.2,
+        beta: float | Tensor = 1.2,
+        metric: str = "euclidean",
+        reduction: str = "active",
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
+        margin: float | Tensor = ...,
+        beta: float | Tensor = ...,
+        metric: str = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
+        margin: float | Tensor = ...,
+        beta: float | Tensor = ...,
+        metric: str = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
 class TripletMarginLoss(LossModule):
     def __init__(
         self,

@@ -204,21 +204,32 @@ def in_front(losses: Sequence[Callable[..., Any]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("backend", "loss"), pairs)
 
 
-def example(loss: Callable[..., Any], N: int = 9, D: int = 5, *, M: int = 7, refs: bool = False) -> dict[str, Any]:
-    """Tensors for a loss by the names of its parameters, float32; of M classes, or D where logits are given."""
-    others = (Role.REF_ROWS, Role.REF_LABELS, Role.QUEUE)
+OPTIONAL = (Role.REF_ROWS, Role.REF_LABELS, Role.QUEUE, Role.HARD_NEGATIVES, Role.IDS, Role.KEY_BIAS)
+
+
+def example(
+    loss: Callable[..., Any], N: int = 9, D: int = 5, *, M: int = 7, refs: bool = False, sub_centers: int = 1
+) -> dict[str, Any]:
+    """Tensors for a loss by the names of its parameters, float32; of M classes, or D where logits are given; with
+    references, those that may be left out too."""
     tensors = CATALOG[loss.__name__].tensors if loss.__name__ in CATALOG else catalog.IN_BATCH  # `hardest_pairs`
     arguments = {}
     for seed, (name, role) in enumerate(tensors.items()):
-        if role in others and not refs:
+        if role is Role.KEY_IDS or (role in OPTIONAL and not refs):
             continue
-        rows, labels = batch(M if role in (*others, Role.CLASSES) else N, D, classes=2, seed=seed)
+        others = (Role.REF_ROWS, Role.REF_LABELS, Role.QUEUE, Role.CLASSES)
+        rows, labels = batch(M if role in others else N, D, classes=2, seed=seed)
         made = {
             **dict.fromkeys((Role.LABELS, Role.REF_LABELS, Role.CLASS), labels),
             **dict.fromkeys((Role.SIMILAR, Role.MAYBE_SIMILAR), labels % 2),
+            Role.IDS: torch.arange(N) // 2,
+            Role.HARD_NEGATIVES: torch.stack([rows.flip(0), rows.roll(2, 0)], 1).float(),
+            Role.KEY_BIAS: rows[:, 0].float(),
             Role.ANSWERS: (rows > 0).long(),
             Role.SCALE: torch.tensor(2.0),
             Role.BIAS: torch.tensor(-1.0),
         }
         arguments[name] = made.get(role, rows.float())
+        if role is Role.CLASSES and sub_centers > 1:
+            arguments[name] = torch.stack([rows.float().roll(k, 0) for k in range(sub_centers)], 1)
     return arguments

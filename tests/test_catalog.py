@@ -35,7 +35,8 @@ def test_every_public_loss_is_in_the_catalog_and_nothing_else():
 @pytest.mark.parametrize("name", CATALOG)
 def test_its_tensors_are_the_parameters_that_are_no_options(name):
     parameters = inspect.signature(CATALOG[name].function).parameters.values()
-    tensors = {p.name: p.default for p in parameters if p.kind is not p.KEYWORD_ONLY}
+    optional = {name for name, role in CATALOG[name].tensors.items() if role.optional}
+    tensors = {p.name: p.default for p in parameters if p.kind is not p.KEYWORD_ONLY or p.name in optional}
     assert list(CATALOG[name].tensors) == list(tensors)
     assert all(isinstance(role, Role) for role in CATALOG[name].tensors.values())
     optional = [name for name, role in CATALOG[name].tensors.items() if role.optional]
@@ -59,7 +60,7 @@ def test_it_calls_the_ops_of_its_family_and_folds_its_pieces(name, monkeypatch):
         monkeypatch.setattr(ops, op, partial(spy, op, getattr(ops, op)))
     loss = CATALOG[name]
     for options in ({}, *loss.variants):
-        loss.function(**example(loss.function), **options)
+        loss.function(**example(loss.function, sub_centers=options.get("sub_centers", 1)), **options)
     assert {FAMILIES[op] for op in called} == {loss.family}
     assert folded == set(loss.pieces) <= PIECES.keys()
     assert (loss.products is not None) == bool(OF_ALL_PAIRS & called)

@@ -110,6 +110,7 @@ _LOSSES = (
     Loss(pairs.cosine_embedding_loss, "rows", GIVEN_PAIRS),
     Loss(pairs.pairwise_contrastive_loss, "folds", IN_BATCH, 1.5, ("contrastive", "linear_contrastive"),
          ({"power": 1},)),
+    Loss(pairs.margin_loss, "folds", IN_BATCH, 1.5, ("linear_contrastive",)),
     Loss(triplets.triplet_margin_loss, "rows", {"anchor": Role.ROWS, "positive": Role.ROWS, "negative": Role.ROWS}),
     Loss(triplets.batch_hard_triplet_loss, "mined", IN_BATCH, 1, variants=({"negatives": "semihard"},)),
     Loss(triplets.batch_semihard_triplet_loss, "triplets", IN_BATCH, 1),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import checks, ops
 from ..checks import METRICS
-from ..options import integer, label, learnable, one_of, optional, options
+from ..options import integer, label, learnable, learnables, one_of, optional, options
 from .reduce import REDUCTIONS, reduce
 
 
@@ -226,3 +226,73 @@ def pairwise_contrastive_loss(
         means = [reduce(terms, "mean", active.detach().sum(), batch.x) for terms, active in kinds]
         return means[0] + means[1]
     return reduce(states[0] + states[1], reduction, batch.pairs, batch.x)
+
+
+@options(
+    ref_offset=optional(integer()), ignore_index=optional(label), margin=learnable(), beta=learnables(),
+    metric=one_of(*METRICS), reduction=one_of(*REDUCTIONS, "active"),
+)  # fmt: skip
+def margin_loss(
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
+    ref_offset: int | None = None, ignore_index: int | None = None, margin: float | Tensor = 0.2,
+    beta: float | Tensor = 1.2, metric: str = "euclidean", reduction: str = "active",
+) -> Tensor:  # fmt: skip
+    r"""Margin loss: positives within a boundary and negatives beyond it, by a margin; the boundary may be learned.
+
+    $$ \ell_{ij} = \max(0, d_{ij} - \beta_i + m) \text{ if } y_i = y_j, \text{ else } \max(0, \beta_i + m - d_{ij}) $$
+
+    Memory is O((N + M) D).
+
+    Args:
+        embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index, metric: as for
+            `pairwise_contrastive_loss`.
+        margin: m, on either side of the boundary; a tensor of one element receives its gradient.
+        beta: the boundary, a distance; a tensor of one element receives its gradient, and so does one of several, [C],
+            of which an anchor has that of its label, which is then from 0 to C - 1::
+
+                beta = torch.nn.Parameter(torch.full([num_classes], 1.2))
+                loss = margin_loss(F.normalize(x), labels, beta=beta) + nu * beta.mean()
+
+        reduction: "active": the mean over all terms above 0, of both kinds together; "mean" over all valid ordered
+            pairs; "sum"; "none": the sum of each anchor's terms, [N].
+
+    Returns:
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any such term 0, with zero gradient.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen. With a beta of each label, on a CPU also of a
+            label out of range; on a GPU, where looking would wait for it, the loss of such an anchor is NaN.
+
+    Equivalent to (euclidean, a self batch)::
+
+        d = torch.cdist(embeddings, embeddings)
+        terms = F.relu(torch.where(same, d - beta + margin, beta + margin - d)).fill_diagonal_(0)
+        terms.sum() / (terms > 0).sum()
+
+    `MarginLoss` of pytorch-metric-learning counts a pair once for every triplet that it is in.
+
+    Source: Wu, Manmatha, Smola, Kraehenbuehl, "Sampling Matters in Deep Embedding Learning", ICCV 2017.
+
+    >>> x, labels = torch.tensor([[0.0], [1.5], [1.0]]), torch.tensor([0, 0, 1])
+    >>> margin_loss(x, labels, reduction="none")
+    tensor([0.9000, 1.4000, 1.3000])
+    """
+    batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    boundary, offsets = beta, None
+    if isinstance(beta, Tensor) and beta.dim() == 1:
+        boundary, offsets = 0.0, -_of_labels("beta", beta, batch, ignore_index)
+    pos, neg = (ops.of("sum", "sum", margin=boundary + m) for m in (-margin, margin))
+    far, too_far, near, too_near = ops.fold(
+        batch, "linear_contrastive", metric, pos=pos, neg=neg, offsets=offsets, offsets_of="rows"
+    )  # fmt: skip
+    if reduction == "active":
+        return reduce(far + near, "mean", (too_far + too_near).detach().sum(), batch.x)
+    return reduce(far + near, reduction, batch.pairs, batch.x)
+
+
+def _of_labels(name: str, values: Tensor, batch: checks.Batch, ignore_index: int | None) -> Tensor:
+    """Of every anchor the value of its label; NaN where it is no index of them. [N]"""
+    values = checks.of_each(name, values, "class", values.shape[0], batch.x, constant=False)
+    given = batch.x_labels
+    index = checks.class_indices("labels", given, given.shape, values.shape[0], batch.x, ignore_index)
+    return values[index.clamp(min=0)].masked_fill(index == checks.WRONG, torch.nan)

@@ -18,6 +18,7 @@ from .pairs import (
     cosine_embedding_loss,
     cosine_similarity_loss,
     euclidean_distance_loss,
+    margin_loss,
     pairwise_contrastive_loss,
 )
 from .proxies import proxy_anchor_loss, proxy_nca_loss
@@ -57,6 +58,7 @@ __all__ = [
     "island_loss",
     "lifted_structure_loss",
     "linear_cross_entropy_loss",
+    "margin_loss",
     "multi_similarity_loss",
     "n_pair_loss",
     "nca_loss",

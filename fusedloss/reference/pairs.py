@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .common import pairs_of, pairwise_distance, reduce, row_cosine, row_distance
+from .common import mean_of, pairs_of, pairwise_distance, reduce, row_cosine, row_distance, which_count
 
 
 def _graded(target, similar, if_similar, if_not):
@@ -52,3 +52,15 @@ def pairwise_contrastive_loss(
     if reduction == "active":
         return sum((terms * kind).sum() / ((terms > 0) & kind).sum().clamp_min(1) for kind in (pos, neg))
     return terms.sum() / ((pos | neg).sum().clamp_min(1) if reduction == "mean" else 1)
+
+
+def margin_loss(
+    embeddings, labels, ref_embeddings=None, ref_labels=None, *,
+    ref_offset=None, ignore_index=None, margin=0.2, beta=1.2, metric="euclidean", reduction="active",
+):  # fmt: skip
+    x, refs, pos, neg = pairs_of(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    d = pairwise_distance(x, refs, metric)
+    if isinstance(beta, torch.Tensor) and beta.dim() == 1 and len(beta) > 1:
+        beta = beta[labels.long().where(which_count(labels, ignore_index), 0)][:, None]
+    terms = F.relu(torch.where(pos, d - beta + margin, beta + margin - d)).where(pos | neg, d.new_zeros(()))
+    return mean_of(terms, pos | neg, reduction)

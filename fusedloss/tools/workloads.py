@@ -52,13 +52,14 @@ def workloads(
 
 def arguments(work: Workload, device: str, seed: int = 0) -> dict[str, Any]:
     """Random rows that want their gradient, about as far apart as in training, and random labels."""
+    centers = [work.keywords["sub_centers"]] if "sub_centers" in work.keywords else []
     generator = torch.Generator("cpu" if device == "meta" else device).manual_seed(seed)
     dtype = DTYPES[work.dtype]
 
-    def rows(n: int, d: int) -> Tensor:
+    def rows(*shape: int) -> Tensor:
         if device == "meta":
-            return torch.empty(n, d, dtype=dtype, device=device, requires_grad=True)
-        found = torch.randn(n, d, generator=generator, device=device) / d**0.5
+            return torch.empty(*shape, dtype=dtype, device=device, requires_grad=True)
+        found = torch.randn(*shape, generator=generator, device=device) / shape[-1] ** 0.5
         return found.to(dtype).requires_grad_()
 
     def indices(most: int) -> Tensor:
@@ -73,7 +74,7 @@ def arguments(work: Workload, device: str, seed: int = 0) -> dict[str, Any]:
         **dict.fromkeys((Role.ROWS, Role.KEYS, Role.VIEW), lambda: rows(work.N, work.D)),
         Role.LABELS: lambda: indices(max(2, work.N // ROWS_OF_A_CLASS)),
         Role.SIMILAR: lambda: indices(2),
-        Role.CLASSES: lambda: rows(work.classes, work.D),
+        Role.CLASSES: lambda: rows(work.classes, *centers, work.D),
         Role.CLASS: lambda: indices(work.classes),
         Role.LOGITS: lambda: rows(work.N, work.classes),
         Role.ANSWERS: lambda: (rows(work.N, work.classes).detach() > 0).to(dtype),
