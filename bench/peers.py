@@ -170,14 +170,14 @@ def sentence_transformers_semihard(*, margin: float = 0.2, metric: str = "sqeucl
     return sentence_transformers("BatchSemiHardTripletLoss", margin, metric)
 
 
-def sentence_transformers_ranking(scale: float, normalize: bool, symmetric: bool) -> Loss:
+def sentence_transformers_ranking(scale: float, metric: str, symmetric: bool) -> Loss:
     from sentence_transformers import util
     from sentence_transformers.sentence_transformer import losses
 
     loss = losses.MultipleNegativesRankingLoss(
         None,
         scale=scale,
-        similarity_fct=util.cos_sim if normalize else util.dot_score,
+        similarity_fct={"cosine": util.cos_sim, "dot": util.dot_score}[metric],
         directions=("query_to_doc", "doc_to_query") if symmetric else ("query_to_doc",),
         partition_mode="per_direction",
     )
@@ -185,23 +185,23 @@ def sentence_transformers_ranking(scale: float, normalize: bool, symmetric: bool
 
 
 def sentence_transformers_info_nce(
-    *, temperature: float = 0.07, normalize: bool = True, symmetric: bool = False
+    *, temperature: float = 0.07, metric: str = "cosine", symmetric: bool = False
 ) -> Loss:
-    return sentence_transformers_ranking(1 / temperature, normalize, symmetric)
+    return sentence_transformers_ranking(1 / temperature, metric, symmetric)
 
 
 def sentence_transformers_clip(*, logit_scale: float) -> Loss:
-    return sentence_transformers_ranking(logit_scale, normalize=False, symmetric=True)
+    return sentence_transformers_ranking(logit_scale, "dot", symmetric=True)
 
 
 def sentence_transformers_n_pair() -> Loss:
-    return sentence_transformers_ranking(1.0, normalize=False, symmetric=False)
+    return sentence_transformers_ranking(1.0, "dot", symmetric=False)
 
 
 # ---------------------------------------------------------------------------------------------------- Triton kernels
 
 
-def inf_cl(scale: float, normalize: bool, symmetric: bool) -> Loss:
+def inf_cl(scale: float, metric: str, symmetric: bool) -> Loss:
     from inf_cl import cal_flash_loss
 
     def one_way(x: Tensor, y: Tensor) -> Tensor:
@@ -211,19 +211,20 @@ def inf_cl(scale: float, normalize: bool, symmetric: bool) -> Loss:
 
     def of_pairs(x: Tensor, y: Tensor) -> Tensor:
         x, y = x.float(), y.float()  # as it does, but before the scale rounds them
-        if normalize:
+        if metric == "cosine":
             x, y = F.normalize(x), F.normalize(y)
         return (one_way(x, y) + one_way(y, x)) / 2 if symmetric else one_way(x, y)
 
     return of_batch(of_pairs, "clip_loss")
 
 
-def inf_cl_info_nce(*, temperature: float = 0.07, normalize: bool = True, symmetric: bool = False) -> Loss:
-    return inf_cl(1 / temperature, normalize, symmetric)
+def inf_cl_info_nce(*, temperature: float = 0.07, metric: str = "cosine", symmetric: bool = False) -> Loss:
+    allow(metric=(metric, ("cosine", "dot")))
+    return inf_cl(1 / temperature, metric, symmetric)
 
 
 def inf_cl_clip(*, logit_scale: float) -> Loss:
-    return inf_cl(logit_scale, normalize=False, symmetric=True)
+    return inf_cl(logit_scale, "dot", symmetric=True)
 
 
 def memeff_clip(*, logit_scale: float) -> Loss:

@@ -86,14 +86,8 @@ def shift(s, x, y, r, c, N, M, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def weighed(terms, kinds, x, y, r, c, N, M, WHOLE: tl.constexpr):
-    """The terms of negatives, times the weights of the one side that has them where they are summed."""
-    if len(x.weights) > 0:
-        w = load(x.weights[0], r, N)[:, None]
-    elif len(y.weights) > 0:
-        w = load(y.weights[0], c, M, WHOLE)[None, :]
-    else:
-        return terms
+def times(terms, kinds, w):
+    """The terms, and their derivatives, of sums times w."""
     found = ()
     for k in tl.static_range(len(kinds)):
         term = terms[k]
@@ -105,6 +99,17 @@ def weighed(terms, kinds, x, y, r, c, N, M, WHOLE: tl.constexpr):
         else:
             found = found + (term,)
     return found
+
+
+@triton.jit
+def weighed(terms, kinds, x, y, r, c, N, M, WHOLE: tl.constexpr):
+    """The terms of negatives, times the weights of the one side that has them where they are summed."""
+    if len(x.weights) > 0:
+        return times(terms, kinds, load(x.weights[0], r, N)[:, None])
+    elif len(y.weights) > 0:
+        return times(terms, kinds, load(y.weights[0], c, M, WHOLE)[None, :])
+    else:
+        return terms
 
 
 @triton.jit

@@ -37,23 +37,37 @@ OPTIONS = {
     "offset": [-1],
     "scale": [math.nan, math.inf, 0.0, -1.0],
     "label_smoothing": [math.nan, -0.1, 1.1],
+    "sigma": [math.nan, 0.0, -0.5],
+    "softcap": [math.nan, math.inf, 0.0, -30.0],
+    "z_loss": [math.nan, -1e-4],
+    "sub_centers": [0, -1, 9],
 }
 NUMBERS = ["margin", "pos_margin", "neg_margin", "eps", "temperature", "alpha", "beta", "base", "gamma", "l2_reg"]
-NUMBERS += ["scale", "label_smoothing"]
+NUMBERS += ["scale", "label_smoothing", "sigma", "softcap", "z_loss"]
 FLAGS = ["overwrite_logits", "normalize", "in_batch_negatives", "symmetric", "soft_margin", "swap"]
 WRONG_TYPES = ["1", True, torch.ones(2), torch.tensor(1), None]
 
 
 MAY_BE_ZERO = [(loss, "gamma") for loss in (fusedloss.focal_loss, fusedloss.linear_cross_entropy_loss)]
 MAY_BE_ZERO += [(fusedloss.sigmoid_focal_loss, name) for name in ("alpha", "gamma")]
+MAY_BE_ZERO += [(fusedloss.margin_loss, "beta")]
+MAY_BE_NONE = [(fusedloss.siglip_loss, "offset")]
+OF_SEVERAL = [(fusedloss.arcface_loss, "margin"), (fusedloss.cosface_loss, "margin"), (fusedloss.margin_loss, "beta")]
+
+
+def optional_tensors(loss):
+    """Those that a call may leave out, which are no options."""
+    row = CATALOG.get(loss.__name__)
+    return [name for name, role in row.tensors.items() if role.optional] if row else []
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, fusedloss.hardest_pairs])
 def test_every_option_has_a_rule_that_its_default_follows(loss):
     tensors = [] if loss is fusedloss.hardest_pairs else CATALOG[loss.__name__].tensors
     numbers = [name for name in tensors if tensors[name] in (Role.SCALE, Role.BIAS)]
-    assert rules_of(loss).keys() == {*loss.__kwdefaults__, *numbers}
-    for name, default in loss.__kwdefaults__.items():
+    assert rules_of(loss).keys() == {*loss.__kwdefaults__, *numbers} - {*optional_tensors(loss)}
+    for name in loss.__kwdefaults__.keys() - {*optional_tensors(loss)}:
+        default = loss.__kwdefaults__[name]
         assert rules_of(loss)[name](name, default) is default
 
 
@@ -136,12 +150,14 @@ def test_the_default_dtype_changes_nothing(loss, dtype):
     assert found.dtype == want.dtype and torch.equal(found, want)
 
 
-WITH_TESTS_OF_THEIR_OWN = {"ref_offset", "ignore_index", "bias", "weight", "pos_weight"}
+OF_EACH = ("hard_negatives", "key_bias")  # one for each query, or key
+WITH_TESTS_OF_THEIR_OWN = {"ref_offset", "ignore_index", "bias", "weight", "class_weight", "pos_weight"}
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_wrong_values_of_every_option_are_here(loss):
-    assert loss.__kwdefaults__.keys() <= OPTIONS.keys() | {*FLAGS} | WITH_TESTS_OF_THEIR_OWN
+    known = OPTIONS.keys() | {*FLAGS} | WITH_TESTS_OF_THEIR_OWN
+    assert loss.__kwdefaults__.keys() <= known | {*optional_tensors(loss)}
 
 
 def takes(name):
@@ -170,7 +186,9 @@ def test_an_unknown_option_or_a_number_out_of_range_is_a_value_error(loss, name,
         for name in [*NUMBERS, "offset", "ignore_index"]
         for loss in takes(name)
         for v in WRONG_TYPES
-        if v is not None or loss.__kwdefaults__[name] is not None
+        if v is not None
+        or (loss.__kwdefaults__[name] is not None and (loss, name) != (fusedloss.siglip_loss, "offset"))
+        if not (isinstance(v, torch.Tensor) and v.dim() and (loss, name) in OF_SEVERAL)
     ],
 )
 def test_a_number_of_the_wrong_type_is_a_type_error(loss, name, value):
@@ -205,12 +223,12 @@ def test_a_logit_scale_or_bias_that_is_no_finite_number_is_an_error(loss, name):
 def test_info_nce_needs_its_positives_and_some_negatives():
     q, k = torch.ones(3, 2), torch.ones(4, 2)
     with pytest.raises(
-        ValueError, match=r"^key must have the 5 rows or more \(queries \+ offset\), got shape \(4, 2\)"
+        ValueError, match=r"^key must have the 5 rows or more \(those of query, and offset\), got shape \(4, 2\)"
     ):
         fusedloss.info_nce_loss(q, k, offset=2)
     with pytest.raises(ValueError, match=r"^key must have the 3 rows, one a query, got shape \(4, 2\)"):
         fusedloss.info_nce_loss(q, k, symmetric=True)
-    with pytest.raises(ValueError, match=r"^negatives must be given where in_batch_negatives is False, got None"):
+    with pytest.raises(ValueError, match=r"^negatives must be given where in_batch_negatives is False, or hard_neg"):
         fusedloss.info_nce_loss(q, k, in_batch_negatives=False)
     with pytest.raises(ValueError, match=r"^symmetric must be False where in_batch_negatives is False, got True"):
         fusedloss.info_nce_loss(q, q, k, in_batch_negatives=False, symmetric=True)
@@ -224,7 +242,8 @@ def test_hardest_pairs_checks_its_options(name):
 
 def rows_of(loss):
     """The floating arguments of a loss, the first of which the others are compared with."""
-    return [name for name, v in example(loss, refs=True).items() if v.is_floating_point() and v.dim() > 0]
+    found = example(loss, refs=True).items()
+    return [name for name, v in found if v.is_floating_point() and v.dim() > 0 and name not in OF_EACH]
 
 
 @pytest.mark.parametrize(
@@ -338,3 +357,66 @@ def test_a_double_backward_is_a_clear_error(backend, device, loss):
     (grad,) = torch.autograd.grad(loss(**arguments), rows, create_graph=True)
     with pytest.raises(RuntimeError, match="double backward is not implemented"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("margin", [torch.ones(8), torch.ones(2, 9), torch.full((9,), math.nan), torch.ones(9).long()])
+@pytest.mark.parametrize("loss", [fusedloss.arcface_loss, fusedloss.cosface_loss])
+def test_margins_of_rows_are_one_a_row_and_finite(loss, margin):
+    with pytest.raises((TypeError, ValueError), match=r"^margin must "):
+        loss(**example(loss), margin=margin)
+    with pytest.raises(ValueError, match=r"^margin must be finite and at most 3\.14159 radians everywhere, got 4\.0"):
+        fusedloss.arcface_loss(**example(fusedloss.arcface_loss), margin=torch.full((9,), -4.0))
+
+
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if "class_weight" in loss.__kwdefaults__])
+def test_weights_of_classes_are_constants_one_a_class(loss):
+    for wrong in (torch.ones(6), torch.ones(7).long(), torch.ones(7, requires_grad=True), [1.0] * 7):
+        with pytest.raises((TypeError, ValueError), match=r"^class_weight must "):
+            loss(**example(loss), class_weight=wrong)
+
+
+@pytest.mark.parametrize("loss", takes("sub_centers"))
+def test_sub_centers_are_rows_of_every_class(loss):
+    said = r"^weight must have shape \(C, 3, 5\), 3 sub_centers a class, got \(7, 5\)"
+    with pytest.raises(ValueError, match=said):
+        loss(**example(loss), sub_centers=3)
+    arguments = example(loss, sub_centers=3)
+    with pytest.raises(ValueError, match=r"^weight must have shape \(C, 2, 5\), 2 sub_centers a class, got"):
+        loss(**arguments, sub_centers=2)
+    with pytest.raises(ValueError, match=r"^weight must have shape"):
+        loss(**arguments)
+
+
+def test_a_beta_of_every_label_needs_labels_that_are_indices():
+    x, labels = torch.ones(3, 2), torch.tensor([0, 1, 2])
+    with pytest.raises(ValueError, match=r"^labels must be class indices from 0 to 1, got 2"):
+        fusedloss.margin_loss(x, labels, beta=torch.ones(2))
+    assert fusedloss.margin_loss(x, labels, beta=torch.ones(2), ignore_index=2).isfinite()
+
+
+def test_what_is_given_for_each_query_or_key_fits_it():
+    q, k = torch.ones(3, 2), torch.ones(4, 2)
+    for wrong in (torch.ones(2, 5, 2), torch.ones(3, 2), torch.ones(3, 5, 3), torch.ones(3, 5, 2).double(), [[]]):
+        with pytest.raises((TypeError, ValueError), match=r"^hard_negatives must "):
+            fusedloss.info_nce_loss(q, k, hard_negatives=wrong)
+    for wrong in (torch.ones(3), torch.ones(4).long(), torch.ones(4, 1), [0.0] * 4):
+        with pytest.raises((TypeError, ValueError), match=r"^key_bias must "):
+            fusedloss.info_nce_loss(q, k, key_bias=wrong)
+
+
+@pytest.mark.parametrize("loss", [fusedloss.info_nce_loss, fusedloss.clip_loss, fusedloss.siglip_loss])
+def test_ids_are_those_of_both_sides(loss):
+    x, y, ids = torch.ones(3, 2), torch.ones(5, 2), torch.tensor([4, 5, 4])
+    numbers = {name: 1.0 for name in ("logit_scale", "logit_bias") if name in CATALOG[loss.__name__].required}
+    of_y = "key_ids" if loss is fusedloss.info_nce_loss else "text_ids"
+    given = torch.tensor([0, 4, 5, 4, 1])
+    assert loss(x, y, ids=ids, **{of_y: given}, offset=1, **numbers).isfinite()
+    with pytest.raises(ValueError, match=rf"^{of_y} must be given with ids where there are 5 rows for 3 ids, got None"):
+        loss(x, y, ids=ids, **numbers)
+    said = rf"^{of_y} must be those of ids from row 0 \(offset\) on, but row 0 has id 0, row 0 of ids 4"
+    with pytest.raises(ValueError, match=said):
+        loss(x, y, ids=ids, **{of_y: given}, **numbers)
+    with pytest.raises(TypeError, match=r"^ids must be an integer tensor, got NoneType"):
+        loss(x, y, **{of_y: given}, **numbers)
+    with pytest.raises(ValueError, match=r"must have the 5 rows or more \(those of \w+, and offset\), got shape"):
+        loss(x, y[:4], ids=ids, offset=2, **numbers)

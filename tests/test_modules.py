@@ -28,7 +28,8 @@ def test_every_loss_has_a_module_of_its_name_and_options():
         assert module.__name__ in fusedloss.__all__
         around = (["num_classes", "dim"], ["device", "dtype"]) if loss in WITH_CLASSES else ([], [])
         numbers = [*CATALOG[loss.__name__].named(Role.SCALE), *CATALOG[loss.__name__].named(Role.BIAS)]
-        wanted = [*around[0], *numbers, *loss.__kwdefaults__, *around[1]]
+        options = [name for name in loss.__kwdefaults__ if name not in CATALOG[loss.__name__].tensors]
+        wanted = [*around[0], *numbers, *options, *around[1]]
         assert list(inspect.signature(module).parameters) == wanted
         assert issubclass(module, nn.Module)
 
@@ -61,7 +62,8 @@ def test_a_module_equals_its_function(loss):
     options = {} if "margin" not in loss.__kwdefaults__ else dict(margin=0.7)
     want = loss(**arguments, reduction="sum", **options)
     module, arguments = with_its_rows(loss, arguments, reduction="sum", **options)
-    assert torch.equal(module(*arguments.values()), want)
+    named = {name: arguments[name] for name in arguments if name in loss.__kwdefaults__}
+    assert torch.equal(module(*[v for name, v in arguments.items() if name not in named], **named), want)
     assert torch.equal(module(**arguments), want)
     assert "reduction='sum'" in repr(module)
 
@@ -233,7 +235,8 @@ ERRORS = [
     (lambda: fusedloss.NTXentLoss(zzz=0.1), "NTXentLoss: no argument 'zzz'. It takes temperature, reduction"),
     (lambda: fusedloss.ArcFaceLoss(), "ArcFaceLoss: num_classes and dim must be given, got nothing"),
     (lambda: fusedloss.ArcFaceLoss(embedding_size=6), "ArcFaceLoss: no argument 'embedding_size', which is dim here. "
-     "It takes num_classes, dim, margin, scale, ignore_index, reduction, device, dtype"),
+     "It takes num_classes, dim, margin, scale, ignore_index, class_weight, label_smoothing, sub_centers, reduction, "
+     "device, dtype"),
     (lambda: fusedloss.ArcFaceLoss(3, 2, 0.5), "ArcFaceLoss: takes num_classes, dim by place, got 3 arguments. "
      "Options have names: ArcFaceLoss(num_classes, dim, margin=0.5)"),
     (lambda: fusedloss.ArcFaceLoss(0, 2), "ArcFaceLoss: num_classes must be at least 1, got 0"),
@@ -249,8 +252,8 @@ ERRORS = [
      "arguments. Options have names: NTXentLoss.forward(z1, z2, temperature=0.1)"),
     (lambda: fusedloss.NTXentLoss()(*torch.ones(2, 2, 2), z1=1),
      "NTXentLoss.forward: z1 must be given once, got it by place and by name"),
-    (lambda: fusedloss.ArcFaceLoss(3, 2)(torch.ones(2, 2), torch.arange(2), weight=1),
-     "ArcFaceLoss.forward: no argument 'weight'. It takes embeddings, target, margin, scale, ignore_index, reduction"),
+    (lambda: fusedloss.ProxyNCALoss(3, 2)(torch.ones(2, 2), torch.arange(2), proxies=1),
+     "ProxyNCALoss.forward: no argument 'proxies'. It takes embeddings, target, scale, ignore_index, reduction"),
     (lambda: fusedloss.nt_xent_loss(*torch.ones(2, 2, 2), tau=1),
      "nt_xent_loss: no argument 'tau', which is temperature here. It takes z1, z2, temperature, reduction"),
 ]  # fmt: skip

@@ -170,7 +170,7 @@ def test_both_roles_of_a_row_take_the_same_score(length):
     """In float64 a state is exact to 1e-16 of the score, and a weight is its exponential."""
     x, labels = batch(64, 16, classes=4)
     arguments = {"embeddings": x / x.norm(dim=1, keepdim=True) * length, "labels": labels}
-    loss = dict(normalize=False, gamma=1e-3)
+    loss = dict(metric="dot", gamma=1e-3)
     found, want = (
         differentiate(partial(f, **loss), arguments, torch.float64, "cpu", ())
         for f in (fusedloss.circle_loss, reference.circle_loss)

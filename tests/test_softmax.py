@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import fusedloss
 from fusedloss import ops
-from fusedloss.checks import Batch
+from fusedloss.checks import SIMILARITIES, Batch
 from fusedloss.ops import folds
 from tests.compare import check, differentiate
 from tests.grid import IGNORED, PLANS, REFS, batch, cases, example, ignoring, in_full, references, running
@@ -38,7 +38,7 @@ def towers(case):
         shape=SHAPES,
         reduction=REDUCTIONS,
         numbers=NUMBERS,
-        normalize=(True, False),
+        metric=SIMILARITIES,
         negatives=("batch", "queue", "both", "constant queue"),
         positives=("own", "offset", "symmetric"),
         trained=("both", "first", "second"),
@@ -55,7 +55,7 @@ def test_info_nce_is_as_exact_as_eager(backend, case):
     in_batch = case["negatives"] != "queue"
     if case["negatives"] != "batch":
         arguments |= dict(negatives=batch(case["shape"][1], x.shape[1], seed=2)[0])
-    arguments |= dict(temperature=number(case, 0.3), normalize=case["normalize"], reduction=case["reduction"])
+    arguments |= dict(temperature=number(case, 0.3), metric=case["metric"], reduction=case["reduction"])
     arguments |= dict(in_batch_negatives=in_batch, symmetric=in_batch and case["positives"] == "symmetric")
     fixed = [("query", "key")[i] for i in constant] + ["negatives"] * (case["negatives"] == "constant queue")
     with running(backend, case["plan"]) as device:
@@ -108,7 +108,7 @@ def test_n_pair_is_as_exact_as_eager(backend, case):
         ignored=IGNORED,
         reduction=REDUCTIONS,
         numbers=NUMBERS,
-        normalize=(True, False),
+        metric=SIMILARITIES,
     ),
     blocked=3,
     triton=2,
@@ -117,7 +117,7 @@ def test_n_pair_is_as_exact_as_eager(backend, case):
 def test_supcon_is_as_exact_as_eager(backend, case):
     N, M, D = case["shape"]
     (x, labels), (y, ref_labels) = batch(N, D), batch(M, D, seed=1)
-    arguments = dict(embeddings=x, labels=labels, normalize=case["normalize"], reduction=case["reduction"])
+    arguments = dict(embeddings=x, labels=labels, metric=case["metric"], reduction=case["reduction"])
     arguments |= dict(temperature=number(case, 0.3))
     arguments = ignoring(case["ignored"], arguments | references(case["refs"], x, labels, y, ref_labels))
     constant = ["ref_embeddings"] if case["refs"] == "constant" else []
@@ -194,15 +194,15 @@ def test_logits_up_to_ten_thousand_have_exact_values_and_gradients(backend, devi
     assert (x @ y.T).min() > 9900 and (x @ y.T).max() < 10000
     y, labels = sign * y, torch.arange(61) % 6
     losses = {
-        fusedloss.info_nce_loss: dict(query=x, key=y, temperature=1.0, normalize=False),
+        fusedloss.info_nce_loss: dict(query=x, key=y, temperature=1.0, metric="dot"),
         fusedloss.clip_loss: dict(image=x, text=y, logit_scale=1.0),
         fusedloss.siglip_loss: dict(image=x, text=y, logit_scale=1.0, logit_bias=-10.0),
         fusedloss.n_pair_loss: dict(anchor=x, positive=y),
         fusedloss.supcon_loss: dict(
-            embeddings=x, labels=labels, ref_embeddings=y, ref_labels=labels, temperature=1.0, normalize=False
+            embeddings=x, labels=labels, ref_embeddings=y, ref_labels=labels, temperature=1.0, metric="dot"
         ),
         fusedloss.multi_similarity_loss: dict(
-            embeddings=x, labels=labels, ref_embeddings=y, ref_labels=labels, beta=1.0, alpha=1.0, normalize=False
+            embeddings=x, labels=labels, ref_embeddings=y, ref_labels=labels, beta=1.0, alpha=1.0, metric="dot"
         ),
     }
     for loss, arguments in losses.items():
@@ -214,7 +214,7 @@ def test_a_queue_of_logits_far_below_zero_is_exact(backend, device):
     common = batch(1, 32)[0]
     x, y, queue = (100 * F.normalize(common + 0.05 * batch(n, 32, seed=n)[0]) for n in (21, 22, 23))
     assert -2.0 * (x @ queue.T).min() < -19_000
-    arguments = dict(query=x, key=-y[:21], negatives=-queue, temperature=0.5, normalize=False, reduction="none")
+    arguments = dict(query=x, key=-y[:21], negatives=-queue, temperature=0.5, metric="dot", reduction="none")
     check(fusedloss.info_nce_loss, arguments, device=device)
 
 

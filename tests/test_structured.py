@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fusedloss
+from fusedloss.options import rules_of
 from tests.compare import check
 from tests.grid import IGNORED, PLANS, REFS, batch, cases, ignoring, references, running
 
@@ -31,7 +32,7 @@ WEIGHTS = 3  # as in test_softmax
         refs=REFS,
         ignored=IGNORED,
         reduction=("mean", "sum", "none"),
-        normalize=(True, False),
+        on_sphere=(True, False),
         options=(0, 1),
     ),
     blocked=3,
@@ -43,7 +44,9 @@ def test_structured_losses_are_as_exact_as_eager(backend, case):
     (x, labels), (y, ref_labels) = batch(N, D), batch(M, D, seed=1)
     arguments = dict(embeddings=x, labels=labels, reduction=case["reduction"])
     if "normalize" in case["loss"].__kwdefaults__:
-        arguments["normalize"] = case["normalize"]
+        arguments["normalize"] = case["on_sphere"]
+    elif "dot" in rules_of(case["loss"])["metric"].keywords["allowed"]:
+        arguments["metric"] = "cosine" if case["on_sphere"] else "dot"
     arguments |= OPTIONS[case["loss"]][case["options"]]
     arguments = ignoring(case["ignored"], arguments | references(case["refs"], x, labels, y, ref_labels))
     constant = ["ref_embeddings"] if case["refs"] == "constant" else []

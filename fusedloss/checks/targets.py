@@ -47,8 +47,9 @@ def with_classes(x: Tensor, target: object, C: int, ignore_index: int | None) ->
     return without(x, None if ignore_index is None else ignored_rows(index, IGNORED)), index
 
 
-def floating(name: str, values: Tensor, x: Tensor, *, constant: bool) -> Tensor:
-    """A tensor on the device of x, which needs no gradient if it is a constant."""
+def floating(name: str, values: object, x: Tensor, *, constant: bool) -> Tensor:
+    """A floating tensor on the device of x, which needs no gradient if it is a constant."""
+    values = tensor(name, values)
     if values.device != x.device:
         raise ValueError(f"{name} must be on the device of the rows, {x.device}, got {values.device}")
     if constant and values.requires_grad:
@@ -58,7 +59,7 @@ def floating(name: str, values: Tensor, x: Tensor, *, constant: bool) -> Tensor:
     return values
 
 
-def of_each(name: str, values: Tensor, what: str, n: int, x: Tensor, *, constant: bool) -> Tensor:
+def of_each(name: str, values: object, what: str, n: int, x: Tensor, *, constant: bool) -> Tensor:
     """A floating tensor [n], one value for each of what there are n of."""
     found = floating(name, values, x, constant=constant)
     if found.shape != (n,):

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from .. import checks, ops
 from ..checks import SIMILARITIES, Batch
-from ..options import flag, integer, learnable, number, one_of, optional, options, tensor
+from ..options import flag, integer, learnable, number, one_of, optional, options
 from .reduce import REDUCTIONS, reduce, similarity, softplus
 
 
 @options(
     temperature=learnable(above=True), metric=one_of(*SIMILARITIES), in_batch_negatives=flag, symmetric=flag,
-    hard_negatives=optional(tensor), key_bias=optional(tensor), offset=integer(), reduction=one_of(*REDUCTIONS),
+    offset=integer(), reduction=one_of(*REDUCTIONS),
 )  # fmt: skip
 def info_nce_loss(
     query: Tensor, key: Tensor, negatives: Tensor | None = None, *,

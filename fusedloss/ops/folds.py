@@ -69,9 +69,7 @@ def fold(
     highest score alone counts, and the first of equal ones.
     Differentiable by x, y, offsets and the numbers.
     """
-    if (
-        offsets is not None and offsets_of == "rows" and batch.y is None
-    ):  # a pair has two scores then, so its rows meet as two sides
+    if offsets is not None and offsets_of == "rows" and batch.y is None:  # a pair has two scores: there are two sides
         batch = batch._replace(y=batch.x, ref_offset=0, y_sorted=batch.x_sorted)
     given = [*numbers_of(loss, pos), *numbers_of(loss, neg)]
     offsets, weights = (None if t is None else t.to(loss_dtype(batch.x)) for t in (offsets, weights))

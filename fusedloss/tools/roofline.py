@@ -143,7 +143,8 @@ def walked(launch: Launch, found: dict[str, Any], work: Workload) -> list[Tiles]
     if "NEAR" not in o:  # the kernels of a turn that finds nothing to do walk none
         return [tiles("all", M / splits if first < mates else 0, o["BN"], o["num_stages"], loops[0], near / M)]
     near = near if given["x"].near else M
-    far = tiles("far", (M - near) / splits, o["BN"], o["num_stages"], loops[0], 0)
+    apart = M - near if "neg" not in given or given["neg"].kinds else 0  # no far pair is positive
+    far = tiles("far", apart / splits, o["BN"], o["num_stages"], loops[0], 0)
     return sorted((far, tiles("near", near / splits, o["NEAR"], 1, loops[-1], 1)), key=lambda t: -t.number * t.columns)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..losses.catalog import CATALOG, Role
+from ..options import rules_of
 from .measure import Run
 
 LOSSES = CATALOG  # every loss is a workload
@@ -44,10 +45,18 @@ def workloads(
 ) -> Iterator[Workload]:  # fmt: skip
     """Losses as called by default, with each of the metrics, and their variants."""
     for name, N, D, kind in itertools.product(loss, n, d, dtype):
-        default = inspect.signature(LOSSES[name].function).parameters.get("metric")
-        for score in [""] if default is None else metric or [default.default]:
+        for score in scores(name, metric):
             for options in ({}, *LOSSES[name].variants):
                 yield Workload(name, N, D, kind, score, tuple(options.items()), classes)
+
+
+def scores(loss: str, metric: Sequence[str] | None) -> list[str]:
+    """The values of a loss's option of that name: those of the given ones that it has, or its default."""
+    default = inspect.signature(LOSSES[loss].function).parameters.get("metric")
+    if default is None:
+        return [""]
+    rule: Any = rules_of(LOSSES[loss].function)["metric"]  # one of those
+    return [m for m in metric or [default.default] if m in rule.keywords["allowed"]]
 
 
 def arguments(work: Workload, device: str, seed: int = 0) -> dict[str, Any]:
