@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import fusedloss
+from bench.regimes import forms
 from fusedloss import ops
 from fusedloss.checks import SIMILARITIES, Batch
 from fusedloss.ops import folds
@@ -21,8 +22,17 @@ WEIGHTS = 2  # the weights of the gradient product are rounded as its result is
 SCALED_WEIGHTS = 3  # and what comes with the row itself cancels most of a gradient across the sphere
 
 
+def clip(image, text, **options):
+    return fusedloss.clip_loss(image, text, 3.0, **options)
+
+
 def number(case, value):
     return torch.tensor(value) if case["numbers"] == "tensor" else value
+
+
+def orders(case, loss, *rows):
+    """In float64, where the truth is as rounded as eager, eager's errors with its sums in other orders."""
+    return forms(getattr(fusedloss.reference, loss.__name__), rows) if case["dtype"] == torch.float64 else ()
 
 
 def towers(case):
@@ -59,7 +69,72 @@ def test_info_nce_is_as_exact_as_eager(backend, case):
     arguments |= dict(in_batch_negatives=in_batch, symmetric=in_batch and case["positives"] == "symmetric")
     fixed = [("query", "key")[i] for i in constant] + ["negatives"] * (case["negatives"] == "constant queue")
     with running(backend, case["plan"]) as device:
-        check(fusedloss.info_nce_loss, arguments, case["dtype"], device, constant=fixed, roundings=SCALED_WEIGHTS)
+        loss, options = fusedloss.info_nce_loss, dict(constant=fixed, roundings=SCALED_WEIGHTS)
+        check(loss, arguments, case["dtype"], device, forms=orders(case, loss, "query", "key"), **options)
+
+
+@cases(
+    dict(
+        shape=SHAPES,
+        reduction=REDUCTIONS,
+        numbers=NUMBERS,
+        metric=("cosine", "euclidean"),
+        ids=(False, True),
+        bias=("none", "trained", "constant"),
+        hard=("none", "trained", "constant"),
+        positives=("own", "offset", "symmetric"),
+        in_batch=(True, False),
+    ),
+    blocked=2,
+    triton=2,
+    plans=("default", "small", "sorted", "sorted split"),
+)
+def test_info_nce_with_ids_biases_and_negatives_of_its_own_is_as_exact_as_eager(backend, case):
+    (x, y, _), N = towers(case), case["shape"][0]
+    ids, offset = torch.arange(N) // 3, 2 if case["positives"] == "offset" else 0
+    arguments = dict(query=x, offset=offset, metric=case["metric"], reduction=case["reduction"])
+    places = torch.cat([torch.arange(N)[N - offset :], torch.arange(N), torch.arange(N)[:offset]])
+    arguments |= dict(key=y[places], temperature=number(case, 0.3))
+    if case["ids"]:
+        arguments |= dict(ids=ids) | (dict(key_ids=ids[places]) if offset else {})
+    if case["bias"] != "none":
+        arguments |= dict(key_bias=batch(len(places), 3, seed=3)[0][:, 0])
+    if case["hard"] != "none" or not case["in_batch"]:
+        arguments |= dict(hard_negatives=batch(3 * N, x.shape[1], seed=4)[0].unflatten(0, (N, 3)))
+    arguments |= dict(
+        in_batch_negatives=case["in_batch"], symmetric=case["in_batch"] and case["positives"] == "symmetric"
+    )
+    fixed = ["key_bias"] * (case["bias"] == "constant") + ["hard_negatives"] * (case["hard"] == "constant")
+    with running(backend, case["plan"]) as device:
+        # A query's gradient is the sum of up to three, each rounded to its dtype.
+        check(fusedloss.info_nce_loss, arguments, case["dtype"], device, constant=fixed, roundings=3 * WEIGHTS)
+
+
+@pytest.mark.parametrize(("loss", "key_ids"), [(fusedloss.info_nce_loss, "key_ids"), (clip, "text_ids")])
+def test_keys_with_the_id_of_a_query_are_none_of_its_negatives(backend, device, loss, key_ids):
+    """As if they were not there: against the same keys without them, one query at a time."""
+    (query, _), (key, _), ids = batch(6, 5), batch(7, 5, seed=1), torch.tensor([0, 1, 0, 2, 2, 2, 3])
+    query, key, ids = (t.to(device) for t in (query.float(), key.float(), ids))
+    want = []
+    for i in range(6):
+        kept = (ids != ids[i]) | (torch.arange(7, device=device) == i)
+        want.append(loss(query[i : i + 1], key[kept], offset=int(kept[:i].sum()), reduction="none"))
+    found = loss(query, key, ids=ids[:6], **{key_ids: ids}, reduction="none")
+    torch.testing.assert_close(found, torch.cat(want), rtol=1e-5, atol=1e-6)
+
+
+@cases(
+    dict(shape=SHAPES, reduction=REDUCTIONS, numbers=NUMBERS, sigma=(None, 0.5)),
+    blocked=3,
+    triton=2,
+    plans=("default", "small", "sorted"),
+)
+def test_decoupled_contrastive_is_as_exact_as_eager(backend, case):
+    x, y, _ = towers(case)
+    arguments = dict(z1=x, z2=y, temperature=number(case, 0.3), reduction=case["reduction"], sigma=case["sigma"])
+    with running(backend, case["plan"]) as device:
+        # A view's gradient is the sum of two, that within its view and that across, each rounded.
+        check(fusedloss.decoupled_contrastive_loss, arguments, case["dtype"], device, roundings=2 * SCALED_WEIGHTS)
 
 
 @cases(dict(shape=SHAPES, reduction=REDUCTIONS, numbers=NUMBERS), blocked=3, triton=2, plans=tuple(PLANS))
@@ -77,6 +152,8 @@ def test_nt_xent_is_as_exact_as_eager(backend, case):
         reduction=REDUCTIONS,
         numbers=NUMBERS,
         trained=("both", "first", "second"),
+        texts=("own", "more", "others"),
+        ids=(False, True),
     ),
     blocked=3,
     triton=2,
@@ -85,7 +162,16 @@ def test_nt_xent_is_as_exact_as_eager(backend, case):
 def test_two_towers_are_as_exact_as_eager(backend, case):
     loss = case["loss"]
     x, y, constant = towers(case)
-    arguments = dict(image=x, text=y, logit_scale=number(case, 3.0), reduction=case["reduction"])
+    N, given = len(x), {}
+    if case["texts"] != "own":
+        y = torch.cat([y[-2:], y, y[:3]])
+        given = dict(offset=2)
+    if case["texts"] == "others" and loss is fusedloss.siglip_loss:
+        given = dict(offset=None)
+    if case["ids"]:
+        ids = torch.arange(N) // 3
+        given |= dict(ids=ids) | (dict(text_ids=torch.cat([ids[-2:], ids, ids[:3]])) if given else {})
+    arguments = dict(image=x, text=y, logit_scale=number(case, 3.0), reduction=case["reduction"]) | given
     if loss is fusedloss.siglip_loss:
         arguments |= dict(logit_bias=number(case, -1.5))
     with running(backend, case["plan"]) as device:
@@ -101,8 +187,12 @@ def test_n_pair_is_as_exact_as_eager(backend, case):
         check(fusedloss.n_pair_loss, arguments, case["dtype"], device, roundings=WEIGHTS)
 
 
+BY_LABELS = (fusedloss.supcon_loss, fusedloss.pairwise_nt_xent_loss, fusedloss.nca_loss)
+
+
 @cases(
     dict(
+        loss=BY_LABELS,
         shape=SHAPES,
         refs=REFS,
         ignored=IGNORED,
@@ -114,15 +204,19 @@ def test_n_pair_is_as_exact_as_eager(backend, case):
     triton=2,
     plans=tuple(PLANS),
 )
-def test_supcon_is_as_exact_as_eager(backend, case):
+def test_softmax_losses_by_labels_are_as_exact_as_eager(backend, case):
     N, M, D = case["shape"]
     (x, labels), (y, ref_labels) = batch(N, D), batch(M, D, seed=1)
     arguments = dict(embeddings=x, labels=labels, metric=case["metric"], reduction=case["reduction"])
     arguments |= dict(temperature=number(case, 0.3))
     arguments = ignoring(case["ignored"], arguments | references(case["refs"], x, labels, y, ref_labels))
     constant = ["ref_embeddings"] if case["refs"] == "constant" else []
+    # The gradient of pairwise NT-Xent is the sum of one through the negatives and two through the positives.
+    summands = 2 if case["loss"] is fusedloss.pairwise_nt_xent_loss else 1
     with running(backend, case["plan"]) as device:
-        check(fusedloss.supcon_loss, arguments, case["dtype"], device, constant=constant, roundings=SCALED_WEIGHTS)
+        options = dict(constant=constant, roundings=summands * SCALED_WEIGHTS)
+        rows = [name for name in ("embeddings", "ref_embeddings") if name in arguments]
+        check(case["loss"], arguments, case["dtype"], device, forms=orders(case, case["loss"], *rows), **options)
 
 
 def against_negatives(logits, pos, neg):
@@ -306,8 +400,42 @@ def test_one_row_has_no_negatives_and_no_loss(backend, device):
 
 
 @pytest.mark.parametrize("labels", [[7], [0, 1, 2, 3, 4, 5]], ids=["one row", "all distinct"])
-def test_without_a_positive_supcon_is_zero_with_zero_gradient(backend, device, labels):
+@pytest.mark.parametrize("loss", BY_LABELS)
+def test_without_a_positive_a_loss_is_zero_with_zero_gradient(backend, device, loss, labels):
     x = batch(len(labels), 5)[0].float().to(device).requires_grad_()
-    value = fusedloss.supcon_loss(x, torch.tensor(labels, device=device))
+    value = loss(x, torch.tensor(labels, device=device))
     value.backward()
     assert value == 0 and not x.grad.count_nonzero()
+
+
+@pytest.mark.parametrize("loss", [fusedloss.pairwise_nt_xent_loss, fusedloss.nca_loss])
+def test_without_a_negative_a_loss_is_zero_with_zero_gradient(backend, device, loss):
+    """All of its temperature too: a log sum exp of no pair is -inf, which meets no score."""
+    x = batch(6, 5)[0].float().to(device).requires_grad_()
+    temperature = torch.tensor(0.07, device=device, requires_grad=True)
+    value = loss(x, torch.zeros(6, dtype=torch.int64, device=device), temperature=temperature)
+    value.backward()
+    assert value == 0 and not x.grad.count_nonzero() and temperature.grad == 0
+
+
+def test_one_sample_has_no_decoupled_loss(backend, device):
+    x, y = (torch.ones(1, 3, device=device, requires_grad=True) for _ in range(2))
+    value = fusedloss.decoupled_contrastive_loss(x, y, sigma=0.5)
+    value.backward()
+    assert value == 0 and not x.grad.count_nonzero() and not y.grad.count_nonzero()
+
+
+def test_recipes_of_supcon_are_what_they_say(backend, device):
+    """The layout of SupContrast, and captions of images either way."""
+    features, labels = batch(12, 5)[0].float().view(6, 2, 5).to(device), torch.tensor([0, 1, 0, 2, 1, 0], device=device)
+    views = torch.cat(features.unbind(1))  # as its code lays them out
+    want = fusedloss.supcon_loss(views, labels.repeat(2))
+    found = fusedloss.supcon_loss(features.flatten(0, 1), labels.repeat_interleave(2))
+    torch.testing.assert_close(found, want)
+    images, texts = features[:4, 0], batch(9, 5, seed=1)[0].float().to(device)
+    ids, text_ids = torch.arange(4, device=device), torch.arange(9, device=device) % 4
+    s = F.normalize(images) @ F.normalize(texts).T / 0.1
+    same = ids[:, None] == text_ids
+    ways = [-(z.log_softmax(1).where(mask, 0).sum(1) / mask.sum(1)).mean() for z, mask in ((s, same), (s.T, same.T))]
+    found = fusedloss.supcon_loss(images, ids, texts, text_ids) + fusedloss.supcon_loss(texts, text_ids, images, ids)
+    torch.testing.assert_close(found, ways[0] + ways[1])

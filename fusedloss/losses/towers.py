@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
+from ..backends.dtypes import loss_dtype
 from ..checks import SIMILARITIES, Batch
 from ..options import flag, integer, learnable, number, one_of, optional, options
 from .reduce import REDUCTIONS, reduce, similarity, softplus
@@ -91,7 +92,9 @@ def info_nce_loss(
     if not in_batch_negatives and symmetric:
         raise ValueError("symmetric must be False where in_batch_negatives is False, got True")
     batch = _towers(("query", "key"), q, k, offset, ids, key_ids)
-    bias = None if key_bias is None else checks.of_each("key_bias", key_bias, "key", M, q, constant=False)
+    bias = None
+    if key_bias is not None:
+        bias = checks.of_each("key_bias", key_bias, "key", M, q, constant=False).to(loss_dtype(q))
 
     score, sign = similarity(metric)
     scale = sign / temperature
