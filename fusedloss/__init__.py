@@ -40,6 +40,7 @@ from .losses.logits import (
 )
 from .losses.pairs import (
     contrastive_loss,
+    cosent_loss,
     cosine_embedding_loss,
     cosine_similarity_loss,
     euclidean_distance_loss,
@@ -78,6 +79,7 @@ from .modules import (
     CircleLoss,
     ClipLoss,
     ContrastiveLoss,
+    CoSENTLoss,
     CosFaceLoss,
     CosineEmbeddingLoss,
     CosineSimilarityLoss,
@@ -113,6 +115,7 @@ __all__ = [
     "CenterLoss",
     "CircleLoss",
     "ClipLoss",
+    "CoSENTLoss",
     "ContrastiveLoss",
     "CosFaceLoss",
     "CosineEmbeddingLoss",
@@ -147,6 +150,7 @@ __all__ = [
     "circle_loss",
     "clip_loss",
     "contrastive_loss",
+    "cosent_loss",
     "cosface_loss",
     "cosine_embedding_loss",
     "cosine_similarity_loss",

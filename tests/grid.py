@@ -214,7 +214,7 @@ def example(loss: Callable[..., Any], N: int = 9, D: int = 5, *, M: int = 7, ref
             continue
         rows, labels = batch(M if role in (*others, Role.CLASSES) else N, D, classes=2, seed=seed)
         made = {
-            **dict.fromkeys((Role.LABELS, Role.REF_LABELS, Role.CLASS), labels),
+            **dict.fromkeys((Role.LABELS, Role.REF_LABELS, Role.CLASS, Role.GRADES), labels),
             **dict.fromkeys((Role.SIMILAR, Role.MAYBE_SIMILAR), labels % 2),
             Role.ANSWERS: (rows > 0).long(),
             Role.SCALE: torch.tensor(2.0),

@@ -61,11 +61,11 @@ def batch(
 
 
 def integers(name: str, labels: object, x: Tensor) -> Tensor:
-    """One integer label a row of x, as int32 or int64."""
+    """One integer or bool label a row of x, as int32 or int64."""
     if not isinstance(labels, Tensor):
-        raise TypeError(f"{name} must be an integer tensor, got {type(labels).__name__}")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"{name} must be an integer tensor, got {labels.dtype}")
+        raise TypeError(f"{name} must be an integer or bool tensor, got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"{name} must be an integer or bool tensor, got {labels.dtype}")
     if labels.shape != x.shape[:1]:
         raise ValueError(f"{name} must have shape ({x.shape[0]},), one label a row, got {tuple(labels.shape)}")
     if labels.device != x.device:
