@@ -131,6 +131,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     # pytorch-metric-learning
     "distance": ("metric",),
     "embedding_size": ("dim",),
+    "normalize": ("metric",),
     "normalize_embeddings": ("normalize", "metric"),
     "ref_emb": ("ref_embeddings",),
     "smooth_loss": ("soft_margin",),
@@ -139,6 +140,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "type_of_triplets": ("triplets",),
     "reducer": ("reduction",),
     # torch
+    "distance_function": ("metric",),
     "in_features": ("dim",),
     "input": ("logits", "embeddings"),
     "input1": ("x1",),
@@ -151,6 +153,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "distance_metric": ("metric",),
     "similarity_fct": ("metric",),
     "soft": ("soft_margin",),
+    "triplet_margin": ("margin",),
     # open_clip, lightly, MoCo
     "image_features": ("image",),
     "text_features": ("text",),
@@ -159,6 +162,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     # papers and their code
     "embedding_dim": ("dim",),
     "feat_dim": ("dim",),
+    "features": ("embeddings",),
     "labels": ("target",),
     "label": ("labels", "target"),
     "m": ("margin",),

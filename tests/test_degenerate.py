@@ -6,7 +6,7 @@ import torch
 import fusedloss
 from fusedloss import reference
 from tests.compare import check
-from tests.grid import ELEMENTS, FULL, GIVEN_LOGITS, IN_BATCH, LOSSES, METRICS, batch, example, in_front
+from tests.grid import ELEMENTS, FULL, GIVEN_LOGITS, IN_BATCH, LOSSES, METRICS, batch, example, in_front, reductions
 
 TRIPLETS = [loss for loss in IN_BATCH if "batch" in loss.__name__]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -28,14 +28,20 @@ EMPTY = [dict(N=0)] + [dict(N=N, M=M, refs=True) for N, M in ((0, 7), (0, 0), (9
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize(
-    ("loss", "size"), [(loss, size) for loss in LOSSES for size in (EMPTY if loss in IN_BATCH else EMPTY[:1])]
+    ("loss", "size", "reduction"),
+    [
+        (loss, size, reduction)
+        for loss in LOSSES
+        for size in (EMPTY if loss in IN_BATCH else EMPTY[:1])
+        for reduction in reductions(loss) or (None,)
+    ],
 )
 def test_nothing_to_compare_is_zero_with_zero_gradient(backend, device, loss, size, reduction, dtype):
     arguments = put(example(loss, **size), device, dtype)
     options = dict(weight=0.0) if loss is fusedloss.island_loss else {}  # its centers stay apart from each other
-    value, grads = run(loss, arguments, reduction=reduction, **options)
+    options |= {} if reduction is None else dict(reduction=reduction)
+    value, grads = run(loss, arguments, **options)
     terms = {**dict.fromkeys(ELEMENTS, (0, 5)), fusedloss.proxy_anchor_loss: (7,)}.get(loss, (size["N"],))
     assert value.shape == (terms if reduction == "none" else ())
     assert not value.count_nonzero()

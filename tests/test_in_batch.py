@@ -62,7 +62,7 @@ def test_pairwise_contrastive_is_as_exact_as_eager(backend, case):
 @cases(
     ENGINE
     | dict(
-        reduction=("mean", "sum", "none"),
+        reduction=("mean", "sum", "none", "active"),
         positives=("hardest", "easiest"),
         negatives=("hardest", "easiest", "semihard"),
         margin=("number", "tensor", None),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import tensors
-from .tensors import first_of, ignored_rows, tensor, without
+from .tensors import first_of, ignored_rows, one_a_row, tensor, without
 
 IGNORED, WRONG = -1, -2  # rows without a class: not counted, and out of range
 
@@ -23,7 +23,8 @@ def class_indices(
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"{name} must be class indices of an integer dtype, got {target.dtype}")
     if target.shape != shape:
-        raise ValueError(f"{name} must have shape {tuple(shape)}, one class a row, got {tuple(target.shape)}")
+        advice = one_a_row(name, target, x.shape[0])
+        raise ValueError(f"{name} must have shape {tuple(shape)}, one class a row, got {tuple(target.shape)}{advice}")
     if target.device != x.device:
         raise ValueError(f"{name} must be on the device of the rows, {x.device}, got {target.device}")
     given = target.reshape(-1).to(torch.int64)

@@ -203,6 +203,7 @@ def cosent_loss(x1: Tensor, x2: Tensor, target: Tensor, *, scale: float | Tensor
     target, order = checks.grades(target, x1).sort()
     cos = ops.row_distances(x1, x2, None, "similarity")[0]
     z = scale * cos.to(state_dtype(x1))[order].masked_fill(target.isnan(), torch.nan)
+    z = z - z.detach().logsumexp(0)  # which changes no difference: the largest are near 0, where rounding is least
     lower = torch.searchsorted(target, target)  # how many targets are below each: the first ones
     below = z.logcumsumexp(0)[(lower - 1).clamp(min=0)]
     compared = lower > 0
