@@ -176,6 +176,24 @@ def test_labels_of_any_integer_dtype_and_size_select_the_same_pairs(backend, dev
         torch.testing.assert_close(found, want, rtol=1e-6, atol=0)  # sorted by label the order of a sum may differ
 
 
+@in_front(IN_BATCH)
+def test_bool_labels_are_two_classes(backend, device, loss):
+    arguments = put(example(loss, refs=True), device)
+    for name in ("labels", "ref_labels"):
+        arguments[name] = arguments[name] % 2
+    told = arguments | {name: arguments[name].bool() for name in ("labels", "ref_labels")}
+    for options in ({}, dict(ignore_index=1)):
+        assert torch.equal(loss(**told, **options), loss(**arguments, **options))
+    mixed = arguments | dict(labels=told["labels"])
+    assert torch.equal(loss(**mixed), loss(**arguments))
+
+
+def test_bool_labels_are_mined_by(backend, device):
+    x, labels = (t.to(device) for t in batch(9, 5))
+    found, want = (fusedloss.hardest_pairs(x.float(), of) for of in (labels > 2, (labels > 2).long()))
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
 LAYOUTS = {
     "transposed": lambda t: t.t().contiguous().t() if t.dim() == 2 else t.repeat_interleave(2)[::2],
     "strided": lambda t: torch.stack([t, t + 1], -1)[..., 0],

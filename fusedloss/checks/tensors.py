@@ -11,8 +11,8 @@ from torch import Tensor
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Types of devices that have autocast: asked here, once, since compiled code cannot ask.
 AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu")))
-# Rows that belong to those of the argument before, where others losses have labels.
-OTHER_VIEWS = ("x2", "positive", "key", "z2", "text")
+# Rows that are compared with those of the first argument, where other losses take labels.
+COMPARED = ("x2", "positive", "negative", "key", "negatives", "z2", "text")
 
 
 def readable(*tensors: Tensor) -> bool:
@@ -64,7 +64,7 @@ def matrix(name: str, x: object) -> Tensor:
 
 def of_labels(name: str, x: object) -> str:
     """Which losses take what looks like labels in the place of rows, for the end of an error."""
-    if name not in OTHER_VIEWS or not isinstance(x, Tensor) or x.dim() != 1:
+    if name not in COMPARED or not isinstance(x, Tensor) or x.dim() != 1:
         return ""
     return ": this loss takes rows there; losses by labels are supcon_loss, batch_hard_triplet_loss and others"
 
