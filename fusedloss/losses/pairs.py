@@ -191,9 +191,10 @@ def cosent_loss(x1: Tensor, x2: Tensor, target: Tensor, *, scale: float | Tensor
         z = scale * F.cosine_similarity(x1, x2)
         F.softplus((z - z[:, None])[target[:, None] > target].logsumexp(0))
 
-    The loss of sentence-transformers' `CoSENTLoss`, which holds an N x N matrix.
+    The loss of sentence-transformers' `CoSENTLoss`, here exact also where it is below the last bit of 1.
 
-    Source: Su, "CoSENT: A more efficient sentence vector scheme than Sentence-BERT", 2022.
+    Source: Huang et al., "CoSENT: Consistent Sentence Embedding via Similarity Ranking", IEEE/ACM Transactions on
+    Audio, Speech, and Language Processing, 2024.
 
     >>> x1, x2 = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     >>> cosent_loss(x1, x2, torch.tensor([0.2, 0.9]), scale=2.0)
@@ -265,6 +266,18 @@ def pairwise_contrastive_loss(
     >>> x = torch.tensor([[0.0], [0.5], [3.0]])
     >>> pairwise_contrastive_loss(x, torch.tensor([0, 1, 1]), reduction="none")
     tensor([0.1250, 3.2500, 3.1250])
+
+    A mean in which rows have weights:
+
+    >>> w = torch.tensor([1.0, 0.0, 2.0])
+    >>> (w * pairwise_contrastive_loss(x, torch.tensor([0, 1, 1]), reduction="none")).sum() / w.sum()
+    tensor(2.1250)
+
+    Labels of a hierarchy, here of classes and of kinds within them: a weighted sum over its levels.
+
+    >>> classes, kinds = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2])
+    >>> sum(w * pairwise_contrastive_loss(x, labels) for w, labels in ((0.3, classes), (0.7, kinds)))
+    tensor(0.0417)
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
 

@@ -68,6 +68,12 @@ def triplet_margin_loss(
     >>> a = torch.zeros(1, 1)
     >>> triplet_margin_loss(a, a + 2, a + 1, margin=0.5, eps=0.0)
     tensor(1.5000)
+
+    A mean in which triplets have weights:
+
+    >>> a, p, n, w = torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([[1.5], [1.0]]), torch.tensor([3.0, 1.0])
+    >>> (w * triplet_margin_loss(a, p, n, reduction="none")).sum() / w.sum()
+    tensor(0.6250)
     """
     a, p, n = checks.given_rows(("anchor", "positive", "negative"), (anchor, positive, negative))
     margin = _margin(margin, 1.0, soft_margin)
