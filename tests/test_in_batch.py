@@ -92,7 +92,7 @@ ONE_PAIR_EACH = [
 
 @pytest.mark.parametrize(("loss", "options"), ONE_PAIR_EACH)
 def test_the_mean_over_active_terms_counts_those_above_zero(backend, device, loss, options):
-    """Of two rows a class, so that an anchor has one term: of some it costs something, and of those far away nothing."""
+    """Of two rows a class, so that an anchor has one term: some cost something, and those far away nothing."""
     x = torch.tensor([[0.0], [2.0], [1.5], [1.9], [40.0], [40.1], [80.0], [80.1]], device=device)
     labels = torch.arange(8, device=device) // 2
     terms = loss(x, labels, **options, reduction="none")
@@ -108,9 +108,8 @@ def test_the_mean_over_active_terms_counts_those_above_zero(backend, device, los
 def test_of_soft_margins_all_terms_are_active(backend, device):
     x, labels = (t.to(device) for t in batch(23, 5))
     for loss in (fusedloss.batch_hard_triplet_loss, fusedloss.batch_all_triplet_loss):
-        torch.testing.assert_close(
-            *(loss(x.float(), labels, soft_margin=True, reduction=r) for r in ("active", "mean"))
-        )
+        found = [loss(x.float(), labels, soft_margin=True, reduction=reduction) for reduction in ("active", "mean")]
+        torch.testing.assert_close(*found)
 
 
 # The tiles as they ship, for rows wider than the D they hold on chip.
