@@ -119,7 +119,8 @@ def cosine_similarity_loss(
     $$ \ell_i = 1 - s_i \text{ if similar, else } s_i, \quad s_i = \tfrac12 (1 + \cos(x1_i, x2_i)) $$
 
     Without `target` every pair is similar and the value is the cosine distance 1 - cos, between 0 and 2. Norms are
-    clamped to at least 1e-8. Arguments, result and errors are otherwise those of `contrastive_loss`.
+    clamped to at least 1e-8. It is no hinge, so that `reduction` has no "active". Arguments, result and errors are
+    otherwise those of `contrastive_loss`.
 
     Equivalent to::
 
@@ -207,11 +208,8 @@ def cosent_loss(x1: Tensor, x2: Tensor, target: Tensor, *, scale: float | Tensor
     z = z - z.detach().logsumexp(0)  # which changes no difference: the largest are near 0, where rounding is least
     lower = torch.searchsorted(target, target)  # how many targets are below each: the first ones
     below = z.logcumsumexp(0)[(lower - 1).clamp(min=0)]
-    compared = lower > 0
-    some = compared.any()
-    # Where none is, the terms stay finite: the gradient of the log sum exp of -inf alone would be NaN.
-    total = (below - z).masked_fill(~compared & some, -torch.inf).logsumexp(0)
-    return softplus(total).masked_fill(~some, 0.0).to(loss_dtype(x1))
+    lowest = torch.finfo(z.dtype).min / 2  # of terms that are all -inf the gradient would be NaN
+    return softplus((below - z).masked_fill(lower == 0, lowest).logsumexp(0)).to(loss_dtype(x1))
 
 
 @options(
