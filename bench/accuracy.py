@@ -4,7 +4,7 @@ Every loss in float32, float16 and bfloat16, by both backends (Triton in its int
 rows of several lengths and far from the origin: the error of the value and the largest of the gradients' errors against
 float64 on the same rounded inputs, relative to the largest entry; and those of the loss in dense PyTorch
 (`fusedloss.reference`) in the same dtype, the largest over several orders of its sums. Losses are sums over the batch,
-so that float16 holds their gradients.
+so that float16 holds their gradients, where they have a reduction.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def errors(loss: str, kind: str, regime: str) -> Results | None:
     inputs: dict[str, Any] = placed(given, entry.tensors, REGIMES[regime])
     inputs = {name: t.to(dtype) if t.is_floating_point() and t.dim() else t.detach() for name, t in inputs.items()}
     rows = [name for name in inputs if entry.tensors[name] in ROWS]
-    inputs["reduction"] = "sum"
+    if "reduction" in entry.function.__kwdefaults__:
+        inputs["reduction"] = "sum"
     dense, constant = getattr(reference, loss), entry.named(Role.ANSWERS)
 
     def outcome(function: Callable[..., Tensor], dtype: torch.dtype, device: str) -> dict[str, Tensor]:

@@ -198,6 +198,13 @@ def sentence_transformers_n_pair() -> Loss:
     return sentence_transformers_ranking(1.0, "dot", symmetric=False)
 
 
+def sentence_transformers_cosent(*, scale: float = 20.0) -> Loss:
+    from sentence_transformers.sentence_transformer import losses
+
+    loss = losses.CoSENTLoss(None, scale=scale)
+    return of_batch(lambda x1, x2, target: loss.compute_loss_from_embeddings([x1, x2], target), "cosent_loss")
+
+
 # ---------------------------------------------------------------------------------------------------- Triton kernels
 
 
@@ -352,6 +359,7 @@ PEERS = {
             "info_nce_loss": sentence_transformers_info_nce,
             "clip_loss": sentence_transformers_clip,
             "n_pair_loss": sentence_transformers_n_pair,
+            "cosent_loss": sentence_transformers_cosent,
         },
     ),
     "liger-kernel": Peer(

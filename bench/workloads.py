@@ -56,6 +56,7 @@ CASES = {
     "clip": Case("clip_loss", {"logit_scale": 20.0}),
     "siglip": Case("siglip_loss", {"logit_scale": 10.0, "logit_bias": -10.0}),
     "n-pair": Case("n_pair_loss", {}),
+    "cosent": Case("cosent_loss", {}),
     "linear cross entropy, 100,000 classes": Case("linear_cross_entropy_loss", {}, 100_000, 4096, 512),
     "arcface, 100,000 classes": Case("arcface_loss", {"margin": 0.5, "scale": 64.0}, 100_000, 512, 512),
     "proxy anchor, 10,000 classes": Case("proxy_anchor_loss", {}, 10_000, 4096, 1024),

@@ -38,6 +38,7 @@ from .losses.logits import (
 )
 from .losses.pairs import (
     contrastive_loss,
+    cosent_loss,
     cosine_embedding_loss,
     cosine_similarity_loss,
     euclidean_distance_loss,
@@ -83,6 +84,7 @@ from .modules import (
     CircleLoss,
     ClipLoss,
     ContrastiveLoss,
+    CoSENTLoss,
     CosFaceLoss,
     CosineEmbeddingLoss,
     CosineSimilarityLoss,
@@ -122,6 +124,7 @@ __all__ = [
     "CenterLoss",
     "CircleLoss",
     "ClipLoss",
+    "CoSENTLoss",
     "ContrastiveLoss",
     "CosFaceLoss",
     "CosineEmbeddingLoss",
@@ -160,6 +163,7 @@ __all__ = [
     "circle_loss",
     "clip_loss",
     "contrastive_loss",
+    "cosent_loss",
     "cosface_loss",
     "cosine_embedding_loss",
     "cosine_similarity_loss",

@@ -16,6 +16,9 @@ class CosineSimilarityLoss(LossModule, function=pairs.cosine_similarity_loss): .
 class CosineEmbeddingLoss(LossModule, function=pairs.cosine_embedding_loss): ...
 
 
+class CoSENTLoss(LossModule, function=pairs.cosent_loss): ...
+
+
 class PairwiseContrastiveLoss(LossModule, function=pairs.pairwise_contrastive_loss): ...
 
 

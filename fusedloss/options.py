@@ -145,6 +145,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "type_of_triplets": ("triplets",),
     "reducer": ("reduction",),
     # torch
+    "distance_function": ("metric",),
     "in_features": ("dim",),
     "input": ("logits", "embeddings"),
     "input1": ("x1",),
@@ -157,6 +158,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "distance_metric": ("metric",),
     "similarity_fct": ("metric",),
     "soft": ("soft_margin",),
+    "triplet_margin": ("margin",),
     # open_clip, lightly, MoCo
     "image_features": ("image",),
     "text_features": ("text",),
@@ -165,6 +167,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     # papers and their code
     "embedding_dim": ("dim",),
     "feat_dim": ("dim",),
+    "features": ("embeddings",),
     "labels": ("target",),
     "label": ("labels", "target"),
     "m": ("margin",),

@@ -15,6 +15,7 @@ from torch import Tensor
 import fusedloss
 from fusedloss.losses import catalog
 from fusedloss.losses.catalog import CATALOG, Role
+from fusedloss.options import rules_of
 
 FULL = False  # whether this is `make test-all`
 DRAWN: list[int] = []  # the seeds of the batches that property tests drew, until `tests/conftest.py` reports them
@@ -40,6 +41,15 @@ LEARNABLE = [
     for p in inspect.signature(loss).parameters.values()
     if p.kind is p.KEYWORD_ONLY and p.annotation.startswith("float | Tensor")
 ]
+
+
+def reductions(loss: Callable[..., Tensor]) -> tuple[str, ...]:
+    """Those that a loss takes; none where all its rows together are one term."""
+    rule = rules_of(loss).get("reduction")
+    return () if rule is None else rule.keywords["allowed"]  # type: ignore[attr-defined]
+
+
+REDUCED = [loss for loss in LOSSES if reductions(loss)]
 DTYPES = {
     "triton": (torch.float32, torch.float16, torch.bfloat16),
     "blocked": (torch.float32, torch.float64, torch.float16, torch.bfloat16),
@@ -220,7 +230,7 @@ def example(
         others = (Role.REF_ROWS, Role.REF_LABELS, Role.QUEUE, Role.CLASSES)
         rows, labels = batch(M if role in others else N, D, classes=2, seed=seed)
         made = {
-            **dict.fromkeys((Role.LABELS, Role.REF_LABELS, Role.CLASS), labels),
+            **dict.fromkeys((Role.LABELS, Role.REF_LABELS, Role.CLASS, Role.GRADES), labels),
             **dict.fromkeys((Role.SIMILAR, Role.MAYBE_SIMILAR), labels % 2),
             Role.IDS: torch.arange(N) // 2,
             Role.HARD_NEGATIVES: torch.stack([rows.flip(0), rows.roll(2, 0)], 1).float(),

@@ -6,7 +6,7 @@ import torch
 import fusedloss
 from fusedloss import reference
 from tests.compare import check
-from tests.grid import ELEMENTS, FULL, GIVEN_LOGITS, IN_BATCH, LOSSES, METRICS, batch, example, in_front
+from tests.grid import ELEMENTS, FULL, GIVEN_LOGITS, IN_BATCH, LOSSES, METRICS, batch, example, in_front, reductions
 
 TRIPLETS = [loss for loss in IN_BATCH if "batch" in loss.__name__]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -28,14 +28,20 @@ EMPTY = [dict(N=0)] + [dict(N=N, M=M, refs=True) for N, M in ((0, 7), (0, 0), (9
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize(
-    ("loss", "size"), [(loss, size) for loss in LOSSES for size in (EMPTY if loss in IN_BATCH else EMPTY[:1])]
+    ("loss", "size", "reduction"),
+    [
+        (loss, size, reduction)
+        for loss in LOSSES
+        for size in (EMPTY if loss in IN_BATCH else EMPTY[:1])
+        for reduction in reductions(loss) or (None,)
+    ],
 )
 def test_nothing_to_compare_is_zero_with_zero_gradient(backend, device, loss, size, reduction, dtype):
     arguments = put(example(loss, **size), device, dtype)
     options = dict(weight=0.0) if loss is fusedloss.island_loss else {}  # its centers stay apart from each other
-    value, grads = run(loss, arguments, reduction=reduction, **options)
+    options |= {} if reduction is None else dict(reduction=reduction)
+    value, grads = run(loss, arguments, **options)
     terms = {**dict.fromkeys(ELEMENTS, (0, 5)), fusedloss.proxy_anchor_loss: (7,)}.get(loss, (size["N"],))
     assert value.shape == (terms if reduction == "none" else ())
     assert not value.count_nonzero()
@@ -168,6 +174,24 @@ def test_labels_of_any_integer_dtype_and_size_select_the_same_pairs(backend, dev
     for refs, plain_refs in (((), ()), ((x, labels.long()), (x, plain))):
         found, want = loss(x, labels, *refs, reduction="none"), loss(x, plain, *plain_refs, reduction="none")
         torch.testing.assert_close(found, want, rtol=1e-6, atol=0)  # sorted by label the order of a sum may differ
+
+
+@in_front(IN_BATCH)
+def test_bool_labels_are_two_classes(backend, device, loss):
+    arguments = put(example(loss, refs=True), device)
+    for name in ("labels", "ref_labels"):
+        arguments[name] = arguments[name] % 2
+    told = arguments | {name: arguments[name].bool() for name in ("labels", "ref_labels")}
+    for options in ({}, dict(ignore_index=1)):
+        assert torch.equal(loss(**told, **options), loss(**arguments, **options))
+    mixed = arguments | dict(labels=told["labels"])
+    assert torch.equal(loss(**mixed), loss(**arguments))
+
+
+def test_bool_labels_are_mined_by(backend, device):
+    x, labels = (t.to(device) for t in batch(9, 5))
+    found, want = (fusedloss.hardest_pairs(x.float(), of) for of in (labels > 2, (labels > 2).long()))
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
 
 
 LAYOUTS = {

@@ -3,6 +3,7 @@
 import inspect
 import math
 import pickle
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +14,7 @@ import fusedloss
 from fusedloss import checks, options
 from fusedloss.losses.catalog import CATALOG, Role
 from fusedloss.options import rules_of
-from tests.grid import GIVEN_LOGITS, IN_BATCH, LEARNABLE, LOSSES, example
+from tests.grid import GIVEN_LOGITS, IN_BATCH, LEARNABLE, LOSSES, WITH_CLASSES, example
 
 OPTIONS = {
     "metric": ["minkowski", None, 2],
@@ -291,10 +292,59 @@ def test_labels_and_targets_that_do_not_fit_are_errors(loss, name):
         (labels.to("meta"), ValueError),
     ]
     if name != "target":
-        wrong += [(labels.float(), TypeError), (labels.bool(), TypeError), (labels.to(torch.complex64), TypeError)]
+        wrong += [(labels.float(), TypeError), (labels.to(torch.complex64), TypeError)]
     for value, error in wrong:
         with pytest.raises(error, match=f"^{name} must .*got"):
             loss(**{**arguments, name: value})
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"), [(loss, name) for loss in LOSSES if loss not in GIVEN_LOGITS for name in rows_of(loss)]
+)
+def test_rows_of_several_dimensions_are_to_be_flattened(loss, name):
+    arguments = example(loss, refs=True)
+    wrong = arguments | {name: torch.ones(2, 3, 4)}
+    with pytest.raises(ValueError, match=rf"^{name} must .*, got \(2, 3, 4\): flatten them, {name}\.flatten\(0, 1\)$"):
+        loss(**wrong)
+
+
+COMPARED = [(loss, name) for loss in LOSSES if not {*IN_BATCH, *WITH_CLASSES} & {loss} for name in rows_of(loss)[1:]]
+
+
+@pytest.mark.parametrize(("loss", "name"), COMPARED)
+def test_labels_in_the_place_of_rows_belong_to_other_losses(loss, name):
+    arguments = example(loss, refs=True)
+    advice = ": this loss takes rows there; losses by labels are supcon_loss, batch_hard_triplet_loss and others$"
+    for labels, error in ((torch.arange(9), TypeError), (torch.arange(9.0), ValueError)):
+        with pytest.raises(error, match=f"^{name} must .*, got .*{advice}"):
+            loss(**arguments | {name: labels})
+
+
+@pytest.mark.parametrize("loss", IN_BATCH)
+@pytest.mark.parametrize("name", ["labels", "ref_labels"])
+def test_rows_in_the_place_of_labels_belong_to_other_losses(loss, name):
+    arguments = example(loss, refs=True)
+    rows = arguments["embeddings" if name == "labels" else "ref_embeddings"]
+    with pytest.raises(
+        TypeError, match=f"^{name} must be .*, got torch.float32: rows of a second view belong to nt_xent_loss or"
+    ):
+        loss(**arguments | {name: rows})
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"), [*((loss, "labels") for loss in IN_BATCH), *((loss, "target") for loss in WITH_CLASSES)]
+)
+def test_labels_in_columns_are_to_be_one_a_row(loss, name):
+    arguments = example(loss)
+    N = arguments[name].shape[0]
+    for labels, advice in (
+        (torch.ones(N, 1, dtype=torch.int64), f"take {name}.flatten()"),
+        (torch.ones(N, 3, dtype=torch.int64), f"of one-hot ones take {name}.argmax(1)"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f", got {tuple(labels.shape)}: {advice}") + "$"):
+            loss(**arguments | {name: labels})
+    with pytest.raises(TypeError, match=f"^{name} must be .*, got torch.float32"):
+        loss(**arguments | {name: torch.ones(N, 3)})
 
 
 @pytest.mark.parametrize("loss", IN_BATCH)

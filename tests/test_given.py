@@ -5,15 +5,18 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fusedloss
+from bench.regimes import forms
 from fusedloss import reference
-from tests.compare import check
+from tests.compare import check, differentiate
 from tests.grid import METRICS, batch, cases, middle, running, unreadable
 
 # N below and above a block of rows; D below, above and not a multiple of a chunk, and one dimension.
 SHAPES = ((23, 37), (7, 3), (41, 1), (19, 101))
-GRID = dict(shape=SHAPES, reduction=("mean", "sum", "none"))
+GRID = dict(shape=SHAPES, reduction=("mean", "sum", "none", "active"))
 KINDS = {
     "bool": lambda similar: similar > 0,
     "zero_one": lambda similar: similar,
@@ -65,6 +68,7 @@ def test_contrastive_is_as_exact_as_eager(backend, case):
 def test_other_pair_losses_are_as_exact_as_eager(backend, case):
     arguments, margin = pairs(case)
     if case["loss"] is fusedloss.cosine_similarity_loss:
+        arguments["reduction"] = "sum" if case["reduction"] == "active" else case["reduction"]  # it is no hinge
         if case["margin"] == "tensor":
             del arguments["target"]
     else:
@@ -88,6 +92,142 @@ def test_triplet_margin_is_as_exact_as_eager(backend, case):
         arguments["margin"] = margin / 4
     with running(backend, case["plan"]) as device:
         check(fusedloss.triplet_margin_loss, arguments, case["dtype"], device)
+
+
+ORDERS = {
+    "bool": lambda N: torch.arange(N) % 3 == 0,
+    "integers": lambda N: torch.arange(N) * 7 % 5 - 2,
+    "bytes": lambda N: (torch.arange(N) * 7 % 5).byte(),
+    "graded": lambda N: torch.arange(N) * 7 % 5 / 4,
+    "halves": lambda N: (torch.arange(N) * 7 % 5 / 4).half(),
+    "distinct": lambda N: torch.arange(N) * 0.618 % 1,
+    "infinite": lambda N: torch.tensor([-torch.inf, 0.0, torch.inf])[torch.arange(N) * 7 % 5 % 3],
+    "one above": lambda N: torch.arange(N) == N // 2,
+}
+
+
+@cases(
+    dict(shape=SHAPES, target=tuple(ORDERS), scale=("default", "number", "tensor")),
+    blocked=3,
+    triton=2,
+)
+def test_cosent_is_as_exact_as_eager(backend, case):
+    N, D = case["shape"]
+    arguments = {name: batch(N, max(D, 3), seed=seed)[0] for seed, name in enumerate(("x1", "x2"))}
+    arguments["target"] = ORDERS[case["target"]](N)
+    if case["scale"] != "default":
+        arguments["scale"] = torch.tensor(5.0) if case["scale"] == "tensor" else 5.0
+    # The last bits of a cosine, which are luck, are magnified `scale` times.
+    others = forms(reference.cosent_loss, ("x1", "x2"))
+    with running(backend, case["plan"]) as device:
+        check(fusedloss.cosent_loss, arguments, case["dtype"], device, constant=["target"], forms=others)
+
+
+@pytest.mark.parametrize("scale", [50.0, 1e3])
+@pytest.mark.parametrize("target", ORDERS)
+def test_cosent_of_a_large_scale_is_as_exact_as_eager_or_as_its_logits(backend, device, target, scale):
+    x1, x2 = (batch(23, 37, seed=seed)[0] for seed in range(2))
+    arguments = dict(x1=x1, x2=x2, target=ORDERS[target](23), scale=torch.tensor(scale))
+    others = forms(reference.cosent_loss, ("x1", "x2"))
+    check(fusedloss.cosent_loss, arguments, device=device, constant=["target"], forms=others)
+    if backend == "blocked":  # in float64 eager is exact where one term is all, and the logarithm of a slope is not
+        found, want = (
+            differentiate(f, arguments, torch.float64, "cpu", ["target"])
+            for f in (fusedloss.cosent_loss, reference.cosent_loss)
+        )
+        for name in want:
+            size = want[name].abs().max().item()
+            torch.testing.assert_close(found[name], want[name], rtol=0, atol=4 * scale * 2.0**-52 * size)
+
+
+@pytest.mark.parametrize("grades", [2, 6, 1000])
+def test_cosent_of_many_pairs_is_as_exact_as_eager(grades):
+    N = 2000
+    x1, x2 = (batch(N, 16, seed=seed)[0] for seed in range(2))
+    target = torch.randint(grades, (N,), generator=torch.Generator().manual_seed(0))
+    check(fusedloss.cosent_loss, dict(x1=x1, x2=x2, target=target, scale=torch.tensor(20.0)))
+
+
+def test_cosent_is_the_formula_of_sentence_transformers(backend, device):
+    def theirs(x1, x2, target):
+        scores = F.cosine_similarity(x1, x2) * 20.0
+        scores = scores[:, None] - scores[None, :]
+        labels = (target[:, None] < target[None, :]).to(scores.dtype)
+        scores = (scores - (1 - labels) * 1e12).view(-1)
+        return torch.logsumexp(torch.cat((scores.new_zeros(1), scores)), dim=0)
+
+    arguments = dict(x1=batch(23, 37)[0], x2=batch(23, 37, seed=1)[0], target=ORDERS["graded"](23))
+    check(fusedloss.cosent_loss, arguments, device=device, oracle=theirs, constant=["target"])
+
+
+@pytest.mark.parametrize("scale", [0.01, 1e3, 1e5])
+@pytest.mark.parametrize("target", [[], [3.0], [0, 0], [0.5] * 5, [True] * 3], ids=len)
+def test_cosent_of_targets_that_do_not_differ_is_zero_with_zero_gradient(backend, device, target, scale):
+    rows = [batch(len(target), 5, seed=seed)[0].float().to(device).requires_grad_() for seed in range(2)]
+    scale = torch.tensor(scale, device=device, requires_grad=True)
+    with torch.autograd.set_detect_anomaly(True):  # no NaN on the way either
+        value = fusedloss.cosent_loss(*rows, torch.tensor(target, device=device), scale=scale)
+        grads = torch.autograd.grad(value, (*rows, scale))
+    assert value == 0 and value.shape == () and value.dtype == torch.float32
+    assert not any(g.count_nonzero() for g in grads)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_cosent_is_exact_where_its_terms_are_tiny_or_huge(backend, device, sign):
+    """In the right order with a margin of 2 a pair costs exp(-2 s), in the wrong one 2 s."""
+    x1 = torch.tensor([[1.0, 0.0]] * 2, device=device)
+    x2 = torch.tensor([[sign, 0.0], [-sign, 0.0]], device=device)
+    for s in (20.0, 1e3):
+        scale = torch.tensor(s, device=device, dtype=torch.float64, requires_grad=True)
+        value = fusedloss.cosent_loss(x1, x2, torch.tensor([1.0, 0.5], device=device), scale=scale)
+        (slope,) = torch.autograd.grad(value, scale)
+        if sign > 0:
+            want = torch.tensor(-2 * s, dtype=torch.float64).exp()
+            want_slope = -2 * want
+        else:
+            want, want_slope = torch.tensor(2 * s), torch.tensor(2.0)
+        assert value.item() == pytest.approx(want.float().item(), rel=1e-6, abs=1e-45)
+        assert slope.item() == pytest.approx(want_slope.item(), rel=1e-5, abs=1e-45)
+
+
+@pytest.mark.parametrize("row", range(5))
+def test_a_row_of_nan_makes_cosent_nan(backend, device, row):
+    x1, x2 = (batch(5, 5, seed=seed)[0].float().to(device) for seed in range(2))
+    x1[row] = torch.nan
+    assert fusedloss.cosent_loss(x1, x2, torch.tensor([2, 0, 1, 2, 0], device=device)).isnan()
+
+
+def test_a_target_of_cosent_that_is_nan_is_an_error_on_a_cpu_and_else_a_loss_of_nan(backend, device, monkeypatch):
+    rows = [batch(3, 5, seed=seed)[0].float() for seed in range(2)]
+    target = torch.tensor([0.0, torch.nan, 1.0])
+    with pytest.raises(ValueError, match=r"^target must not be NaN anywhere, got nan in row 1"):
+        fusedloss.cosent_loss(*rows, target)
+    unreadable(monkeypatch)
+    assert fusedloss.cosent_loss(*(v.to(device) for v in (*rows, target))).isnan()
+
+
+def test_cosent_holds_no_matrix_of_pairs():
+    N = 3000
+    x1, x2 = (torch.randn(N, 4, requires_grad=True) for _ in range(2))
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        value = fusedloss.cosent_loss(x1, x2, torch.randint(5, (N,)))
+    with Allocated() as made:
+        value.backward()
+        fusedloss.cosent_loss(x1.detach(), x2.detach(), torch.randint(5, (N,)))
+    assert max(sizes) <= 4 * N and 4 * N <= made.largest <= 8 * N
+
+
+class Allocated(TorchDispatchMode):
+    """The elements of the largest tensor that an operation returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        sizes = [t.numel() for t in tree_leaves(found) if isinstance(t, torch.Tensor)]
+        self.largest = max([self.largest, *sizes])
+        return found
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -144,6 +284,36 @@ def test_a_target_may_mix_both_kinds(backend, device):
     target = torch.tensor([1, -1], device=device)
     terms = fusedloss.cosine_embedding_loss(x1, x2, target, margin=0.5, reduction="none")
     torch.testing.assert_close(terms.cpu(), torch.tensor([0.0, 0.5]), rtol=0, atol=1e-6)
+
+
+HINGES = {
+    fusedloss.contrastive_loss: ([0.0, 3.0, 1.0], [0.0, 0.0, 0.0], [1, 0, 0], dict(margin=2.0), 0.5),
+    fusedloss.euclidean_distance_loss: ([0.0, 3.0, 1.0], [0.0, 0.0, 0.0], [1, 0, 0], dict(margin=2.0), 1.0),
+    fusedloss.cosine_embedding_loss: ([1.0, -1.0, 2.0], [2.0, 2.0, 1.0], [1, 0, 0], dict(margin=0.25), 0.75),
+}
+
+
+@pytest.mark.parametrize("loss", HINGES)
+def test_the_mean_over_active_pairs_counts_those_that_cost_something(backend, device, loss):
+    x1, x2, target, options, cost = HINGES[loss]  # of the last pair alone
+    x1, x2 = (torch.tensor(x, device=device)[:, None].requires_grad_() for x in (x1, x2))
+    target = torch.tensor(target, device=device)
+    assert loss(x1, x2, target, **options, reduction="active").item() == pytest.approx(cost)
+    assert loss(x1, x2, target, **options).item() == pytest.approx(cost / 3)
+    nothing = loss(x1[:2], x2[:2], target[:2], **options, reduction="active")
+    assert nothing == 0 and not any(g.count_nonzero() for g in torch.autograd.grad(nothing, (x1, x2)))
+
+
+def test_the_mean_over_active_triplets_counts_those_that_cost_something(backend, device):
+    a, p, n = (
+        torch.tensor(x, device=device)[:, None].requires_grad_() for x in ([0.0] * 3, [1.0] * 3, [1.5, 2.0, 9.0])
+    )
+    options = dict(margin=0.75, eps=0.0)
+    assert fusedloss.triplet_margin_loss(a, p, n, **options, reduction="active").item() == pytest.approx(0.25)
+    nothing = fusedloss.triplet_margin_loss(a[1:], p[1:], n[1:], **options, reduction="active")
+    assert nothing == 0 and not any(g.count_nonzero() for g in torch.autograd.grad(nothing, (a, p, n)))
+    soft = [fusedloss.triplet_margin_loss(a, p, n, soft_margin=True, reduction=r) for r in ("active", "mean")]
+    torch.testing.assert_close(*soft)
 
 
 PAIRS = (
@@ -210,7 +380,7 @@ def test_another_target_is_an_error_on_a_cpu_and_else_a_loss_of_nan(backend, dev
     assert loss(*on_device, similar=similar, reduction="none").isnan().tolist() == [False, False, True]
 
 
-@pytest.mark.parametrize("loss", PAIRS)
+@pytest.mark.parametrize("loss", [*PAIRS, fusedloss.cosent_loss])
 def test_a_target_receives_no_gradient(loss):
     rows = [batch(3, 5, seed=seed)[0] for seed in range(2)]
     with pytest.raises(ValueError, match=r"^target must not require a gradient"):

@@ -7,7 +7,19 @@ from torch.func import grad, vmap
 import fusedloss
 from fusedloss import reference
 from fusedloss.losses.catalog import CATALOG, Role
-from tests.grid import IN_BATCH, LOSSES, SAMPLE, WITH_CLASSES, batch, example, in_front, named, running, unreadable
+from tests.grid import (
+    IN_BATCH,
+    LOSSES,
+    SAMPLE,
+    WITH_CLASSES,
+    batch,
+    example,
+    in_front,
+    named,
+    reductions,
+    running,
+    unreadable,
+)
 
 REDUCTIONS = ("mean", "sum", "none")
 PLACES = ("self", "refs", "among")  # the batch alone, with others, and behind some and before some of these
@@ -96,7 +108,7 @@ def test_an_in_batch_loss_is_that_of_the_rows_that_count(backend, loss, options,
     for plan in ("default", "small") if backend == "blocked" else ("small", "sorted"):
         with running(backend, plan) as device:
             arguments = in_batch(place, device)
-            for reduction in REDUCTIONS if backend == "blocked" else ("mean", "none"):
+            for reduction in reductions(loss) if backend == "blocked" else ("mean", "none"):
                 assert_left_out(loss, arguments, 1, reduction=reduction, **options)
 
 
@@ -110,7 +122,7 @@ def test_a_loss_of_classes_is_that_of_the_rows_that_count(backend, device, loss,
         assert_left_out(loss, arguments | dict(target=target), label, reduction=reduction, **MODERATE.get(loss, {}))
 
 
-@pytest.mark.parametrize("loss", [fusedloss.pairwise_contrastive_loss, fusedloss.batch_all_triplet_loss])
+@pytest.mark.parametrize("loss", [loss for loss in IN_BATCH if "active" in reductions(loss)])
 def test_the_mean_over_terms_above_zero_leaves_them_out(backend, device, loss):
     assert_left_out(loss, in_batch("refs", device), 2, reduction="active")
 

@@ -62,7 +62,7 @@ def test_pairwise_contrastive_is_as_exact_as_eager(backend, case):
 @cases(
     ENGINE
     | dict(
-        reduction=("mean", "sum", "none"),
+        reduction=("mean", "sum", "none", "active"),
         positives=("hardest", "easiest"),
         negatives=("hardest", "easiest", "semihard"),
         margin=("number", "tensor", None),
@@ -80,6 +80,36 @@ def test_batch_hard_is_as_exact_as_eager(backend, case):
         arguments |= dict(margin=torch.tensor(margin) if case["margin"] == "tensor" else margin)
     with running(backend, case["plan"]) as device:
         check(fusedloss.batch_hard_triplet_loss, arguments, case["dtype"], device, constant=constant)
+
+
+ONE_PAIR_EACH = [
+    (fusedloss.batch_hard_triplet_loss, {}),
+    (fusedloss.batch_semihard_triplet_loss, {}),
+    (fusedloss.generalized_lifted_structure_loss, dict(normalize=False)),
+    (fusedloss.lifted_structure_loss, dict(normalize=False)),
+]
+
+
+@pytest.mark.parametrize(("loss", "options"), ONE_PAIR_EACH)
+def test_the_mean_over_active_terms_counts_those_above_zero(backend, device, loss, options):
+    """Of two rows a class, so that an anchor has one term: some cost something, and those far away nothing."""
+    x = torch.tensor([[0.0], [2.0], [1.5], [1.9], [40.0], [40.1], [80.0], [80.1]], device=device)
+    labels = torch.arange(8, device=device) // 2
+    terms = loss(x, labels, **options, reduction="none")
+    assert (terms[:4] > 0).any() and not terms[4:].any()
+    found = loss(x, labels, **options, reduction="active")
+    torch.testing.assert_close(found, terms.sum() / (terms > 0).sum())
+    leaf = x[4:].clone().requires_grad_()
+    nothing = loss(leaf, labels[4:], **options, reduction="active")
+    nothing.backward()
+    assert nothing == 0 and not leaf.grad.any()
+
+
+def test_of_soft_margins_all_terms_are_active(backend, device):
+    x, labels = (t.to(device) for t in batch(23, 5))
+    for loss in (fusedloss.batch_hard_triplet_loss, fusedloss.batch_all_triplet_loss):
+        found = [loss(x.float(), labels, soft_margin=True, reduction=reduction) for reduction in ("active", "mean")]
+        torch.testing.assert_close(*found)
 
 
 # The tiles as they ship, for rows wider than the D they hold on chip.

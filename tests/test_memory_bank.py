@@ -324,7 +324,7 @@ def test_ids_are_kept_with_their_rows_and_need_a_loss_that_ignores():
     other(x, labels, ids=torch.tensor([6, 5]))  # no kept row has an id
     bank.reset()
     assert bank.ids.eq(torch.iinfo(torch.int64).min).all()
-    with pytest.raises(TypeError, match="ids must be an integer tensor"):
+    with pytest.raises(TypeError, match="ids must be an integer or bool tensor"):
         bank(x, labels, ids=x[0])
     queue = fusedloss.MemoryBank(fusedloss.InfoNCELoss(), size=4, dim=2)
     with pytest.raises(ValueError, match="ids must be None where the loss takes no ignore_index"):

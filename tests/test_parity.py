@@ -49,20 +49,38 @@ def test_its_default_distance_is_ours_of_normalized_embeddings(backend, device):
     check(ours, arguments(False), device=device, oracle=theirs)
 
 
+REDUCERS = {"mean": reducers.MeanReducer, "active": reducers.AvgNonZeroReducer}
+
+
 @pytest.mark.parametrize("metric", DISTANCES)
 @pytest.mark.parametrize("soft_margin", [False, True])
-def test_batch_hard_is_its_triplet_loss_of_the_batch_hard_miner(backend, device, metric, soft_margin):
+@pytest.mark.parametrize("reduction", REDUCERS)
+def test_batch_hard_is_its_triplet_loss_of_the_batch_hard_miner(backend, device, metric, soft_margin, reduction):
     distance = DISTANCES[metric]()
     miner = miners.BatchHardMiner(distance=distance)
     loss = losses.TripletMarginLoss(
-        margin=0.3, smooth_loss=soft_margin, distance=distance, reducer=reducers.MeanReducer()
+        margin=0.3, smooth_loss=soft_margin, distance=distance, reducer=REDUCERS[reduction]()
     )
 
     def theirs(embeddings, labels):
         return loss(embeddings, labels, miner(embeddings, labels))
 
-    ours = with_options(fusedloss.batch_hard_triplet_loss, margin=0.3, soft_margin=soft_margin, metric=metric)
-    check(ours, arguments(False), device=device, oracle=theirs)
+    options = dict(margin=0.3, soft_margin=soft_margin, metric=metric, reduction=reduction)
+    check(with_options(fusedloss.batch_hard_triplet_loss, **options), arguments(False), device=device, oracle=theirs)
+
+
+@pytest.mark.parametrize("metric", DISTANCES)
+@pytest.mark.parametrize("reduction", REDUCERS)
+def test_given_triplets_are_its_triplet_loss_of_their_indices(backend, device, metric, reduction):
+    loss = losses.TripletMarginLoss(margin=0.1, distance=DISTANCES[metric](), reducer=REDUCERS[reduction]())
+
+    def theirs(anchor, positive, negative):
+        indices = torch.arange(3 * len(anchor), device=anchor.device).chunk(3)
+        return loss(torch.cat([anchor, positive, negative]), indices_tuple=indices)
+
+    given = {name: batch(37, 23, seed=seed)[0] for seed, name in enumerate(("anchor", "positive", "negative"))}
+    ours = with_keywords(fusedloss.triplet_margin_loss, margin=0.1, metric=metric, eps=0.0, reduction=reduction)
+    check(ours, given, device=device, oracle=theirs)
 
 
 @pytest.mark.parametrize("positives", ["hardest", "easiest"])

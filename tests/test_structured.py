@@ -6,7 +6,7 @@ import torch
 import fusedloss
 from fusedloss.options import rules_of
 from tests.compare import check
-from tests.grid import IGNORED, PLANS, REFS, batch, cases, ignoring, references, running
+from tests.grid import IGNORED, PLANS, REFS, batch, cases, ignoring, reductions, references, running
 
 STRUCTURED = [
     fusedloss.multi_similarity_loss,
@@ -31,7 +31,7 @@ WEIGHTS = 3  # as in test_softmax
         shape=SHAPES,
         refs=REFS,
         ignored=IGNORED,
-        reduction=("mean", "sum", "none"),
+        reduction=("mean", "sum", "none", "active"),
         on_sphere=(True, False),
         options=(0, 1),
     ),
@@ -42,7 +42,8 @@ WEIGHTS = 3  # as in test_softmax
 def test_structured_losses_are_as_exact_as_eager(backend, case):
     N, M, D = case["shape"]
     (x, labels), (y, ref_labels) = batch(N, D), batch(M, D, seed=1)
-    arguments = dict(embeddings=x, labels=labels, reduction=case["reduction"])
+    reduction = case["reduction"] if case["reduction"] in reductions(case["loss"]) else "mean"
+    arguments = dict(embeddings=x, labels=labels, reduction=reduction)
     if "normalize" in case["loss"].__kwdefaults__:
         arguments["normalize"] = case["on_sphere"]
     elif "dot" in rules_of(case["loss"])["metric"].keywords["allowed"]:

@@ -64,7 +64,7 @@ def test_all_triplets_are_as_exact_as_eager(backend, case):
 
 
 @cases(
-    ENGINE | dict(margin=("number", "tensor"), reduction=("mean", "sum", "none"), stored=(32, 2)),
+    ENGINE | dict(margin=("number", "tensor"), reduction=("mean", "sum", "none", "active"), stored=(32, 2)),
     blocked=3,
     triton=2,
     plans=PLANS,

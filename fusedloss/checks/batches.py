@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import tensors
-from .tensors import first_of, ignored_rows, rows, same_dimensions, without
+from .tensors import first_of, ignored_rows, one_a_row, rows, same_dimensions, without
 
 METRICS = ("euclidean", "sqeuclidean", "cosine", "manhattan")
 SIMILARITIES = ("cosine", "dot", "euclidean", "sqeuclidean", "manhattan")  # a distance stands for its negative
@@ -62,13 +62,18 @@ def batch(
 
 
 def integers(name: str, labels: object, x: Tensor) -> Tensor:
-    """One integer label a row of x, as int32 or int64."""
+    """One integer or bool label a row of x, as int32 or int64."""
     if not isinstance(labels, Tensor):
-        raise TypeError(f"{name} must be an integer tensor, got {type(labels).__name__}")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"{name} must be an integer tensor, got {labels.dtype}")
+        raise TypeError(f"{name} must be an integer or bool tensor, got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex():
+        if labels.shape == x.shape:
+            advice = ": rows of a second view belong to nt_xent_loss or info_nce_loss"
+        else:
+            advice = one_a_row(name, labels, x.shape[0])
+        raise TypeError(f"{name} must be an integer or bool tensor, got {labels.dtype}{advice}")
     if labels.shape != x.shape[:1]:
-        raise ValueError(f"{name} must have shape ({x.shape[0]},), one label a row, got {tuple(labels.shape)}")
+        advice = one_a_row(name, labels, x.shape[0])
+        raise ValueError(f"{name} must have shape ({x.shape[0]},), one label a row, got {tuple(labels.shape)}{advice}")
     if labels.device != x.device:
         raise ValueError(f"{name} must be on the device of the embeddings, {x.device}, got {labels.device}")
     return labels if labels.dtype in (torch.int32, torch.int64) else labels.to(torch.int64)

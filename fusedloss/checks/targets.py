@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import tensors
-from .tensors import first_of, ignored_rows, tensor, without
+from .tensors import first_of, ignored_rows, one_a_row, tensor, without
 
 IGNORED, WRONG = -1, -2  # rows without a class: not counted, and out of range
 
@@ -23,7 +23,8 @@ def class_indices(
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"{name} must be class indices of an integer dtype, got {target.dtype}")
     if target.shape != shape:
-        raise ValueError(f"{name} must have shape {tuple(shape)}, one class a row, got {tuple(target.shape)}")
+        advice = one_a_row(name, target, x.shape[0])
+        raise ValueError(f"{name} must have shape {tuple(shape)}, one class a row, got {tuple(target.shape)}{advice}")
     if target.device != x.device:
         raise ValueError(f"{name} must be on the device of the rows, {x.device}, got {target.device}")
     given = target.reshape(-1).to(torch.int64)
@@ -114,12 +115,8 @@ def answers(name: str, target: object, z: Tensor) -> Tensor:
     return t
 
 
-def similar_pairs(target: object, similar: int, x: Tensor) -> Tensor:
-    """How similar given pairs are, from a target in either convention: bool, or of a floating one shares from 0 to 1,
-    in the dtype of the loss. [N]
-
-    Another value is an error on a CPU, where looking is no sync; elsewhere the share is NaN.
-    """
+def of_given_pairs(target: object, x: Tensor) -> Tensor:
+    """A real constant for every row of x."""
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}")
     if target.shape != x.shape[:1]:
@@ -130,6 +127,29 @@ def similar_pairs(target: object, similar: int, x: Tensor) -> Tensor:
         raise TypeError(f"target must be real, got {target.dtype}")
     if target.requires_grad:
         raise ValueError("target must not require a gradient, which it does not receive: detach it")
+    return target
+
+
+def grades(target: object, x: Tensor) -> Tensor:
+    """How similar given pairs ought to be, in a dtype that sorts: int64, float32 or float64. [N]
+
+    NaN is an error on a CPU, where looking is no sync.
+    """
+    found = of_given_pairs(target, x)
+    if not found.is_floating_point():
+        return found.to(torch.int64)
+    if tensors.readable(found) and (i := first_of(found.isnan())) is not None:
+        raise ValueError(f"target must not be NaN anywhere, got nan in row {i}")
+    return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def similar_pairs(target: object, similar: int, x: Tensor) -> Tensor:
+    """How similar given pairs are, from a target in either convention: bool, or of a floating one shares from 0 to 1,
+    in the dtype of the loss. [N]
+
+    Another value is an error on a CPU, where looking is no sync; elsewhere the share is NaN.
+    """
+    target = of_given_pairs(target, x)
     if target.dtype == torch.bool:
         return target if similar == 1 else ~target
     graded, read = target.is_floating_point(), tensors.readable(target)

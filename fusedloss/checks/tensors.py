@@ -11,6 +11,8 @@ from torch import Tensor
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Types of devices that have autocast: asked here, once, since compiled code cannot ask.
 AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu")))
+# Rows that are compared with those of the first argument, where other losses take labels.
+COMPARED = ("x2", "positive", "negative", "key", "negatives", "z2", "text")
 
 
 def readable(*tensors: Tensor) -> bool:
@@ -28,12 +30,12 @@ def first_of(found: Tensor) -> int | None:
     return int(found.int().argmax()) if found.any() else None
 
 
-def tensor(name: str, values: object) -> Tensor:
-    """A floating tensor."""
+def tensor(name: str, values: object, advice: str = "") -> Tensor:
+    """A floating tensor. The advice is what to do with one of another dtype."""
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
     if values.dtype not in FLOATS:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {values.dtype}")
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {values.dtype}{advice}")
     return values
 
 
@@ -52,10 +54,26 @@ def rows(name: str, x: object) -> Tensor:
 
 def matrix(name: str, x: object) -> Tensor:
     """A floating [N, D] tensor, as it is."""
-    x = tensor(name, x)
+    advice = of_labels(name, x)
+    x = tensor(name, x, advice)
     if x.dim() != 2 or x.shape[1] == 0:
-        raise ValueError(f"{name} must have shape (N, D) with D >= 1, got {tuple(x.shape)}")
+        advice = f": flatten them, {name}.flatten(0, 1)" if x.dim() == 3 else advice
+        raise ValueError(f"{name} must have shape (N, D) with D >= 1, got {tuple(x.shape)}{advice}")
     return x
+
+
+def of_labels(name: str, x: object) -> str:
+    """Which losses take what looks like labels in the place of rows, for the end of an error."""
+    if name not in COMPARED or not isinstance(x, Tensor) or x.dim() != 1:
+        return ""
+    return ": this loss takes rows there; losses by labels are supcon_loss, batch_hard_triplet_loss and others"
+
+
+def one_a_row(name: str, given: Tensor, N: int) -> str:
+    """How labels or classes in columns become one of each of N rows, for the end of an error."""
+    if given.dim() != 2 or given.shape[0] != N:
+        return ""
+    return f": take {name}.flatten()" if given.shape[1] == 1 else f": of one-hot ones take {name}.argmax(1)"
 
 
 def unrounded(names: Sequence[str], tensors: Sequence[object]) -> list[Tensor]:

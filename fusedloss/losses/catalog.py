@@ -32,6 +32,7 @@ class Role(Enum):
     KEY_BIAS = "[M], optional: added to the logits of KEYS"
     SIMILAR = "[N]: which of the given pairs are similar"
     MAYBE_SIMILAR = "[N], optional: which of the given pairs are similar; all of them without it"
+    GRADES = "[N]: how similar the given pairs ought to be; only their order counts"
     CLASSES = "[C, D]: one row a class, which a module owns and trains"
     CLASS = "[N]: the class of every sample, from 0 to C - 1"
     LOGITS = "[N, C]: given logits"
@@ -108,6 +109,7 @@ _LOSSES = (
     Loss(pairs.euclidean_distance_loss, "rows", GIVEN_PAIRS),
     Loss(pairs.cosine_similarity_loss, "rows", GIVEN_PAIRS | {"target": Role.MAYBE_SIMILAR}),
     Loss(pairs.cosine_embedding_loss, "rows", GIVEN_PAIRS),
+    Loss(pairs.cosent_loss, "rows", GIVEN_PAIRS | {"target": Role.GRADES}),
     Loss(pairs.pairwise_contrastive_loss, "folds", IN_BATCH, 1.5, ("contrastive", "linear_contrastive"),
          ({"power": 1},)),
     Loss(pairs.margin_loss, "folds", IN_BATCH, 1.5, ("linear_contrastive",)),

@@ -1,4 +1,4 @@
-"""Losses of pairs: given ones (a row of x1 with the same row of x2), and all pairs of a batch."""
+"""Losses of pairs: given ones (a row of x1 with the same row of x2), their order, and all pairs of a batch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks, ops
+from ..backends.dtypes import loss_dtype, state_dtype
 from ..checks import METRICS
 from ..options import integer, label, learnable, learnables, one_of, optional, options
-from .reduce import REDUCTIONS, reduce
+from .reduce import OF_HINGES, REDUCTIONS, reduce, softplus
 
 
-@options(margin=learnable(), metric=one_of(*METRICS), similar=one_of(0, 1), reduction=one_of(*REDUCTIONS))
+@options(margin=learnable(), metric=one_of(*METRICS), similar=one_of(0, 1), reduction=one_of(*OF_HINGES))
 def contrastive_loss(
     x1: Tensor, x2: Tensor, target: Tensor, *,
     margin: float | Tensor = 1.0, metric: str = "euclidean", similar: int = 1, reduction: str = "mean",
@@ -30,7 +31,8 @@ def contrastive_loss(
             graded: its pair costs that share of the similar term and the rest of the other. It receives no gradient.
         margin: distance beyond which a dissimilar pair costs nothing; a tensor of one element receives its gradient.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
-        reduction: "mean" over the pairs, "sum", or "none" (one value per pair).
+        reduction: "mean" over the pairs, "active" (the mean over the pairs that cost something), "sum", or "none" (one
+            value per pair).
 
     Returns:
         A scalar, or [N] for reduction "none"; float32 (float64 for float64 inputs). N = 0 gives 0.
@@ -53,7 +55,7 @@ def contrastive_loss(
     return _given_pairs_hinge(x1, x2, target, margin, metric, similar, reduction, scale=0.5)
 
 
-@options(margin=learnable(), similar=one_of(0, 1), reduction=one_of(*REDUCTIONS))
+@options(margin=learnable(), similar=one_of(0, 1), reduction=one_of(*OF_HINGES))
 def euclidean_distance_loss(
     x1: Tensor, x2: Tensor, target: Tensor, *, margin: float | Tensor = 1.0, similar: int = 1, reduction: str = "mean"
 ) -> Tensor:
@@ -117,7 +119,8 @@ def cosine_similarity_loss(
     $$ \ell_i = 1 - s_i \text{ if similar, else } s_i, \quad s_i = \tfrac12 (1 + \cos(x1_i, x2_i)) $$
 
     Without `target` every pair is similar and the value is the cosine distance 1 - cos, between 0 and 2. Norms are
-    clamped to at least 1e-8. Arguments, result and errors are otherwise those of `contrastive_loss`.
+    clamped to at least 1e-8. It is no hinge, so that `reduction` has no "active". Arguments, result and errors are
+    otherwise those of `contrastive_loss`.
 
     Equivalent to::
 
@@ -138,7 +141,7 @@ def cosine_similarity_loss(
     return reduce(0.5 * _graded(share, 1 - cos, 1 + cos), reduction, cos.shape[0], x1)
 
 
-@options(margin=learnable(low=-1.0), similar=one_of(0, 1), reduction=one_of(*REDUCTIONS))
+@options(margin=learnable(low=-1.0), similar=one_of(0, 1), reduction=one_of(*OF_HINGES))
 def cosine_embedding_loss(
     x1: Tensor, x2: Tensor, target: Tensor, *, margin: float | Tensor = 0.0, similar: int = 1, reduction: str = "mean"
 ) -> Tensor:
@@ -161,9 +164,57 @@ def cosine_embedding_loss(
     return reduce(_graded(share, 1 - cos, F.relu(cos - margin)), reduction, cos.shape[0], x1)
 
 
+@options(scale=learnable(above=True))
+def cosent_loss(x1: Tensor, x2: Tensor, target: Tensor, *, scale: float | Tensor = 20.0) -> Tensor:
+    r"""CoSENT: the cosines of given pairs in the order of their targets, whatever their values.
+
+    $$ \log\Bigl(1 + \sum_{t_i > t_j} e^{s (\cos_j - \cos_i)}\Bigr), \quad \cos_i = \cos(x1_i, x2_i) $$
+
+    Any two pairs with different targets are a term: the one with the lower target ought to have the lower cosine. The
+    targets are sorted instead, which takes O(N log N) time and, beside the rows, O(N) memory.
+
+    Args:
+        x1, x2: embeddings [N, D], float16, bfloat16, float32 or float64.
+        target: [N], how similar each pair ought to be (ratings, scores of a teacher, 0 and 1), of any real dtype or
+            bool. Only its order counts, and equal ones are not compared. It receives no gradient.
+        scale: s, sharpness of the comparison, above 0; a tensor of one element receives its gradient.
+
+    Returns:
+        A scalar, of all pairs together; float32 (float64 for float64 inputs). Where no two targets differ it is 0, with
+        zero gradient.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a target that is NaN. On a GPU,
+            where looking would wait for it, and in compiled code the loss is NaN then.
+
+    Equivalent to::
+
+        z = scale * F.cosine_similarity(x1, x2)
+        F.softplus((z - z[:, None])[target[:, None] > target].logsumexp(0))
+
+    The loss of sentence-transformers' `CoSENTLoss`, here exact also where it is below the last bit of 1.
+
+    Source: Huang et al., "CoSENT: Consistent Sentence Embedding via Similarity Ranking", IEEE/ACM Transactions on
+    Audio, Speech, and Language Processing, 2024.
+
+    >>> x1, x2 = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    >>> cosent_loss(x1, x2, torch.tensor([0.2, 0.9]), scale=2.0)
+    tensor(2.1269)
+    """
+    x1, x2 = checks.given_rows(("x1", "x2"), (x1, x2))
+    target, order = checks.grades(target, x1).sort()
+    cos = ops.row_distances(x1, x2, None, "similarity")[0]
+    z = scale * cos.to(state_dtype(x1))[order].masked_fill(target.isnan(), torch.nan)
+    z = z - z.detach().logsumexp(0)  # which changes no difference: the largest are near 0, where rounding is least
+    lower = torch.searchsorted(target, target)  # how many targets are below each: the first ones
+    below = z.logcumsumexp(0)[(lower - 1).clamp(min=0)]
+    lowest = torch.finfo(z.dtype).min / 2  # of terms that are all -inf the gradient would be NaN
+    return softplus((below - z).masked_fill(lower == 0, lowest).logsumexp(0)).to(loss_dtype(x1))
+
+
 @options(
     ref_offset=optional(integer()), ignore_index=optional(label), pos_margin=learnable(), neg_margin=learnable(),
-    metric=one_of(*METRICS), power=one_of(1, 2), reduction=one_of(*REDUCTIONS, "active"),
+    metric=one_of(*METRICS), power=one_of(1, 2), reduction=one_of(*OF_HINGES),
 )  # fmt: skip
 def pairwise_contrastive_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
@@ -178,7 +229,7 @@ def pairwise_contrastive_loss(
 
     Args:
         embeddings: [N, D], float16, bfloat16, float32 or float64.
-        labels: [N], any integer dtype; pairs with equal labels are positive, all others negative.
+        labels: [N], any integer dtype or bool; pairs with equal labels are positive, all others negative.
         ref_embeddings, ref_labels: [M, D] and [M], another set to compare with (a memory bank, a gathered batch).
             Without them the batch is compared with itself and the pairs (i, i) are left out.
         ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
@@ -213,6 +264,18 @@ def pairwise_contrastive_loss(
     >>> x = torch.tensor([[0.0], [0.5], [3.0]])
     >>> pairwise_contrastive_loss(x, torch.tensor([0, 1, 1]), reduction="none")
     tensor([0.1250, 3.2500, 3.1250])
+
+    A mean in which rows have weights:
+
+    >>> w = torch.tensor([1.0, 0.0, 2.0])
+    >>> (w * pairwise_contrastive_loss(x, torch.tensor([0, 1, 1]), reduction="none")).sum() / w.sum()
+    tensor(2.1250)
+
+    Labels of a hierarchy, here of classes and of kinds within them: a weighted sum over its levels.
+
+    >>> classes, kinds = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2])
+    >>> sum(w * pairwise_contrastive_loss(x, labels) for w, labels in ((0.3, classes), (0.7, kinds)))
+    tensor(0.0417)
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
 
@@ -223,14 +286,14 @@ def pairwise_contrastive_loss(
     if reduction == "active":
         positive, positives, negative, negatives = states
         kinds = (positive, positives), (negative, negatives)
-        means = [reduce(terms, "mean", active.detach().sum(), batch.x) for terms, active in kinds]
+        means = [reduce(terms, reduction, batch.pairs, batch.x, active) for terms, active in kinds]
         return means[0] + means[1]
     return reduce(states[0] + states[1], reduction, batch.pairs, batch.x)
 
 
 @options(
     ref_offset=optional(integer()), ignore_index=optional(label), margin=learnable(), beta=learnables(),
-    metric=one_of(*METRICS), reduction=one_of(*REDUCTIONS, "active"),
+    metric=one_of(*METRICS), reduction=one_of(*OF_HINGES),
 )  # fmt: skip
 def margin_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
@@ -285,9 +348,7 @@ def margin_loss(
     far, too_far, near, too_near = ops.fold(
         batch, "linear_contrastive", metric, pos=pos, neg=neg, offsets=offsets, offsets_of="rows"
     )  # fmt: skip
-    if reduction == "active":
-        return reduce(far + near, "mean", (too_far + too_near).detach().sum(), batch.x)
-    return reduce(far + near, reduction, batch.pairs, batch.x)
+    return reduce(far + near, reduction, batch.pairs, batch.x, too_far + too_near)
 
 
 def _of_labels(name: str, values: Tensor, batch: checks.Batch, ignore_index: int | None) -> Tensor:

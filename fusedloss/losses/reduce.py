@@ -11,6 +11,7 @@ from ..backends.dtypes import loss_dtype
 from ..checks import IGNORED, WRONG
 
 REDUCTIONS = ("mean", "sum", "none")
+OF_HINGES = (*REDUCTIONS, "active")
 
 
 def similarity(metric: str) -> tuple[str, float]:
@@ -19,9 +20,12 @@ def similarity(metric: str) -> tuple[str, float]:
     return scores.get(metric, (metric, -1.0))
 
 
-def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor) -> Tensor:
+def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor, active: Tensor | None = None) -> Tensor:
     """The loss of rows x. "none": the terms [N]; "sum"; "mean" over `count` of them, or weights that add up to it: 0
-    (still attached to the graph) when count is 0."""
+    (still attached to the graph) when count is 0. "active": the mean over those above 0, of which each of the terms, if
+    it is a sum itself, has as many as `active` says."""
+    if reduction == "active":
+        return reduce(terms, "mean", (terms.detach() > 0 if active is None else active.detach()).sum(), x)
     # In compiled code the comparison would bind the batch size.
     if reduction == "mean" and not torch.compiler.is_compiling() and isinstance(count, int) and count == terms.numel():
         terms = terms.mean() if count else terms.sum()

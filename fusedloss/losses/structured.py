@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks, ops
 from ..options import flag, integer, label, number, one_of, optional, options
-from .reduce import REDUCTIONS, reduce, similarity, softplus
+from .reduce import OF_HINGES, REDUCTIONS, reduce, similarity, softplus
 
 PRODUCTS = ("cosine", "dot")  # metrics of losses whose margins are similarities
 
@@ -30,7 +30,7 @@ def multi_similarity_loss(
 
     Args:
         embeddings: [N, D], float16, bfloat16, float32 or float64.
-        labels: [N], any integer dtype; equal labels are positive pairs, all others negative.
+        labels: [N], any integer dtype or bool; equal labels are positive pairs, all others negative.
         ref_embeddings, ref_labels: [M, D] and [M], the set to compare with; without them the batch itself, without
             (i, i).
         ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
@@ -124,7 +124,7 @@ def circle_loss(
 
 @options(
     ref_offset=optional(integer()), ignore_index=optional(label), neg_margin=number(), pos_margin=number(),
-    normalize=flag, reduction=one_of(*REDUCTIONS),
+    normalize=flag, reduction=one_of(*OF_HINGES),
 )  # fmt: skip
 def generalized_lifted_structure_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
@@ -142,7 +142,8 @@ def generalized_lifted_structure_loss(
         embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index: as for `multi_similarity_loss`.
         neg_margin, pos_margin: added to negative distances with the minus sign, taken from positive ones.
         normalize: scale the rows to length 1 first.
-        reduction: "mean" over all anchors, "sum", or "none" (one value per anchor).
+        reduction: "mean" over all anchors, "active" (the mean over the anchors whose value is above 0), "sum", or
+            "none" (one value per anchor).
 
     Returns:
         A scalar, or [N] for "none"; float32 (float64 for float64 inputs).
@@ -175,7 +176,7 @@ def generalized_lifted_structure_loss(
 
 @options(
     ref_offset=optional(integer()), ignore_index=optional(label), neg_margin=number(), pos_margin=number(),
-    normalize=flag, reduction=one_of(*REDUCTIONS),
+    normalize=flag, reduction=one_of(*OF_HINGES),
 )  # fmt: skip
 def lifted_structure_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
@@ -195,7 +196,8 @@ def lifted_structure_loss(
         ref_embeddings, ref_labels: [M, D] and [M], the set to compare with; the negatives of a reference are then the
             anchors with another label (pytorch-metric-learning takes those of the anchor with the reference's index).
         neg_margin, pos_margin, normalize: as for `generalized_lifted_structure_loss`.
-        reduction: "mean" over the ordered positive pairs, "sum", or "none" ([N]: the sum of each anchor's pairs).
+        reduction: "mean" over the ordered positive pairs, "active" (the mean over those whose value is above 0),
+            "sum", or "none" ([N]: the sum of each anchor's pairs).
 
     Returns:
         A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any positive pair, or any negative,
@@ -223,5 +225,5 @@ def lifted_structure_loss(
     neg = ops.of("lse", scale=-1.0, bias=neg_margin)
     (push,) = ops.fold(batch, "softmax", metric, neg=neg, columns=batch.y is not None)
     hinges = ops.of("sum", "sum", "sum", margin=pos_margin)  # half their squares, those that are active, and 1 each
-    terms, _active, count = ops.fold(batch, "contrastive", metric, pos=hinges, offsets=push, offsets_of="both")
-    return reduce(terms, reduction, count.detach().sum(), batch.x)
+    terms, active, count = ops.fold(batch, "contrastive", metric, pos=hinges, offsets=push, offsets_of="both")
+    return reduce(terms, reduction, count.detach().sum(), batch.x, active)

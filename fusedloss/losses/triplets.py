@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import checks, ops
 from ..checks import METRICS
 from ..options import flag, integer, label, learnable, number, one_of, optional, options
-from .reduce import REDUCTIONS, reduce, softplus
+from .reduce import OF_HINGES, reduce, softplus
 
 POSITIVES = {"hardest": "farthest", "easiest": "nearest"}
 NEGATIVES = {"hardest": "nearest", "easiest": "farthest", "semihard": "beyond"}
@@ -30,7 +30,7 @@ class HardestPairs(NamedTuple):
 
 @options(
     margin=optional(learnable()), metric=one_of(*METRICS), swap=flag, soft_margin=flag, eps=number(),
-    reduction=one_of(*REDUCTIONS),
+    reduction=one_of(*OF_HINGES),
 )  # fmt: skip
 def triplet_margin_loss(
     anchor: Tensor, positive: Tensor, negative: Tensor, *,
@@ -49,7 +49,8 @@ def triplet_margin_loss(
         swap: use the smaller of d(a, n) and d(p, n) (Balntas et al., BMVC 2016).
         soft_margin: the softplus form.
         eps: added to every difference, as torch.nn.functional.pairwise_distance does; the cosine metric has none.
-        reduction: "mean", "sum" or "none" (one value per triplet).
+        reduction: "mean", "active" (the mean over the triplets that cost something: with `soft_margin` all do), "sum"
+            or "none" (one value per triplet).
 
     Returns:
         A scalar, or [N] for "none"; float32 (float64 for float64 inputs).
@@ -67,6 +68,12 @@ def triplet_margin_loss(
     >>> a = torch.zeros(1, 1)
     >>> triplet_margin_loss(a, a + 2, a + 1, margin=0.5, eps=0.0)
     tensor(1.5000)
+
+    A mean in which triplets have weights:
+
+    >>> a, p, n, w = torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([[1.5], [1.0]]), torch.tensor([3.0, 1.0])
+    >>> (w * triplet_margin_loss(a, p, n, reduction="none")).sum() / w.sum()
+    tensor(0.6250)
     """
     a, p, n = checks.given_rows(("anchor", "positive", "negative"), (anchor, positive, negative))
     margin = _margin(margin, 1.0, soft_margin)
@@ -112,7 +119,7 @@ def hardest_pairs(
 
     Args:
         embeddings: [N, D], float16, bfloat16, float32 or float64.
-        labels: [N], any integer dtype; equal labels are positive pairs.
+        labels: [N], any integer dtype or bool; equal labels are positive pairs.
         ref_embeddings, ref_labels: [M, D] and [M], the set to mine from; without them the batch itself, without (i, i).
         ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
             that pair is left out, as (i, i) in a batch alone. None: no row is in both.
@@ -149,7 +156,7 @@ def hardest_pairs(
 
 @options(
     ref_offset=optional(integer()), ignore_index=optional(label), margin=optional(learnable()), metric=one_of(*METRICS),
-    soft_margin=flag, positives=one_of(*POSITIVES), negatives=one_of(*NEGATIVES), reduction=one_of(*REDUCTIONS),
+    soft_margin=flag, positives=one_of(*POSITIVES), negatives=one_of(*NEGATIVES), reduction=one_of(*OF_HINGES),
 )  # fmt: skip
 def batch_hard_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
@@ -170,7 +177,8 @@ def batch_hard_triplet_loss(
         margin: m, how much farther the negative has to be; a tensor of one element receives its gradient. None
             (default): 0.2, or 0 with `soft_margin`.
         soft_margin: the softplus form.
-        reduction: "mean" over the anchors that count, "sum", or "none" ([N], 0 for an anchor that does not count).
+        reduction: "mean" over the anchors that count, "active" (the mean over those that cost something: with
+            `soft_margin` all do), "sum", or "none" ([N], 0 for an anchor that does not count).
 
     Returns:
         A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any triplet 0, with zero gradient.
@@ -204,7 +212,7 @@ def batch_hard_triplet_loss(
 
 @options(
     ref_offset=optional(integer()), ignore_index=optional(label), margin=optional(learnable()), metric=one_of(*METRICS),
-    soft_margin=flag, triplets=one_of(*TRIPLETS), reduction=one_of(*REDUCTIONS, "active"),
+    soft_margin=flag, triplets=one_of(*TRIPLETS), reduction=one_of(*OF_HINGES),
 )  # fmt: skip
 def batch_all_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
@@ -259,14 +267,12 @@ def batch_all_triplet_loss(
         )
     margin = _margin(margin, 0.2, soft_margin)
     total, chosen, active = ops.fold_triplets(batch, margin, metric, triplets, soft_margin)
-    if reduction == "active":
-        return reduce(total, "mean", active.detach().sum(), batch.x)
-    return reduce(total, reduction, chosen.detach().sum(), batch.x)
+    return reduce(total, reduction, chosen.detach().sum(), batch.x, active)
 
 
 @options(
     ref_offset=optional(integer()), ignore_index=optional(label), margin=learnable(), metric=one_of(*METRICS),
-    reduction=one_of(*REDUCTIONS),
+    reduction=one_of(*OF_HINGES),
 )  # fmt: skip
 def batch_semihard_triplet_loss(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None = None, ref_labels: Tensor | None = None, *,
@@ -284,8 +290,8 @@ def batch_semihard_triplet_loss(
         embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index, metric: as for `hardest_pairs`;
             positives and negatives are rows of the reference set.
         margin: how much farther the negative has to be; a tensor of one element receives its gradient.
-        reduction: "mean" over the pairs (a, p) whose anchor has a negative, "sum", or "none" ([N], the sum of each
-            anchor's terms).
+        reduction: "mean" over the pairs (a, p) whose anchor has a negative, "active" (the mean over those that cost
+            something), "sum", or "none" ([N], the sum of each anchor's terms).
 
     Returns:
         A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any triplet 0, with zero gradient.
@@ -311,5 +317,5 @@ def batch_semihard_triplet_loss(
     tensor([0.7500, 0.0000, 2.0000, 0.2500])
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
-    total, chosen, _ = ops.fold_triplets(batch, margin, metric, "nearest")
-    return reduce(total, reduction, chosen.detach().sum(), batch.x)
+    total, chosen, active = ops.fold_triplets(batch, margin, metric, "nearest")
+    return reduce(total, reduction, chosen.detach().sum(), batch.x, active)

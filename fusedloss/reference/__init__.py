@@ -15,6 +15,7 @@ from .common import pairwise_distance, row_distance
 from .logits import binary_cross_entropy_loss, cross_entropy_loss, focal_loss, sigmoid_focal_loss
 from .pairs import (
     contrastive_loss,
+    cosent_loss,
     cosine_embedding_loss,
     cosine_similarity_loss,
     euclidean_distance_loss,
@@ -45,6 +46,7 @@ __all__ = [
     "circle_loss",
     "clip_loss",
     "contrastive_loss",
+    "cosent_loss",
     "cosface_loss",
     "cosine_embedding_loss",
     "cosine_similarity_loss",

@@ -50,7 +50,8 @@ def row_cosine(x: Tensor, y: Tensor) -> Tensor:
 
 
 def reduce(terms: Tensor, reduction: str) -> Tensor:
-    return terms if reduction == "none" else terms.sum() / (max(len(terms), 1) if reduction == "mean" else 1)
+    """Terms [N], which all count, see `mean_of`."""
+    return mean_of(terms, torch.ones_like(terms, dtype=torch.bool), reduction)
 
 
 def mean_of(terms, counted, reduction):

@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .common import mean_of, pairs_of, pairwise_distance, reduce, row_cosine, row_distance, which_count
+from .common import (
+    log_sum_exp,
+    mean_of,
+    pairs_of,
+    pairwise_distance,
+    reduce,
+    row_cosine,
+    row_distance,
+    softplus,
+    which_count,
+)
 
 
 def _graded(target, similar, if_similar, if_not):
@@ -38,6 +48,12 @@ def cosine_similarity_loss(x1, x2, target=None, *, similar=1, reduction="mean"):
 def cosine_embedding_loss(x1, x2, target, *, margin=0.0, similar=1, reduction="mean"):
     cos = row_cosine(x1, x2)
     return reduce(_graded(target, similar, 1 - cos, F.relu(cos - margin)), reduction)
+
+
+def cosent_loss(x1, x2, target, *, scale=20.0):
+    z = scale * row_cosine(x1, x2)
+    above = target[:, None] > target
+    return softplus(log_sum_exp((z - z[:, None]).reshape(1, -1), above.reshape(1, -1)))[0]
 
 
 def pairwise_contrastive_loss(

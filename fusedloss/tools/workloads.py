@@ -83,6 +83,7 @@ def arguments(work: Workload, device: str, seed: int = 0) -> dict[str, Any]:
         **dict.fromkeys((Role.ROWS, Role.KEYS, Role.VIEW), lambda: rows(work.N, work.D)),
         Role.LABELS: lambda: indices(max(2, work.N // ROWS_OF_A_CLASS)),
         Role.SIMILAR: lambda: indices(2),
+        Role.GRADES: lambda: indices(6),
         Role.CLASSES: lambda: rows(work.classes, *centers, work.D),
         Role.CLASS: lambda: indices(work.classes),
         Role.LOGITS: lambda: rows(work.N, work.classes),
