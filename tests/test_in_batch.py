@@ -112,6 +112,28 @@ def test_of_soft_margins_all_terms_are_active(backend, device):
         torch.testing.assert_close(*found)
 
 
+@cases(
+    ENGINE
+    | dict(
+        reduction=("mean", "sum", "none", "active"), beta=("number", "tensor", "of labels"), margin=(0.0, 0.2, "tensor")
+    ),
+    blocked=3,
+    triton=2,
+    plans=("default", "small", "held", "split", "sorted", "sorted split"),
+)
+def test_margin_is_as_exact_as_eager(backend, case):
+    arguments, boundary, constant = in_batch(case)
+    classes = torch.linspace(0.9, 1.1, 6)
+    betas = {"number": boundary, "tensor": torch.tensor(boundary), "of labels": boundary * classes}
+    margin = torch.tensor(0.1) if case["margin"] == "tensor" else case["margin"]
+    arguments |= dict(beta=betas[case["beta"]].double() if case["beta"] == "of labels" else betas[case["beta"]])
+    arguments |= dict(margin=margin, reduction=case["reduction"])
+    # With boundaries of labels the gradient of a batch alone is the sum of two, each rounded.
+    roundings = 2 * WEIGHTS if case["beta"] == "of labels" else WEIGHTS
+    with running(backend, case["plan"]) as device:
+        check(fusedloss.margin_loss, arguments, case["dtype"], device, constant=constant, roundings=roundings)
+
+
 # The tiles as they ship, for rows wider than the D they hold on chip.
 @pytest.mark.parametrize(
     ("D", "dtype"),
