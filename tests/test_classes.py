@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fusedloss
+from bench.regimes import forms
 from fusedloss.losses.catalog import CATALOG, Role
 from fusedloss.ops import folds
 from tests.compare import check, differentiate
@@ -70,6 +71,119 @@ def test_linear_cross_entropy_is_as_exact_as_eager(backend, case):
     with running(backend, case["plan"]) as device:
         loss = fusedloss.linear_cross_entropy_loss
         check(loss, arguments, case["dtype"], device, constant=fixed, roundings=WEIGHTS)
+
+
+@cases(
+    dict(
+        shape=SHAPES,
+        reduction=REDUCTIONS,
+        trained=TRAINED,
+        bias=(False, True),
+        gamma=(0.0, 2.0),
+        smoothing=(0.0, 0.1),
+        weights=(False, True),
+        z_loss=(0.0, 0.1),
+        softcap=(None, 2.0),
+        ignored=(False, True),
+    ),
+    blocked=2,
+    triton=2,
+    plans=("default", "small", "held", "split", "sorted"),
+)
+def test_linear_cross_entropy_of_weighted_and_capped_classes_is_as_exact_as_eager(backend, case):
+    arguments, fixed = of_classes(fusedloss.linear_cross_entropy_loss, case)
+    C = case["shape"][1]
+    if case["bias"]:
+        arguments |= dict(bias=3 + batch(C, 3, seed=2)[0][:, 0])  # all above 0: what they have in common is told apart
+    if case["weights"]:
+        arguments |= dict(class_weight=class_weights(C))
+    arguments["target"][1::3] = -100 if case["ignored"] else 0
+    options = {name: case[name] for name in ("gamma", "z_loss", "softcap")} | dict(label_smoothing=case["smoothing"])
+    with running(backend, case["plan"]) as device:
+        loss = fusedloss.linear_cross_entropy_loss
+        check(loss, arguments | options, case["dtype"], device, constant=[*fixed, "class_weight"], roundings=WEIGHTS)
+
+
+def class_weights(C):
+    """Of which one is 0."""
+    return (torch.arange(C) % 5).double() / 4
+
+
+def sub_centers_of(C, K, D):
+    """Of which two of a class are equal: the first of the nearest counts."""
+    centers = torch.stack([batch(C, D, seed=k)[0] for k in range(1, K + 1)], 1)
+    centers[0, -1] = centers[0, 0]
+    return centers
+
+
+@cases(
+    dict(
+        loss=(fusedloss.arcface_loss, fusedloss.cosface_loss, fusedloss.normalized_softmax_loss),
+        shape=SHAPES,
+        reduction=REDUCTIONS,
+        trained=TRAINED,
+        margins=("number", "of rows"),
+        smoothing=(0.0, 0.1),
+        weights=(False, True),
+        sub_centers=(1, 2, 3, 8),
+        ignored=(None, -100),
+    ),
+    blocked=3,
+    triton=2,
+    plans=("default", "small", "held", "split", "sorted"),
+)
+def test_margins_of_rows_weights_and_sub_centers_are_as_exact_as_eager(backend, case):
+    loss, (N, C, D), K = case["loss"], case["shape"], case["sub_centers"]
+    arguments, fixed = of_classes(loss, case)
+    if K > 1:
+        arguments |= dict(weight=sub_centers_of(C, K, D), sub_centers=K)
+    if case["weights"]:
+        arguments |= dict(class_weight=class_weights(C))
+    if loss is fusedloss.normalized_softmax_loss:
+        arguments |= dict(temperature=0.3)
+    else:
+        arguments |= dict(scale=4.0)
+        if case["margins"] == "of rows":
+            arguments |= dict(margin=torch.linspace(-0.4, 0.9, N).double())
+    arguments |= dict(label_smoothing=case["smoothing"])
+    arguments = leaving_out(case["ignored"], arguments)
+    with running(backend, case["plan"]) as device:
+        options = dict(constant=[*fixed, "class_weight"], roundings=SCALED_WEIGHTS)
+        others = forms(getattr(fusedloss.reference, loss.__name__), ("embeddings", "weight"))
+        check(loss, arguments, case["dtype"], device, forms=others if case["dtype"].itemsize > 2 else (), **options)
+
+
+def test_a_margin_of_a_row_that_does_not_count_goes_nowhere(backend, device):
+    arguments = {name: t.to(device) for name, t in example(fusedloss.arcface_loss).items()}
+    arguments["target"] = arguments["target"].clone()
+    arguments["target"][2] = -100
+    margin = torch.full((9,), 0.3, device=device)
+    margin[2] = 1.5
+    leaf = arguments["embeddings"].clone().requires_grad_()
+    margin.requires_grad_()
+    fusedloss.arcface_loss(**arguments | dict(embeddings=leaf), margin=margin).backward()
+    assert margin.grad.isfinite().all() and margin.grad[2] == 0 and leaf.grad.isfinite().all()
+
+
+def test_nan_in_a_sub_center_shows(backend, device):
+    """In every row, as the largest of its class; and nowhere else in the gradient by the embeddings is it hidden."""
+    x, centers, target = batch(6, 5)[0].float(), sub_centers_of(4, 3, 5).float(), torch.tensor([0, 1, 2, 3, 0, 1])
+    centers[2, 1, 0] = torch.nan
+    loss = fusedloss.cosface_loss(
+        x.to(device), centers.to(device), target.to(device), sub_centers=3, reduction="none"
+    )  # fmt: skip
+    assert loss.isnan().all()
+
+
+@pytest.mark.parametrize("sub_centers", [1, 3])
+def test_a_module_of_sub_centers_owns_and_trains_them(backend, device, sub_centers):
+    module = fusedloss.ArcFaceLoss(4, 5, sub_centers=sub_centers, scale=4.0).to(device)
+    assert module.weight.shape == ((4, 3, 5) if sub_centers > 1 else (4, 5))
+    x, target = batch(8, 5)[0].float().to(device), torch.arange(8, device=device) % 4
+    module(x, target).backward()
+    assert module.weight.grad.count_nonzero()
+    per_row = module(x, target, margin=torch.full((8,), 0.5, device=device))
+    torch.testing.assert_close(per_row, module(x, target))
 
 
 OPTIONS = {

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
+from ..backends.dtypes import loss_dtype
 from ..options import integer, label, learnable, learnables, number, one_of, optional, options, tensor
 from .reduce import REDUCTIONS, at_least_one, focal, reduce_rows, softplus
 
@@ -84,7 +85,7 @@ def _weights(class_weight: Tensor | None, c: Classified) -> tuple[Tensor | None,
     """The weights of the classes [C], and of every row that of its class [N]."""
     if class_weight is None:
         return None, None
-    w = checks.of_each("class_weight", class_weight, "class", c.C, c.x, constant=True)
+    w = checks.of_each("class_weight", class_weight, "class", c.C, c.x, constant=True).to(loss_dtype(c.x))
     return w, w[c.target.clamp(min=0)] if c.C else w.new_zeros(c.target.shape)
 
 
