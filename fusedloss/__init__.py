@@ -45,6 +45,7 @@ from .losses.pairs import (
     euclidean_distance_loss,
     pairwise_contrastive_loss,
 )
+from .losses.ranking import recall_at_k_loss, smooth_ap_loss
 from .losses.softmax import (
     clip_loss,
     info_nce_loss,
@@ -96,8 +97,10 @@ from .modules import (
     PairwiseContrastiveLoss,
     ProxyAnchorLoss,
     ProxyNCALoss,
+    RecallAtKLoss,
     SigLipLoss,
     SigmoidFocalLoss,
+    SmoothAPLoss,
     SupConLoss,
     TripletMarginLoss,
 )
@@ -134,8 +137,10 @@ __all__ = [
     "PairwiseContrastiveLoss",
     "ProxyAnchorLoss",
     "ProxyNCALoss",
+    "RecallAtKLoss",
     "SigLipLoss",
     "SigmoidFocalLoss",
+    "SmoothAPLoss",
     "SupConLoss",
     "TripletMarginLoss",
     "arcface_loss",
@@ -166,10 +171,12 @@ __all__ = [
     "pairwise_contrastive_loss",
     "proxy_anchor_loss",
     "proxy_nca_loss",
+    "recall_at_k_loss",
     "reference",
     "set_backend",
     "siglip_loss",
     "sigmoid_focal_loss",
+    "smooth_ap_loss",
     "supcon_loss",
     "triplet_margin_loss",
     "use_backend",

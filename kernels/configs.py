@@ -19,7 +19,8 @@ class Work(NamedTuple):
     """What a tile's registers and memory depend on."""
 
     kernel: str  # its name
-    terms: str  # of a pair: "", or what takes more registers: "exp", "lifted" scores, "nearest" negatives, "manhattan"
+    # of a pair: "", or what takes more registers: "exp", "lifted" scores, "nearest" negatives, "rank", "manhattan"
+    terms: str
     itemsize: int  # bytes of the compute format
 
 
@@ -51,6 +52,7 @@ MANHATTAN = {
         "mine": Tile(64, 64, 32, 8, 1, 32),
         "fold_triplets": Tile(64, 32, 32, 8, 1, 32),
         "triplets_grad": Tile(64, 32, 32, 8, 1, 32),
+        "rank": Tile(64, 32, 32, 8, 1, 32),
     }.items()
 }
 
@@ -109,6 +111,10 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("triplets_grad", "exp", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
         Work("triplets_grad", "nearest", 2): [(0, Tile(64, 32, 64, 8, 2, 128))],
         Work("triplets_grad", "nearest", 4): [(0, Tile(128, 16, 32, 8, 2, 64))],
+        Work("rank", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        Work("rank", "", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
+        Work("triplets_grad", "rank", 2): [(64, Tile(64, 16, 64, 4, 2, 64)), (0, Tile(64, 16, 64, 4, 2, 128))],
+        Work("triplets_grad", "rank", 4): [(0, Tile(64, 16, 32, 4, 2, 128))],
         **MANHATTAN,
     },
     "other": {
@@ -134,6 +140,10 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("triplets_grad", "exp", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         Work("triplets_grad", "nearest", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
         Work("triplets_grad", "nearest", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
+        Work("rank", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        Work("rank", "", 4): [(0, Tile(64, 16, 32, 4, 3, 0))],
+        Work("triplets_grad", "rank", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
+        Work("triplets_grad", "rank", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         **MANHATTAN,
     },
 }

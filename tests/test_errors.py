@@ -27,6 +27,8 @@ OPTIONS = {
     "pos_margin": [math.nan, math.inf, -0.5],
     "neg_margin": [math.nan, -math.inf, -0.5],
     "eps": [math.nan, -1e-6],
+    "k": [(), (2, 1, 2), [0], range(3)],
+    "k_temperature": [math.nan, math.inf, 0.0, -1.0],
     "temperature": [math.nan, math.inf, 0.0, -0.1],
     "alpha": [math.nan, math.inf, 0.0, -2.0],
     "beta": [math.nan, math.inf, 0, -50],
@@ -39,7 +41,7 @@ OPTIONS = {
     "label_smoothing": [math.nan, -0.1, 1.1],
 }
 NUMBERS = ["margin", "pos_margin", "neg_margin", "eps", "temperature", "alpha", "beta", "base", "gamma", "l2_reg"]
-NUMBERS += ["scale", "label_smoothing"]
+NUMBERS += ["scale", "label_smoothing", "k_temperature"]
 FLAGS = ["overwrite_logits", "normalize", "in_batch_negatives", "symmetric", "soft_margin", "swap"]
 WRONG_TYPES = ["1", True, torch.ones(2), torch.tensor(1), None]
 
@@ -54,7 +56,8 @@ def test_every_option_has_a_rule_that_its_default_follows(loss):
     numbers = [name for name in tensors if tensors[name] in (Role.SCALE, Role.BIAS)]
     assert rules_of(loss).keys() == {*loss.__kwdefaults__, *numbers}
     for name, default in loss.__kwdefaults__.items():
-        assert rules_of(loss)[name](name, default) is default
+        found = rules_of(loss)[name](name, default)
+        assert found == default and type(found) is type(default)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

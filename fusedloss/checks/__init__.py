@@ -1,6 +1,6 @@
 """Arguments are checked here, once, at the boundary: ValueError or TypeError naming the argument and what was seen."""
 
-from .batches import METRICS, Batch, batch, integers
+from .batches import METRICS, SIMILARITIES, Batch, batch, integers
 from .scalars import WITHOUT_FLOAT64, flag, index, number, one_of
 from .targets import (
     IGNORED,
@@ -31,6 +31,7 @@ from .tensors import (
 __all__ = [
     "IGNORED",
     "METRICS",
+    "SIMILARITIES",
     "WITHOUT_FLOAT64",
     "WRONG",
     "Batch",

@@ -11,6 +11,7 @@ from . import tensors
 from .tensors import first_of, ignored_rows, rows, same_dimensions, without
 
 METRICS = ("euclidean", "sqeuclidean", "cosine", "manhattan")
+SIMILARITIES = ("cosine", "dot", "euclidean", "sqeuclidean", "manhattan")
 
 
 class Batch(NamedTuple):

@@ -13,6 +13,11 @@ from ..checks import IGNORED, WRONG
 REDUCTIONS = ("mean", "sum", "none")
 
 
+def similarity(metric: str) -> tuple[str, float]:
+    """The score of a metric of `checks.SIMILARITIES`, and its sign: a distance is the negative of a similarity."""
+    return {"cosine": ("similarity", 1.0), "dot": ("dot", 1.0)}.get(metric, (metric, -1.0))
+
+
 def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor) -> Tensor:
     """The loss of rows x. "none": the terms [N]; "sum"; "mean" over `count` of them, or weights that add up to it: 0
     (still attached to the graph) when count is 0."""

@@ -22,6 +22,7 @@ from .pairs import (
     euclidean_distance_loss,
     pairwise_contrastive_loss,
 )
+from .ranking import recall_at_k_loss, smooth_ap_loss
 from .softmax import clip_loss, info_nce_loss, n_pair_loss, nt_xent_loss, siglip_loss, supcon_loss
 from .structured import circle_loss, generalized_lifted_structure_loss, lifted_structure_loss, multi_similarity_loss
 from .triplets import (
@@ -64,9 +65,11 @@ __all__ = [
     "pairwise_distance",
     "proxy_anchor_loss",
     "proxy_nca_loss",
+    "recall_at_k_loss",
     "row_distance",
     "siglip_loss",
     "sigmoid_focal_loss",
+    "smooth_ap_loss",
     "supcon_loss",
     "triplet_margin_loss",
 ]
