@@ -155,6 +155,5 @@ def rank_grad(
 
 @triton.jit
 def pushed(s, t, weight, scale, AXIS: tl.constexpr):
-    """dL/ds of a tile by the rank of one positive of each anchor, of score t; 0 by its weight, whatever s is."""
-    weight = along(weight, AXIS)
-    return tl.where(weight == 0.0, 0.0, weight * logistic_slope(scale * (s - along(t, AXIS))))
+    """dL/ds of a tile by the rank of one positive of each anchor, of score t."""
+    return along(weight, AXIS) * logistic_slope(scale * (s - along(t, AXIS)))

