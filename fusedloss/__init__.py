@@ -46,6 +46,7 @@ from .losses.pairs import (
     pairwise_contrastive_loss,
 )
 from .losses.proxies import proxy_anchor_loss, proxy_nca_loss
+from .losses.ranking import recall_at_k_loss, smooth_ap_loss
 from .losses.softmax import (
     decoupled_contrastive_loss,
     nca_loss,
@@ -107,8 +108,10 @@ from .modules import (
     PairwiseNTXentLoss,
     ProxyAnchorLoss,
     ProxyNCALoss,
+    RecallAtKLoss,
     SigLipLoss,
     SigmoidFocalLoss,
+    SmoothAPLoss,
     SupConLoss,
     TripletMarginLoss,
 )
@@ -150,8 +153,10 @@ __all__ = [
     "PairwiseNTXentLoss",
     "ProxyAnchorLoss",
     "ProxyNCALoss",
+    "RecallAtKLoss",
     "SigLipLoss",
     "SigmoidFocalLoss",
+    "SmoothAPLoss",
     "SupConLoss",
     "TripletMarginLoss",
     "arcface_loss",
@@ -187,10 +192,12 @@ __all__ = [
     "pairwise_nt_xent_loss",
     "proxy_anchor_loss",
     "proxy_nca_loss",
+    "recall_at_k_loss",
     "reference",
     "set_backend",
     "siglip_loss",
     "sigmoid_focal_loss",
+    "smooth_ap_loss",
     "supcon_loss",
     "triplet_margin_loss",
     "use_backend",

@@ -1,7 +1,7 @@
 """Every loss as an `nn.Module`; what they share is in `loss_module.py`, their types are in `modules.pyi`."""
 
 from .loss_module import ClassLossModule, LossModule
-from .losses import centers, classes, logits, pairs, proxies, softmax, structured, towers, triplets
+from .losses import centers, classes, logits, pairs, proxies, ranking, softmax, structured, towers, triplets
 
 
 class ContrastiveLoss(LossModule, function=pairs.contrastive_loss): ...
@@ -74,6 +74,12 @@ class GeneralizedLiftedStructureLoss(LossModule, function=structured.generalized
 
 
 class LiftedStructureLoss(LossModule, function=structured.lifted_structure_loss): ...
+
+
+class SmoothAPLoss(LossModule, function=ranking.smooth_ap_loss): ...
+
+
+class RecallAtKLoss(LossModule, function=ranking.recall_at_k_loss): ...
 
 
 class CrossEntropyLoss(LossModule, function=logits.cross_entropy_loss): ...

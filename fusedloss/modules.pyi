@@ -1,5 +1,7 @@
 """The types of the modules, written by `python -m tests.stubs`."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -785,6 +787,86 @@ class LiftedStructureLoss(LossModule):
         neg_margin: float = ...,
         pos_margin: float = ...,
         normalize: bool = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class SmoothAPLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        ref_offset: int | None = None,
+        ignore_index: int | None = None,
+        temperature: float = 0.01,
+        metric: str = "cosine",
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
+        temperature: float = ...,
+        metric: str = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
+        temperature: float = ...,
+        metric: str = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+
+class RecallAtKLoss(LossModule):
+    def __init__(
+        self,
+        *,
+        ref_offset: int | None = None,
+        ignore_index: int | None = None,
+        k: Sequence[int] = (1, 2, 4, 8, 16),
+        temperature: float = 0.01,
+        k_temperature: float = 1.0,
+        metric: str = "cosine",
+        reduction: str = "mean",
+    ) -> None: ...
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
+        k: Sequence[int] = ...,
+        temperature: float = ...,
+        k_temperature: float = ...,
+        metric: str = ...,
+        reduction: str = ...,
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_embeddings: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ref_offset: int | None = ...,
+        ignore_index: int | None = ...,
+        k: Sequence[int] = ...,
+        temperature: float = ...,
+        k_temperature: float = ...,
+        metric: str = ...,
         reduction: str = ...,
     ) -> Tensor: ...
 

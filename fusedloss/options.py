@@ -48,6 +48,16 @@ def one_of(*allowed: object) -> Rule:
     return functools.partial(checks.one_of, allowed=allowed)
 
 
+def ranks(name: str, value: Any) -> tuple[int, ...]:
+    """Distinct ints from 1 on, one at least."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{name} must be a sequence of ints, got {value!r}")
+    found = tuple(checks.index(name, k, low=1) for k in value)
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"{name} must be distinct ints, one at least, got {value!r}")
+    return found
+
+
 def optional(rule: Rule) -> Rule:
     """None, or what the rule takes."""
     return functools.partial(_optional, rule=rule)
@@ -178,4 +188,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "target": ("labels",),
     "tau": ("temperature",),
     "temp": ("temperature",),
+    "anneal": ("temperature",),
+    "k_temperatures": ("k_temperature",),
+    "k_vals": ("k",),
 }

@@ -19,7 +19,8 @@ class Work(NamedTuple):
     """What a tile's registers and memory depend on."""
 
     kernel: str  # its name
-    terms: str  # of a pair: "", or what takes more registers: "exp", "lifted" scores, "nearest" negatives, "manhattan"
+    # of a pair: "", or what takes more registers: "exp", "lifted" scores, "nearest" negatives, "rank", "manhattan"
+    terms: str
     itemsize: int  # bytes of the compute format
 
 
@@ -51,6 +52,7 @@ MANHATTAN = {
         "mine": Tile(64, 64, 32, 8, 1, 32),
         "fold_triplets": Tile(64, 32, 32, 8, 1, 32),
         "triplets_grad": Tile(64, 32, 32, 8, 1, 32),
+        "rank": Tile(64, 32, 32, 8, 1, 32),
     }.items()
 }
 
@@ -63,7 +65,7 @@ def for_all(kernel: str, itemsize: int, *tiles: tuple[int, Tile]) -> dict[Work, 
 # Chosen with `python -m fusedloss report` (Triton 3.7.1, 2026-11-27): tensor-core instructions, shared memory within
 # the limits, no spills of 16 bits in a loop on sm_90, and of those the least time of its model; where far loops were
 # timed on an H200, the least of these: two programs a multiprocessor for folds up to D = 256 and gradients up to 128,
-# 128 rows above. Those of triplets are of 2026-11-23.
+# 128 rows above. Those of triplets are of 2026-11-23. Those of ranks have no spills at D = 128 and were not timed.
 TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
     "sm_90": {
         **for_all(
@@ -109,6 +111,10 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("triplets_grad", "exp", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
         Work("triplets_grad", "nearest", 2): [(0, Tile(64, 32, 64, 8, 2, 128))],
         Work("triplets_grad", "nearest", 4): [(0, Tile(128, 16, 32, 8, 2, 64))],
+        Work("rank", "", 2): [(128, Tile(128, 16, 64, 8, 3, 128)), (0, Tile(128, 16, 64, 8, 3, 0))],
+        Work("rank", "", 4): [(0, Tile(64, 16, 32, 4, 3, 0))],
+        Work("triplets_grad", "rank", 2): [(64, Tile(64, 16, 64, 4, 2, 64)), (0, Tile(64, 16, 64, 4, 2, 128))],
+        Work("triplets_grad", "rank", 4): [(0, Tile(64, 16, 32, 4, 2, 128))],
         **MANHATTAN,
     },
     "other": {
@@ -134,6 +140,10 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("triplets_grad", "exp", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         Work("triplets_grad", "nearest", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
         Work("triplets_grad", "nearest", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
+        Work("rank", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        Work("rank", "", 4): [(0, Tile(64, 16, 32, 4, 3, 0))],
+        Work("triplets_grad", "rank", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
+        Work("triplets_grad", "rank", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         **MANHATTAN,
     },
 }

@@ -55,6 +55,13 @@ def logistic(z):
 
 
 @triton.jit
+def logistic_slope(z):
+    """The slope of `logistic`, to the last bits for every z."""
+    v = tl.exp(-tl.abs(z))
+    return v / ((1.0 + v) * (1.0 + v))
+
+
+@triton.jit
 def tanh(u):
     """The hyperbolic tangent, to the last bits also near 0."""
     q = u * u
@@ -142,3 +149,27 @@ def circle(s, numbers, POSITIVE: tl.constexpr):
     else:
         w = gamma * relu(s + margin)
         return ((rounded(w, s - margin), w),)
+
+
+# Of a positive of an anchor, from its rank among the anchor's other rows, the sum of others + negatives:
+#
+#     loss(others, negatives, numbers) -> ((term, by others, by negatives), ...)
+
+
+@triton.jit
+def imprecision(others, negatives, numbers):
+    """1 - precision at the rank: the share of negatives in what is ranked so high."""
+    rank = others + negatives
+    share = negatives / rank
+    return ((share, minus(share / rank), (others / rank) / rank),)
+
+
+@triton.jit
+def recall(others, negatives, numbers):
+    """Whether the rank is at most k, smoothly, for each k that follows the temperature."""
+    found = ()
+    for i in tl.static_range(1, len(numbers)):
+        z = (numbers[i] - (others + negatives)) / numbers[0]
+        slope = minus(logistic_slope(z) / numbers[0])
+        found = found + ((logistic(z), slope, slope),)
+    return found

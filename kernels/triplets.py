@@ -101,6 +101,12 @@ def load_ranges(ranges, rows, n):
 
 
 @triton.jit
+def is_positive(columns, start, stop, ref_column):
+    """Whether columns of y hold positives of an anchor: they have its label, and are not the anchor itself."""
+    return (columns >= start) & (columns < stop) & (columns != ref_column)
+
+
+@triton.jit
 def load_thresholds(
     x, y, xs, own, r0, at, stop, ref_column, N, M, D,
     SCORE: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
@@ -118,7 +124,7 @@ def load_thresholds(
         found = grown
     thresholds = ()
     for k in tl.static_range(K):
-        present = (at + k < stop) & (at + k != ref_column)
+        present = is_positive(at + k, at, stop, ref_column)
         thresholds = thresholds + (tl.where(present, found[k], float("-inf")),)
     return thresholds
 
@@ -280,6 +286,7 @@ def anchor_grad(
     AXIS: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr,
 ):  # fmt: skip
     """dL/ds of a tile by the anchors `a` along one axis, whose pairs are with `others` along the other. [BM, BN]"""
+    s = tl.where(neg, s, float("inf"))
     begin = load(anchors.start, a, n)
     left = tl.minimum(load(anchors.stop, a, n) - begin - first, width)
     reached = tl.zeros(neg.shape, tl.float32)
@@ -309,14 +316,17 @@ def anchor_grad(
 
 @triton.jit(do_not_specialize=["N", "M", "first", "width", "parts"])
 def triplets_grad(
-    x, y, x_anchors, y_anchors, out_ptr, margin, longest_ptr, N, M, D, first, width, parts,  # out [splits, N, D]
-    SCORE: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, SLAB: tl.constexpr,
+    x, y, x_anchors, y_anchors, out_ptr, number, longest_ptr, N, M, D, first, width, parts,  # out [splits, N, D]
+    SCORE: tl.constexpr, ANCHORS: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, ADD: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
+    SLAB: tl.constexpr,
 ):  # fmt: skip
     """dx of the rows this program owns, as in `grad`, by each anchor's positives number `first` to `first + width`.
 
-    x_anchors, y_anchors: the `Triplets` of the own rows and of the other side, or () where they are no anchors; for
-    "nearest" only tiles that hold one of their pairs are computed.
+    ANCHORS: dL/ds by the anchors of one side, `anchor_grad` or `ranking.rank_grad`, which take one number of the loss
+    (`tiles.Numbers`).
+    x_anchors, y_anchors: of the own rows and of the other side the `Triplets`, or `ranking.Ranked`, or () where they
+    are no anchors; for "nearest" only tiles that hold one of their pairs are computed.
     Nothing is done where no anchor has more than `first` positives; ADD adds to what the programs before wrote.
     Grid: (row blocks, splits, slabs).
     """
@@ -326,7 +336,7 @@ def triplets_grad(
     r = r0 + tl.arange(0, BM)
     own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
     xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS)
-    (margin,) = load_numbers(margin)
+    (number,) = load_numbers(number)
     slab = tl.program_id(2) * SLAB * BD
     acc = ()
     for _ in tl.static_range(SLAB):
@@ -344,19 +354,18 @@ def triplets_grad(
         g = tl.zeros([BM, BN], tl.float32)
         if KIND == "nearest":
             if len(x_anchors) > 0:
-                g += anchor_grad(g, x_anchors, r, c, margin, N, first, width, parts, neg, near, 0, KIND, SOFT)
+                g += ANCHORS(g, x_anchors, r, c, number, N, first, width, parts, neg, near, 0, KIND, SOFT)
             if len(y_anchors) > 0:
-                g += anchor_grad(g, y_anchors, c, r, margin, M, first, width, parts, neg, near, 1, KIND, SOFT)
+                g += ANCHORS(g, y_anchors, c, r, number, M, first, width, parts, neg, near, 1, KIND, SOFT)
         if KIND != "nearest" or tl.max((g != 0.0).to(tl.int32)) > 0:
             ys = load_chunks(y.rows, c0, M, D, BN, BD, CHUNKS)
             e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, BN, BD, PRECISION)
             s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0))
             if KIND != "nearest":
-                s = tl.where(neg, s, float("inf"))
                 if len(x_anchors) > 0:
-                    g += anchor_grad(s, x_anchors, r, c, margin, N, first, width, parts, neg, near, 0, KIND, SOFT)
+                    g += ANCHORS(s, x_anchors, r, c, number, N, first, width, parts, neg, near, 0, KIND, SOFT)
                 if len(y_anchors) > 0:
-                    g += anchor_grad(s, y_anchors, c, r, margin, M, first, width, parts, neg, near, 1, KIND, SOFT)
+                    g += ANCHORS(s, y_anchors, c, r, number, M, first, width, parts, neg, near, 1, KIND, SOFT)
             if KIND == "nearest" or tl.max((g != 0.0).to(tl.int32)) > 0:
                 w, acc, row_share, top = round_weights(g * d_e, acc, row_share, top, x.rows.dtype.element_ty, PRECISION)
                 if PRECISION != "manhattan":

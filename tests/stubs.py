@@ -14,6 +14,8 @@ from fusedloss.loss_module import ClassLossModule, LossModule
 STUB = Path(fusedloss.__file__).parent / "modules.pyi"
 HEAD = '''"""The types of the modules, written by `python -m tests.stubs`."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 

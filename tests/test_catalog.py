@@ -17,13 +17,14 @@ from tests.grid import LOSSES, example
 FAMILIES = {
     "fold": "folds",
     "fold_triplets": "triplets",
+    "rank": "ranking",
     "mine": "mined",
     "mined_distances": "mined",
     "row_distances": "rows",
     "fold_logits": "logits",
     "fold_elements": "elements",
 }
-OF_ALL_PAIRS = {"fold", "fold_triplets", "mine"}
+OF_ALL_PAIRS = {"fold", "fold_triplets", "mine", "rank"}
 MODULES = [m for m in vars(fusedloss).values() if inspect.isclass(m) and hasattr(m, "function")]
 
 

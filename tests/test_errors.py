@@ -28,6 +28,8 @@ OPTIONS = {
     "pos_margin": [math.nan, math.inf, -0.5],
     "neg_margin": [math.nan, -math.inf, -0.5],
     "eps": [math.nan, -1e-6],
+    "k": [(), (2, 1, 2), [0], range(3)],
+    "k_temperature": [math.nan, math.inf, 0.0, -1.0],
     "temperature": [math.nan, math.inf, 0.0, -0.1],
     "alpha": [math.nan, math.inf, 0.0, -2.0],
     "beta": [math.nan, math.inf, 0, -50],
@@ -44,7 +46,7 @@ OPTIONS = {
     "sub_centers": [0, -1, 9],
 }
 NUMBERS = ["margin", "pos_margin", "neg_margin", "eps", "temperature", "alpha", "beta", "base", "gamma", "l2_reg"]
-NUMBERS += ["scale", "label_smoothing", "sigma", "softcap", "z_loss"]
+NUMBERS += ["scale", "label_smoothing", "sigma", "softcap", "z_loss", "k_temperature"]
 FLAGS = ["overwrite_logits", "normalize", "in_batch_negatives", "symmetric", "soft_margin", "swap"]
 WRONG_TYPES = ["1", True, torch.ones(2), torch.tensor(1), None]
 
@@ -69,7 +71,8 @@ def test_every_option_has_a_rule_that_its_default_follows(loss):
     assert rules_of(loss).keys() == {*loss.__kwdefaults__, *numbers} - {*optional_tensors(loss)}
     for name in loss.__kwdefaults__.keys() - {*optional_tensors(loss)}:
         default = loss.__kwdefaults__[name]
-        assert rules_of(loss)[name](name, default) is default
+        found = rules_of(loss)[name](name, default)
+        assert found == default and type(found) is type(default)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

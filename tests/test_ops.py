@@ -19,13 +19,15 @@ from fusedloss.backends.request import (
     MinedDistances,
     MinedDistancesGrad,
     Mining,
+    Ranking,
+    RankingGrad,
     RowDistances,
     RowDistancesGrad,
     Triplets,
     TripletsGrad,
 )
 from fusedloss.checks import Batch
-from fusedloss.ops import folds, logits, rows, triplets
+from fusedloss.ops import folds, logits, ranking, rows, triplets
 from fusedloss.ops.registration import OPERATIONS, as_tensor, flat
 from tests.compare import differentiate, is_rows
 from tests.grid import (
@@ -90,6 +92,13 @@ def op_inputs(device):
     yield triplets.fold_triplets_grad_op, TripletsGrad(every, no_index, du, True, True)
     yield triplets.fold_triplets_grad_op, TripletsGrad(nearest, negatives[:7].int(), du, False, True)
 
+    recall = ("recall", [1.0, 1.0, 3.0], 2)
+    yield ranking.rank_op, Ranking(alone, "similarity", 4.0, "imprecision", [], 1)
+    yield ranking.rank_op, Ranking(pairs, "euclidean", -4.0, *recall)
+    yield ranking.rank_grad_op, RankingGrad(Ranking(inside, "dot", 4.0, *recall), five, True, True)
+    of_precision = Ranking(pairs, "cosine", -4.0, "imprecision", [], 1)
+    yield ranking.rank_grad_op, RankingGrad(of_precision, states[:1], True, False)
+
     index = torch.tensor([[1, -1, 2, 3, 0, 0, 0, 5, 6], [2, 3, 4, -1, 6, 0, 1, 1, 1]], device=device)
     yield rows.mined_distances_op, MinedDistances(x, None, index.abs(), "euclidean")  # opcheck finds NaN not equal
     yield rows.mined_distances_op, MinedDistances(x, y, index.abs(), "cosine")
@@ -132,12 +141,23 @@ def differentiable(value):
 CHECKED = [("blocked", op) for op in OPS] + [("triton", op) for op in OPS if FULL or "triplets" not in op.name]
 
 
+DIFFERENTIABLE = (
+    folds.fold_op, triplets.fold_triplets_op, ranking.rank_op, rows.mined_distances_op, rows.row_distances_op,
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(("backend", "op"), CHECKED, ids=lambda value: getattr(value, "name", value))
 def test_every_custom_op_passes_opcheck(backend, device, op):
     inputs = [flat(record) for of, record in op_inputs(device) if of is op]
     assert inputs
     for arguments in inputs:
-        if op in (folds.fold_op, triplets.fold_triplets_op, rows.mined_distances_op, rows.row_distances_op):
+        if op in (
+            folds.fold_op,
+            triplets.fold_triplets_op,
+            ranking.rank_op,
+            rows.mined_distances_op,
+            rows.row_distances_op,
+        ):
             arguments = [differentiable(v) for v in arguments]
         for i in op.floats:
             arguments[i] = as_tensor(arguments[i])

@@ -143,6 +143,18 @@ def test_triplets_of_a_kind_are_those_of_its_triplet_miner(backend, device, kind
     check(ours, arguments(False), device=device, oracle=theirs)
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.2])
+def test_smooth_ap_among_references_that_are_the_batch_is_its_smooth_ap_loss(backend, device, temperature):
+    """Which counts every anchor among its own positives, and takes classes of equal size, one after the other."""
+    x, _ = batch(36, 23)
+    labels = torch.arange(36) // 6
+
+    def ours(embeddings, labels):
+        return fusedloss.smooth_ap_loss(embeddings, labels, embeddings, labels, temperature=temperature)
+
+    check(ours, dict(embeddings=x, labels=labels), device=device, oracle=losses.SmoothAPLoss(temperature))
+
+
 def test_semihard_is_facenets_online_mining(backend, device):
     """The published TensorFlow form: for each (a, p) a masked minimum outside, or the maximum inside."""
 

@@ -117,6 +117,11 @@ class Triplets(NamedTuple):
     soft: bool
     sloped: bool  # for soft terms: of others the slopes are 1 where they cost something
 
+    @property
+    def use(self) -> str:
+        """What kernels are compiled for."""
+        return f"{self.metric} {self.triplets}{' soft' if self.soft else ''}"
+
     def new_states(self) -> Tensor:
         x = self.batch.x
         return torch.zeros(3 + self.sloped, x.shape[0], dtype=state_dtype(x), device=x.device)
@@ -132,6 +137,39 @@ class TripletsGrad(NamedTuple):
     forward: Triplets
     negatives: Tensor  # for "nearest" those that the forward found
     dsums: Tensor
+    want_x: bool
+    want_y: bool
+
+
+class Ranking(NamedTuple):
+    """States of every anchor: the sums over its positives of each term of a piece of their ranks, and then how many
+    positives it has. [terms + 1, N]
+
+    The rank of a positive is 1 + the sum of logistic(scale (s - its own score)) over the anchor's other rows.
+    """
+
+    batch: Batch
+    metric: str
+    scale: float
+    piece: str  # of `kernels/losses.py`: "imprecision" or "recall"
+    numbers: list[float]  # the piece's
+    terms: int
+
+    @property
+    def use(self) -> str:
+        """What kernels are compiled for."""
+        return f"{self.metric} {self.piece} {self.terms}"
+
+    def new_states(self) -> Tensor:
+        x = self.batch.x
+        return torch.zeros(self.terms + 1, x.shape[0], dtype=state_dtype(x), device=x.device)
+
+
+class RankingGrad(NamedTuple):
+    """dx and dy for derivatives dstates [terms, N]; empty tensors for those not wanted."""
+
+    forward: Ranking
+    dstates: Tensor
     want_x: bool
     want_y: bool
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from . import centers, classes, logits, pairs, proxies, softmax, structured, towers, triplets
+from . import centers, classes, logits, pairs, proxies, ranking, softmax, structured, towers, triplets
 
 
 class Role(Enum):
@@ -71,9 +71,9 @@ OF_ELEMENTS = {"logits": Role.LOGITS, "target": Role.ANSWERS}
 class Loss(NamedTuple):
     """A public loss function and what is known of it.
 
-    The families are "folds" (row states of all pairs), "triplets" (all triplets), "mined" (one or two pairs of every
-    anchor, found or known), "rows" (given pairs and triplets), "logits" (softmax over given logits) and "elements"
-    (every given logit is a question of its own).
+    The families are "folds" (row states of all pairs), "triplets" (all triplets), "ranking" (each positive among all
+    rows of its anchor), "mined" (one or two pairs of every anchor, found or known), "rows" (given pairs and triplets),
+    "logits" (softmax over given logits) and "elements" (every given logit is a question of its own).
     """
 
     function: Callable[..., Tensor]
@@ -131,6 +131,8 @@ _LOSSES = (
     Loss(structured.circle_loss, "folds", IN_BATCH, 3, ("circle",)),
     Loss(structured.generalized_lifted_structure_loss, "folds", IN_BATCH, 3, ("softmax",)),
     Loss(structured.lifted_structure_loss, "folds", IN_BATCH, 3, ("softmax", "contrastive")),
+    Loss(ranking.smooth_ap_loss, "ranking", IN_BATCH, 3),
+    Loss(ranking.recall_at_k_loss, "ranking", IN_BATCH, 3),
     Loss(classes.linear_cross_entropy_loss, "folds", WEIGHT, 3, ("softmax", "capped"),
          ({"label_smoothing": 0.1}, {"softcap": 30.0})),
     Loss(classes.arcface_loss, "folds", WEIGHT, 3, ("softmax",), ({"sub_centers": 4},)),

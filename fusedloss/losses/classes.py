@@ -151,7 +151,9 @@ def linear_cross_entropy_loss(
     """
     c = classified(embeddings, "weight", weight, target, ignore_index)
     weights, of_row = _weights(class_weight, c)
-    b = None if bias is None else checks.of_each("bias", bias, "class", c.C, c.x, constant=False)
+    b = None
+    if bias is not None:
+        b = checks.of_each("bias", bias, "class", c.C, c.x, constant=False).to(loss_dtype(c.x))
     cut = None if b is None or softcap is not None else _constant(b)  # a constant is 0 to a softmax alone
     b = b if b is None or cut is None else b - cut
     loss, numbers = ("softmax", {"scale": 1.0}) if softcap is None else ("capped", {"cap": softcap})

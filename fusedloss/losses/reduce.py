@@ -15,9 +15,8 @@ OF_HINGES = (*REDUCTIONS, "active")
 
 
 def similarity(metric: str) -> tuple[str, float]:
-    """The score of a metric of `checks.SIMILARITIES`, and by what it is multiplied to be a similarity."""
-    scores = {"cosine": ("similarity", 1.0), "dot": ("dot", 1.0)}
-    return scores.get(metric, (metric, -1.0))
+    """The score of a metric of `checks.SIMILARITIES`, and its sign: a distance is the negative of a similarity."""
+    return {"cosine": ("similarity", 1.0), "dot": ("dot", 1.0)}.get(metric, (metric, -1.0))
 
 
 def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor, active: Tensor | None = None) -> Tensor:

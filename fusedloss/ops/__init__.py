@@ -5,6 +5,7 @@ Rows x [N, D] are compared with y [M, D], or with themselves where y is None, se
 
 from .folds import Of, fold, of
 from .logits import fold_elements, fold_logits
+from .ranking import rank
 from .rows import mine, mined_distances, row_distances
 from .triplets import fold_triplets
 
@@ -17,5 +18,6 @@ __all__ = [
     "mine",
     "mined_distances",
     "of",
+    "rank",
     "row_distances",
 ]

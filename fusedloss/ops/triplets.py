@@ -7,19 +7,19 @@ from typing import Any
 from torch import Tensor
 
 from ..backends import resolve_backend
-from ..backends.request import Triplets, TripletsGrad
+from ..backends.request import RankingGrad, Triplets, TripletsGrad
 from ..checks import Batch
 from .folds import as_tensor
 from .registration import Operation
 
 
-def _grad_fake(g: TripletsGrad) -> tuple[Tensor, Tensor]:
+def grad_fake(g: TripletsGrad | RankingGrad) -> tuple[Tensor, Tensor]:
     x, y = g.forward.batch.x, g.forward.batch.y
     dy = x.new_empty(0) if y is None or not g.want_y else y.new_empty(y.shape)
     return x.new_empty(x.shape if g.want_x else 0), dy
 
 
-fold_triplets_grad_op = Operation("fold_triplets_grad", TripletsGrad, "(Tensor, Tensor)", _grad_fake)
+fold_triplets_grad_op = Operation("fold_triplets_grad", TripletsGrad, "(Tensor, Tensor)", grad_fake)
 
 
 def _backward(t: Triplets, wanted: Any, backend: str, outputs: Any, derivatives: Any) -> dict[str, Tensor]:

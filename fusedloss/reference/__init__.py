@@ -23,6 +23,7 @@ from .pairs import (
     pairwise_contrastive_loss,
 )
 from .proxies import proxy_anchor_loss, proxy_nca_loss
+from .ranking import recall_at_k_loss, smooth_ap_loss
 from .softmax import decoupled_contrastive_loss, nca_loss, nt_xent_loss, pairwise_nt_xent_loss, supcon_loss
 from .structured import circle_loss, generalized_lifted_structure_loss, lifted_structure_loss, multi_similarity_loss
 from .towers import clip_loss, info_nce_loss, n_pair_loss, siglip_loss
@@ -71,9 +72,11 @@ __all__ = [
     "pairwise_nt_xent_loss",
     "proxy_anchor_loss",
     "proxy_nca_loss",
+    "recall_at_k_loss",
     "row_distance",
     "siglip_loss",
     "sigmoid_focal_loss",
+    "smooth_ap_loss",
     "supcon_loss",
     "triplet_margin_loss",
 ]

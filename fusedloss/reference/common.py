@@ -33,6 +33,13 @@ def pairwise_distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
     return s if metric == "sqeuclidean" else root(s)
 
 
+def similarities(x: Tensor, y: Tensor, metric: str) -> Tensor:
+    """The cosine, the dot product, or the negative of a distance. [N, M]"""
+    if metric == "cosine":
+        return unit(x) @ unit(y).T
+    return x @ y.T if metric == "dot" else -pairwise_distance(x, y, metric)
+
+
 def row_distance(x: Tensor, y: Tensor, metric: str, eps: float = 0.0) -> Tensor:
     """d(x_i, y_i); eps is added to the difference, as torch.nn.functional.pairwise_distance does. [N]"""
     if metric == "cosine":
@@ -93,11 +100,6 @@ def pairs_of(embeddings, labels, ref_embeddings=None, ref_labels=None, ref_offse
 
 def logits_of(x, y, scale, normalize=True):
     return scale * (unit(x) @ unit(y).T if normalize else x @ y.T)
-
-
-def similarities(x, y, metric):
-    """How similar x_i and y_j are, a distance being its negative. [N, M]"""
-    return logits_of(x, y, 1.0, metric == "cosine") if metric in ("cosine", "dot") else -pairwise_distance(x, y, metric)
 
 
 def cross_entropy(logits, pos, neg):

@@ -135,10 +135,11 @@ def walked(launch: Launch, found: dict[str, Any], work: Workload) -> list[Tiles]
         return Tiles(name, columns / width, width, stages, loop, instructions, waits)
 
     if "K" in o:
+        shares = splits if launch.kernel.fn.__name__ == "rank" else 1  # of the groups; of others splits share columns
         groups, inner = max(0, math.ceil((min(given["last"], mates) - first) / o["K"])), loops[0]["inner"] or [UNREAD]
         return [
             tiles("all", groups * M / splits, o["BN"], o["num_stages"], inner[-1], 0),
-            tiles("thresholds", groups * near, o["BN"], o["num_stages"], inner[0], 0),
+            tiles("thresholds", groups * near / shares, o["BN"], o["num_stages"], inner[0], 0),
         ]
     if "NEAR" not in o:  # the kernels of a turn that finds nothing to do walk none
         return [tiles("all", M / splits if first < mates else 0, o["BN"], o["num_stages"], loops[0], near / M)]

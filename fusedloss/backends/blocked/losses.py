@@ -45,7 +45,7 @@ def where(condition: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
 
 TRITON = SimpleNamespace(
     jit=lambda function: function,
-    language=SimpleNamespace(constexpr=None, where=where, exp=torch.exp, abs=torch.abs),
+    language=SimpleNamespace(constexpr=None, where=where, exp=torch.exp, abs=torch.abs, static_range=range),
 )
 OWN: dict[str, Callable[..., Any]] = {  # what PyTorch computes in one pass
     "relu": lambda z: z.clamp(min=0),

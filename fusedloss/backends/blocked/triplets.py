@@ -7,14 +7,15 @@ N^3 triplets take O(N^2 log N) time; only the soft margin, to which every triple
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..request import Triplets, TripletsGrad
+from ...checks import Batch
+from ..request import RankingGrad, Triplets, TripletsGrad
 from .mining import FIRST, keep_best
 from .parallel import Tasks, single_threaded, spread
 from .tiles import Gradient, Side, Tile, add_tile, all_zero, row_tiles, scores, sides, within
@@ -35,24 +36,22 @@ class Sorted(NamedTuple):
     x: Side
     y: Side
     metric: str
-    margin: Any  # a float, or a tensor where reading it would be a sync
     starts: Tensor
     ends: Tensor
     ref_column: Tensor  # where in y the anchor itself is, or -1
 
     @staticmethod
-    def of(t: Triplets) -> Sorted:
-        xs, ys = sides(t.batch, t.metric, sort=True)
+    def of(b: Batch, metric: str) -> Sorted:
+        xs, ys = sides(b, metric, sort=True)
         starts, ends = (torch.searchsorted(ys.labels, xs.labels, right=right) for right in (False, True))
-        if t.batch.y is None:
+        if b.y is None:
             ref_column = torch.arange(len(starts), device=starts.device)
         else:
             ref_column = torch.full_like(starts, -1) if xs.ref_column is None else xs.ref_column
         if xs.ignored is not None:
             counts = xs.labels != xs.ignored
             ends, ref_column = torch.where(counts, ends, starts), torch.where(counts, ref_column, -1)
-        margin = t.margin.item() if t.margin.device.type == "cpu" else t.margin[0]
-        return Sorted(xs, ys, t.metric, margin, starts, ends, ref_column).fitting()
+        return Sorted(xs, ys, metric, starts, ends, ref_column).fitting()
 
     def fitting(self) -> Sorted:
         """In tiles of fewer rows and more columns where all positives of as many rows would take more memory."""
@@ -217,10 +216,10 @@ def nearest(b: Sorted, i: int, p: Positives) -> tuple[Tensor, Tensor]:
     return torch.where(none, far[:, None], value), torch.where(none, far_index[:, None], index)
 
 
-def semihard(b: Sorted, i: int, p: Positives) -> tuple[Tensor, Tensor]:
+def semihard(b: Sorted, i: int, p: Positives, margin: Any) -> tuple[Tensor, Tensor]:
     """The terms of a block's positives, and the columns of their negatives, -1 for a term of 0. [B, P] each"""
     distance, index = nearest(b, i, p)
-    terms = F.relu(p.s - distance + b.margin).masked_fill_(~p.present | (index < 0), 0.0)
+    terms = F.relu(p.s - distance + margin).masked_fill_(~p.present | (index < 0), 0.0)
     return terms, index.masked_fill_(terms == 0, -1)
 
 
@@ -236,10 +235,57 @@ def times(columns: Tensor, t: Tile) -> Tensor:
 # -------------------------------------------------------------------------------------------------------------- the ops
 
 
+POSITIVES = -1  # the place of all positives, for `Tasks.turn`
+
+
+class Gradients:
+    """dx and dy. Of a row's positives it is known last what they cost; a block that waited for those before it would
+    wait for their last tiles. So the columns of negatives, of positives, and the rows, add up apart."""
+
+    def __init__(self, b: Sorted, g: TripletsGrad | RankingGrad) -> None:
+        self.b, self.x, self.y = b, g.forward.batch.x, g.forward.batch.y
+        self.of_x = Gradient(b.x, g.want_x)
+        of_y = (Gradient(b.y, g.want_x if self.y is None else g.want_y) for _ in range(2))
+        self.of_negatives, self.of_positives = of_y
+        self.tasks = Tasks()
+
+    def run(self, of_rows: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+        """The gradients that the row blocks add, all negatives first."""
+        self.tasks.run(len(self.b.x.blocks), of_rows)
+        self.of_negatives.join(self.of_positives)
+        if self.y is None:
+            self.of_x.join(self.of_negatives)
+        dy = self.x.new_empty(0) if self.y is None else self.of_negatives.finish(self.y)
+        return self.of_x.finish(self.x), dy
+
+    def add_negatives(self, i: int, t: Tile, weights: Tensor | None) -> None:
+        """dL/ds of a tile of row block i, overwritten; None is 0."""
+        with self.tasks.turn(t.j, i):
+            if weights is not None:
+                add_tile(self.of_x, self.of_negatives, t.r, t.c, weights, t.s, self.b.metric)
+
+    def add_positives(self, i: int, p: Positives, weights: Tensor) -> None:
+        """dL by the scores of the positives [B, P] of row block i, 0 where there is none."""
+        b, r = self.b, self.b.x.blocks[i]
+        with self.tasks.turn(POSITIVES, i):
+            for part, span in b.spans(r):
+                at = slice(part.start - r.start, part.stop - r.start)
+                near = weights.new_zeros(part.stop - part.start, span.stop - span.start)
+                if span.stop > span.start and not all_zero(weights[at]):
+                    near.scatter_add_(1, inside(p.column[at], span), weights[at])
+                    add_tile(self.of_x, self.of_positives, part, span, near, b.scores(part, span), b.metric)
+
+
+def of_request(t: Triplets) -> tuple[Sorted, Any, str, bool]:
+    """The sides, and the margin, which triplets and if they are soft; a tensor where reading it would be a sync."""
+    margin = t.margin.item() if t.margin.device.type == "cpu" else t.margin[0]
+    return Sorted.of(t.batch, t.metric), margin, t.triplets, t.soft
+
+
 @single_threaded(lambda t: t.batch)
 def fold_triplets(request: Triplets) -> tuple[Tensor, Tensor]:
-    b, triplets, soft = Sorted.of(request), request.triplets, request.soft
-    out, index, m = request.new_states(), request.new_negatives(), b.margin
+    b, m, triplets, soft = of_request(request)
+    out, index = request.new_states(), request.new_negatives()
     positives, negatives = b.counts
     if triplets in ("all", "nearest"):
         out[1] = positives * (negatives if triplets == "all" else negatives.clamp(max=1))
@@ -248,7 +294,7 @@ def fold_triplets(request: Triplets) -> tuple[Tensor, Tensor]:
         r = b.x.blocks[i]
         p = b.positives(r)
         if triplets == "nearest":
-            terms, columns = semihard(b, i, p)
+            terms, columns = semihard(b, i, p, m)
             out[0, r], out[2, r] = terms.sum(1), (terms > 0).sum(1)
             width = max(p.s.shape[1], len(index))
             by_number = columns.new_full((len(columns), width), -1).scatter_(1, p.number, columns)
@@ -279,15 +325,9 @@ def fold_triplets(request: Triplets) -> tuple[Tensor, Tensor]:
 
 @single_threaded(lambda g: g.forward.batch)
 def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
-    b, triplets, soft, index = Sorted.of(g.forward), g.forward.triplets, g.forward.soft, g.negatives
-    # Of a row's positives it is known last what they cost; a block that waited for those before it would wait for their
-    # last tiles. So the columns of negatives, of positives, and the rows, add up apart.
-    x, y = g.forward.batch.x, g.forward.batch.y
-    of_x = Gradient(b.x, g.want_x)
-    of_negatives, of_positives = (Gradient(b.y, g.want_x if y is None else g.want_y) for _ in range(2))
-    d, m = b.x.ordered(g.dsums)[:, None].to(b.x.rows.dtype), b.margin
-    tasks = Tasks()
-    last = -1  # the place of all positives
+    (b, m, triplets, soft), index = of_request(g.forward), g.negatives
+    grads = Gradients(b, g)
+    d = b.x.ordered(g.dsums)[:, None].to(b.x.rows.dtype)
 
     def of_rows(i: int) -> None:
         r = b.x.blocks[i]
@@ -295,7 +335,7 @@ def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
         most = p.s.shape[1]
         if triplets == "nearest":
             stored = index[:most, r].T.long().gather(1, p.number) if most <= len(index) else None
-            columns = semihard(b, i, p)[1] if stored is None else stored
+            columns = semihard(b, i, p, m)[1] if stored is None else stored
             slopes = (columns >= 0).to(d.dtype)
         else:
             reached = p.s.new_zeros(len(p.s), most + 1)
@@ -304,23 +344,9 @@ def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
                 places = times(columns, t)
             else:
                 places = (soft_slopes if soft else hinge_slopes)(p, t, m, triplets, reached)
-            nothing = all_zero(places)
-            with tasks.turn(t.j, i):
-                if not nothing:
-                    add_tile(of_x, of_negatives, r, t.c, places.mul_(-d[r]), t.s, b.metric)
+            grads.add_negatives(i, t, None if all_zero(places) else places.mul_(-d[r]))
         if triplets != "nearest":
             slopes = by_positive(reached, soft)
-        slopes = slopes.masked_fill(~p.present, 0.0) * d[r]
-        with tasks.turn(last, i):
-            for part, span in b.spans(r):
-                at = slice(part.start - r.start, part.stop - r.start)
-                near = d.new_zeros(part.stop - part.start, span.stop - span.start)
-                if span.stop > span.start and not all_zero(slopes[at]):
-                    near.scatter_add_(1, inside(p.column[at], span), slopes[at])
-                    add_tile(of_x, of_positives, part, span, near, b.scores(part, span), b.metric)
+        grads.add_positives(i, p, slopes.masked_fill(~p.present, 0.0) * d[r])
 
-    tasks.run(len(b.x.blocks), of_rows)
-    of_negatives.join(of_positives)
-    if y is None:
-        of_x.join(of_negatives)
-    return of_x.finish(x), x.new_empty(0) if y is None else of_negatives.finish(y)
+    return grads.run(of_rows)

@@ -1,11 +1,13 @@
 """The Triton backend: allocates outputs, picks tiles and launches the kernels. Same functions as `blocked`.
 
 tuning (which tile)  <-  launch (a launch, a side, its preparation)  <-  folds, logits, mining, rows, triplets
+triplets  <-  ranking
 """
 
 from .folds import fold, fold_grad
 from .logits import elements_grad, fold_elements, fold_logits, logits_grad
 from .mining import mine
+from .ranking import rank, rank_grad
 from .rows import mined_distances, mined_distances_grad, row_distances, row_distances_grad
 from .triplets import fold_triplets, fold_triplets_grad
 
@@ -21,6 +23,8 @@ __all__ = [
     "mine",
     "mined_distances",
     "mined_distances_grad",
+    "rank",
+    "rank_grad",
     "row_distances",
     "row_distances_grad",
 ]

@@ -171,7 +171,8 @@ def compute_format(x: Tensor) -> tuple[str, str]:
 
 
 def reorder(t: Tensor, order: Tensor | None) -> Tensor:
-    return t if order is None else t.index_select(0, order)
+    """t [..., n] in an order."""
+    return t if order is None else t.index_select(-1, order)
 
 
 def numbers(given: Tensor) -> tiles.Numbers:

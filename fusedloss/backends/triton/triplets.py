@@ -8,23 +8,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels import configs
+from ...kernels import configs, tiles
 from ...kernels import triplets as kernels
 from ..dtypes import state_dtype
-from ..request import Triplets, TripletsGrad
+from ..request import Ranking, RankingGrad, Triplets, TripletsGrad
 from .launch import SCORES, Launch, Plan, Side, cdiv, numbers, plan, reorder, sides, total
 
 
 class Sorted(NamedTuple):
     """A request with both sides sorted by label, the same one in a self batch."""
 
-    request: Triplets
+    request: Triplets | Ranking
     x: Side
     y: Side
     ranges: kernels.Ranges
 
     @staticmethod
-    def of(t: Triplets) -> Sorted:
+    def of(t: Triplets | Ranking) -> Sorted:
         xs, ys = sides(t.batch, t.metric, sort=True)
         (start, stop), offset = xs.rows.near, t.batch.ref_offset
         places = torch.arange(ys.n, dtype=torch.int32, device=start.device)
@@ -47,21 +47,19 @@ class Sorted(NamedTuple):
         return stop - start - (ref_column >= 0).long(), others - (stop - start)
 
     def plan(self, kernel: str, terms: str = "") -> Plan:
-        t = self.request
-        found = plan(kernel, terms, f"{t.metric} {t.triplets}{' soft' if t.soft else ''}", self.x)
-        return found._replace(options=found.options | dict(SCORE=SCORES[t.metric]))
+        found = plan(kernel, terms, self.request.use, self.x)
+        return found._replace(options=found.options | dict(SCORE=SCORES[self.request.metric]))
 
 
-def fold_launch(s: Sorted, chosen: Plan, splits: int, outs: Any, first: int, last: int) -> Launch:
-    t = s.request
+def fold_launch(s: Sorted, t: Triplets, chosen: Plan, splits: int, outs: Any, first: int, last: int) -> Launch:
     options = chosen.options | dict(KIND=t.triplets, SOFT=t.soft, SLOPED=t.sloped, K=configs.POSITIVES)
     args = (s.x.rows, s.y.rows, s.ranges, outs, numbers(t.margin), s.x.n, s.y.n, s.x.D, first, last)
     return Launch(kernels.fold_triplets, (cdiv(s.x.n, chosen.tile.BM), splits), args, options, chosen.key)
 
 
-def semihard_launch(s: Sorted, chosen: Plan, outs: kernels.Semihard, first: int, last: int) -> Launch:
+def semihard_launch(s: Sorted, t: Triplets, chosen: Plan, outs: kernels.Semihard, first: int, last: int) -> Launch:
     sizes = (s.x.n, s.y.n, s.x.D, first, last, len(outs.columns))
-    args = (s.x.rows, s.y.rows, s.ranges, outs, numbers(s.request.margin), *sizes)
+    args = (s.x.rows, s.y.rows, s.ranges, outs, numbers(t.margin), *sizes)
     options = chosen.options | dict(K=configs.POSITIVES)
     return Launch(kernels.mine_semihard, (cdiv(s.x.n, chosen.tile.BM),), args, options, chosen.key)
 
@@ -73,12 +71,12 @@ def fold_triplets(t: Triplets) -> tuple[Tensor, Tensor]:
     positives, negatives = s.counts
     if t.triplets == "nearest":
         found = torch.empty(2, N, dtype=dtype, device=device)
-        semihard_launch(s, planned, kernels.Semihard(found, index), 0, M).run()
+        semihard_launch(s, t, planned, kernels.Semihard(found, index), 0, M).run()
         cost, *active = found
         chosen = positives * negatives.clamp(max=1)
     else:
         parts = torch.empty(planned.splits(N, M), 3 + t.sloped, N, dtype=dtype, device=device)
-        fold_launch(s, planned, len(parts), kernels.Sums(parts), 0, M).run()
+        fold_launch(s, t, planned, len(parts), kernels.Sums(parts), 0, M).run()
         cost, chosen, *active = total(parts)  # and the slopes
         chosen = positives * negatives if t.triplets == "all" else chosen
     return s.x.restore(torch.stack([cost, chosen.to(cost.dtype), *active]), 1), index
@@ -90,10 +88,10 @@ class Turn(NamedTuple):
     first: int
     width: int
     parts: int  # of the slopes
-    anchors: kernels.Triplets
+    anchors: Any  # what the kernel takes of them
 
 
-def turns(s: Sorted, du: Tensor, index: Tensor) -> Iterator[Turn]:
+def turns(s: Sorted, t: Triplets, du: Tensor, index: Tensor) -> Iterator[Turn]:
     """The positives of all anchors in as many turns as a constant workspace takes: one, but for very large classes.
 
     No size of a class is read, which would be a sync: the kernels of a turn that is not needed find nothing to do.
@@ -101,42 +99,54 @@ def turns(s: Sorted, du: Tensor, index: Tensor) -> Iterator[Turn]:
     N, M = s.x.n, s.y.n
     start, stop, _ = s.ranges
     chosen = s.plan("fold_triplets")
-    if s.request.triplets == "nearest":
+    if t.triplets == "nearest":
         yield Turn(0, len(index), 1, kernels.Triplets(start, stop, du, index, index))
         width = min(M, max(1, configs.WORKSPACE // (4 * N)))
         found = torch.empty(width if len(index) < M else 0, N, dtype=index.dtype, device=du.device)
-        states = torch.empty(2, N, dtype=state_dtype(s.request.batch.x), device=du.device)
+        states = torch.empty(2, N, dtype=state_dtype(t.batch.x), device=du.device)
         for first in range(len(index), M, width):
-            semihard_launch(s, chosen, kernels.Semihard(states, found), first, first + width).run()
+            semihard_launch(s, t, chosen, kernels.Semihard(states, found), first, first + width).run()
             yield Turn(first, width, 1, kernels.Triplets(start, stop, du, found, found))
         return
     parts = chosen.splits(N, M)
     width = min(M, max(1, configs.WORKSPACE // (4 * N * (1 + parts))))
     outs = kernels.Slopes(*(du.new_empty(*shape, width, N) for shape in ((), (parts,))))
     for first in range(0, M, width):
-        fold_launch(s, chosen, parts, outs, first, first + width).run()
+        fold_launch(s, t, chosen, parts, outs, first, first + width).run()
         yield Turn(first, width, parts, kernels.Triplets(start, stop, du, *outs))
 
 
 def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
-    t, x, y = g.forward, g.forward.batch.x, g.forward.batch.y
+    t = g.forward
     s = Sorted.of(t)
-    du = reorder(g.dsums, s.x.order).float()
     chosen = s.plan("triplets_grad", "nearest" if t.triplets == "nearest" else "exp" if t.soft else "")
+    options = dict(ANCHORS=kernels.anchor_grad, KIND=t.triplets, SOFT=t.soft)
+    all_turns = turns(s, t, reorder(g.dsums, s.x.order).float(), g.negatives)
+    return gradients(g, s, all_turns, chosen, numbers(t.margin), options)
 
+
+def gradients(
+    g: TripletsGrad | RankingGrad, s: Sorted, all_turns: Iterator[Turn], chosen: Plan, number: tiles.Numbers,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dx and dy, from what the anchors' positives of one turn after the other cost."""
+    x, y = g.forward.batch.x, g.forward.batch.y
     runs = [(s.x, s.y, "self" if y is None else "x")] if g.want_x else []
     runs += [(s.y, s.x, "y")] if y is not None and g.want_y else []
-    outs = [du.new_zeros(chosen.splits(rows.n, others.n), rows.n, rows.D) for rows, others, _ in runs]
+    outs = [
+        torch.zeros(chosen.splits(rows.n, others.n), rows.n, rows.D, dtype=torch.float32, device=x.device)
+        for rows, others, _ in runs
+    ]
     if s.x.n and s.y.n:
         longest = (s.ranges.stop - s.ranges.start).amax().reshape(1)
-        for turn in turns(s, du, g.negatives):
+        for turn in all_turns:
             for (rows, others, role), out in zip(runs, outs, strict=True):
                 anchors = [turn.anchors if role in of else () for of in (("x", "self"), ("y", "self"))]
-                args = (rows.rows, others.rows, *anchors, out, numbers(t.margin), longest, rows.n, others.n, rows.D)
-                options = dict(KIND=t.triplets, SOFT=t.soft, ADD=turn.first > 0, SLAB=chosen.slab)
+                args = (rows.rows, others.rows, *anchors, out, number, longest, rows.n, others.n, rows.D)
+                given = options | dict(ADD=turn.first > 0, SLAB=chosen.slab)
                 grid = (cdiv(rows.n, chosen.tile.BM), len(out), cdiv(rows.D, chosen.slab * chosen.tile.BD))
                 Launch(
-                    kernels.triplets_grad, grid, (*args, turn.first, turn.width, turn.parts), chosen.options | options,
+                    kernels.triplets_grad, grid, (*args, turn.first, turn.width, turn.parts), chosen.options | given,
                     chosen.key, role,
                 ).run()  # fmt: skip
 

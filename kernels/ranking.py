@@ -1,0 +1,168 @@
+"""Ranks of an anchor's positives among its other rows, without a triple in memory.
+
+The rank of a positive is 1 + the sum of logistic(z) over the anchor's other rows, z = scale (s - t) of their scores s
+and the positive's own, t. As in `triplets.py` rows are sorted by label and the scores of K positives of an anchor are
+thresholds in registers. A loss is no sum over the other rows: a piece (`losses.py`) makes terms of the whole rank of a
+positive, so a program streams all columns against its positives, and programs share the positives.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .engine import zeros
+from .tiles import count, load, load_chunks, load_norms, negative_mask, score_tile
+from .triplets import along, is_positive, load_ranges, load_thresholds, share_labels
+
+
+class Terms(NamedTuple):
+    """What `rank` writes: the piece's terms of each anchor's positives, summed over those of a share."""
+
+    states: Any  # [shares, TERMS, N]
+
+
+class Weights(NamedTuple):
+    """Or for the backward, of the positives number `first` to `last`, as `Ranked` takes them."""
+
+    dstates: Any  # dL by the sums of the terms [TERMS, N]
+    weights: Any  # [4, last - first, N]
+
+
+class Ranked(NamedTuple):
+    """The anchors of one side in the backward, and their positives number `first` to `first + width`."""
+
+    start: Any  # as in `triplets.Ranges` [n]
+    stop: Any
+    ref_column: Any
+    weights: Any  # of a positive its score, dL by the z of other positives and of negatives less the slope there, and
+    # dL by its own score [4, width, n]
+
+
+@triton.jit(do_not_specialize=["N", "M", "first", "last"])
+def rank(
+    x, y, ranges, outs, scale, numbers, N, M, D, first, last,  # numbers: the piece's
+    SCORE: tl.constexpr, PIECE: tl.constexpr, TERMS: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """The ranks of each anchor's positives number `first` to `last`, of a share of them. Grid: (row blocks, shares).
+
+    outs: `Terms`, or for the backward `Weights`.
+    """
+    WEIGHTS: tl.constexpr = len(outs) > 1
+    r0 = tl.program_id(0) * BM
+    r = r0 + tl.arange(0, BM)
+    begin, stop, ref_column = load_ranges(ranges, r, N)
+    own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
+    xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS)
+    totals = ()
+    if not WEIGHTS:
+        for _ in tl.static_range(TERMS):
+            totals = totals + (tl.zeros([BM], outs.states.dtype.element_ty),)
+
+    columns = count(y, M)
+    share = first + tl.program_id(1) * K
+    for k0 in range(share, tl.minimum(tl.max(stop - begin), last), tl.num_programs(1) * K):
+        t = load_thresholds(
+            x, y, xs, own, r0, begin + k0, stop, ref_column, N, M, D, SCORE, K, PRECISION, BM, BN, BD, CHUNKS
+        )  # fmt: skip
+        others, negatives, others_slope, negatives_slope = zeros(K, BM), zeros(K, BM), zeros(K, BM), zeros(K, BM)
+        for c0 in range(0, columns, BN):
+            c = c0 + tl.arange(0, BN)
+            s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS)
+            yl = load(y.labels, c, M)
+            neg = negative_mask(xl, yl, c, columns)
+            negatives, negatives_slope = add_ranks(negatives, negatives_slope, s, t, scale, neg, c, None, WEIGHTS)
+            if share_labels(xl, yl):
+                pos = is_positive(c[None, :], begin[:, None], stop[:, None], ref_column[:, None])
+                others, others_slope = add_ranks(others, others_slope, s, t, scale, pos, c, begin + k0, WEIGHTS)
+
+        for k in tl.static_range(K):
+            present = is_positive(begin + k0 + k, begin, stop, ref_column)
+            terms = PIECE(1.0 + others[k], negatives[k], numbers)
+            if WEIGHTS:
+                by_others, by_negatives = zeros(2, BM)
+                for i in tl.static_range(TERMS):
+                    dstate = load(outs.dstates + i * N.to(tl.int64), r, N)
+                    by_others += dstate * terms[i][1]
+                    by_negatives += dstate * terms[i][2]
+                pull = -scale * (by_others * others_slope[k] + by_negatives * negatives_slope[k])
+                at = outs.weights + (k0 + k - first) * N.to(tl.int64) + r
+                step = (last - first) * N.to(tl.int64)
+                kept = (r < N) & (k0 + k < last)
+                tl.store(at, t[k], mask=kept)
+                tl.store(at + step, tl.where(present, scale * by_others, 0.0), mask=kept)
+                tl.store(at + 2 * step, tl.where(present, scale * by_negatives, 0.0), mask=kept)
+                tl.store(at + 3 * step, tl.where(present, pull, 0.0), mask=kept)
+            else:
+                grown = ()
+                for i in tl.static_range(TERMS):
+                    grown = grown + (totals[i] + tl.where(present, terms[i][0], 0.0).to(totals[i].dtype),)
+                totals = grown
+
+    if not WEIGHTS:
+        for i in tl.static_range(TERMS):
+            at = (tl.program_id(1) * TERMS + i) * N.to(tl.int64) + r
+            tl.store(outs.states + at, totals[i], mask=r < N)
+
+
+@triton.jit
+def above(s, t, scale):
+    """logistic(scale (s - t)), and its slope there; below -83 as at -83."""
+    z = (s - t) * (scale * -1.4426950408889634)  # of a power of 2, which takes one instruction
+    v = tl.exp2(tl.minimum(z, 120.0, propagate_nan=tl.PropagateNan.ALL))
+    h = 1.0 / (1.0 + v)
+    return h, v * h * h
+
+
+@triton.jit
+def add_ranks(sums, slopes, s, t, scale, mask, c, at, WEIGHTS: tl.constexpr):
+    """Sums of logistic(scale (s - t)) over the pairs of a tile in the mask, and if WEIGHTS of its slopes, for each of K
+    thresholds t; without the pair of the threshold itself, in column at + k, unless `at` is None. K of [BM] each"""
+    grown, grown_slopes = (), ()
+    for k in tl.static_range(len(t)):
+        h, slope = above(s, t[k][:, None], scale)
+        among = mask
+        if at is not None:
+            among = mask & (c[None, :] != (at + k)[:, None])
+        grown = grown + (sums[k] + tl.sum(tl.where(among, h, 0.0), 1),)
+        if WEIGHTS:
+            grown_slopes = grown_slopes + (slopes[k] + tl.sum(tl.where(among, slope, 0.0), 1),)
+        else:
+            grown_slopes = grown_slopes + (slopes[k],)
+    return grown, grown_slopes
+
+
+@triton.jit
+def rank_grad(
+    s, anchors, a, others, scale, n, first, width, parts, neg, near,
+    AXIS: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr,
+):  # fmt: skip
+    """As `triplets.anchor_grad`, by the ranks of the anchors' positives."""
+    start, stop = load(anchors.start, a, n), load(anchors.stop, a, n)
+    left = tl.minimum(stop - start - first, width)
+    step = width * n.to(tl.int64)
+    g = tl.zeros(neg.shape, tl.float32)
+    for k in range(0, tl.max(left)):
+        at = anchors.weights + k * n.to(tl.int64) + a
+        t = tl.load(at, mask=k < left, other=float("-inf"))
+        g += pushed(s, t, tl.load(at + 2 * step, mask=k < left, other=0.0), scale, AXIS)
+    g = tl.where(neg, g, 0.0)
+    if near:
+        column = along(others, 1 - AXIS)
+        ref_column = tl.load(anchors.ref_column + a, mask=a < n, other=-1)
+        pos = is_positive(column, along(start, AXIS), along(stop, AXIS), along(ref_column, AXIS))
+        for k in range(0, tl.max(left)):
+            at = anchors.weights + k * n.to(tl.int64) + a
+            t = tl.load(at, mask=k < left, other=float("-inf"))
+            push = pushed(s, t, tl.load(at + step, mask=k < left, other=0.0), scale, AXIS)
+            pull = along(tl.load(at + 3 * step, mask=k < left, other=0.0), AXIS)
+            g += tl.where(pos, tl.where(column == along(start + first + k, AXIS), pull, push), 0.0)
+    return g
+
+
+@triton.jit
+def pushed(s, t, weight, scale, AXIS: tl.constexpr):
+    """dL/ds of a tile by the rank of one positive of each anchor, of score t."""
+    _h, slope = above(s, along(t, AXIS), scale)
+    return along(weight, AXIS) * slope
