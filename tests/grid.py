@@ -207,6 +207,12 @@ GIVEN_LOGITS, ELEMENTS = taking(Role.LOGITS), taking(Role.ANSWERS)
 SAMPLE = list({(loss.family, loss.pieces): loss.function for loss in CATALOG.values()}.values())
 
 
+def metrics(loss: Callable[..., Any]) -> list[str]:
+    """Those of METRICS that a loss has."""
+    rule: Any = rules_of(loss).get("metric")
+    return [] if rule is None else [metric for metric in METRICS if metric in rule.keywords["allowed"]]
+
+
 def in_front(losses: Sequence[Callable[..., Any]]) -> pytest.MarkDecorator:
     """Tests (backend, loss) of what losses share: of Triton, whose interpreter is slow, one that has a kernel."""
     sample = losses if FULL else [loss for loss in losses if loss in SAMPLE]

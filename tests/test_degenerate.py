@@ -6,7 +6,19 @@ import torch
 import fusedloss
 from fusedloss import reference
 from tests.compare import check
-from tests.grid import ELEMENTS, FULL, GIVEN_LOGITS, IN_BATCH, LOSSES, METRICS, batch, example, in_front, reductions
+from tests.grid import (
+    ELEMENTS,
+    FULL,
+    GIVEN_LOGITS,
+    IN_BATCH,
+    LOSSES,
+    METRICS,
+    batch,
+    example,
+    in_front,
+    metrics,
+    reductions,
+)
 
 TRIPLETS = [loss for loss in IN_BATCH if "batch" in loss.__name__]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -127,7 +139,7 @@ def test_rows_whose_squared_distance_is_no_normal_number_are_not_apart(backend, 
 def test_a_loss_is_finite_and_a_gradient_where_its_dtype_can_hold_it(backend, device, metric, kind, dtype):
     for loss in IN_BATCH:
         arguments = put(odd_rows(kind), device, dtype)
-        options = dict(metric=metric) if "metric" in loss.__kwdefaults__ else {}
+        options = dict(metric=metric) if metric in metrics(loss) else {}
         value, (grad,) = run(loss, arguments, **options)
         exact = {name: v.detach().cpu() for name, v in arguments.items()}
         _, (want,) = run(getattr(reference, loss.__name__), put(exact, "cpu", torch.float64), **options)
@@ -195,7 +207,7 @@ def test_bool_labels_are_mined_by(backend, device):
 
 
 LAYOUTS = {
-    "transposed": lambda t: t.t().contiguous().t() if t.dim() == 2 else t.repeat_interleave(2)[::2],
+    "transposed": lambda t: t.mT.contiguous().mT if t.dim() > 1 else t.repeat_interleave(2)[::2],
     "strided": lambda t: torch.stack([t, t + 1], -1)[..., 0],
     "offset": lambda t: torch.cat([t[:1] + 1, t])[1:],
 }
@@ -250,7 +262,7 @@ def test_two_runs_are_equal_bit_for_bit(backend, device, loss):
     [
         (loss, m, bad)
         for loss in LOSSES
-        for m in (METRICS if "metric" in loss.__kwdefaults__ else [None])
+        for m in metrics(loss) or [None]
         for bad in (torch.nan, torch.inf, -torch.inf)
         # A logit of -inf leaves its class out, and an infinite one may be right about its element: see test_logits.
         if (bad != -torch.inf or loss not in GIVEN_LOGITS) and (bad != torch.inf or loss not in ELEMENTS)

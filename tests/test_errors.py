@@ -469,7 +469,7 @@ def test_ids_are_those_of_both_sides(loss):
     said = rf"^{of_y} must be those of ids from row 0 \(offset\) on, but row 0 has id 0, row 0 of ids 4"
     with pytest.raises(ValueError, match=said):
         loss(x, y, ids=ids, **{of_y: given}, **numbers)
-    with pytest.raises(TypeError, match=r"^ids must be an integer tensor, got NoneType"):
+    with pytest.raises(TypeError, match=r"^ids must be an integer or bool tensor, got NoneType"):
         loss(x, y, **{of_y: given}, **numbers)
     with pytest.raises(ValueError, match=r"must have the 5 rows or more \(those of \w+, and offset\), got shape"):
         loss(x, y[:4], ids=ids, offset=2, **numbers)

@@ -90,6 +90,7 @@ def assert_left_out(loss, arguments, label, **options):
 
 # Moderate logits: a last bit of a score that is magnified 64 or 80 times would be all that is compared.
 MODERATE = {
+    fusedloss.pairwise_nt_xent_loss: dict(temperature=0.5),
     fusedloss.circle_loss: dict(gamma=4.0),
     fusedloss.arcface_loss: dict(scale=4.0),
     fusedloss.cosface_loss: dict(scale=4.0),

@@ -50,6 +50,10 @@ class Case(NamedTuple):
         if "neg_margin" in rules_of(self.loss) and "metric" in self.options:  # half of the negatives are nearer
             d = reference.pairwise_distance(*2 * [found["embeddings"].double()], self.options["metric"])
             found["neg_margin"] = middle(d)
+        if CATALOG[self.loss.__name__].family == "ranking":  # which is flat where all scores are far apart
+            of = self.options.get("metric", "cosine")
+            s = reference.common.similarities(*2 * [found["embeddings"].double()], of)
+            found["temperature"] = 0.2 * float(s.abs().max())
         return found | self.options
 
     def forms(self):
@@ -101,7 +105,7 @@ def test_what_is_nan_in_float64_is_no_plausible_number(backend, device, loss, ba
     """The value and every entry of a gradient, in every dtype; where rows are given, of the last one."""
     for dtype in DTYPES[backend]:
         case = Case(loss, Regime(), dtype, False, {})
-        arguments = {name: v.clone() for name, v in case.arguments().items()}
+        arguments = {name: v.clone() for name, v in case.arguments().items() if isinstance(v, torch.Tensor)}
         next(v for v in arguments.values() if v.is_floating_point())[0, 2] = bad
         want = differentiate(getattr(reference, loss.__name__), arguments, torch.float64, "cpu", case.constant)
         found = differentiate(loss, arguments, dtype, device, case.constant)

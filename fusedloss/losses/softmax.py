@@ -286,8 +286,9 @@ def nca_loss(
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     score, sign = similarity(metric)
-    folded = ops.of("lse", scale=sign / temperature)
-    positive, negative = ops.fold(batch, "softmax", score, pos=folded, neg=folded)
-    counts = positive != -torch.inf
+    scale = sign / temperature
+    pos, neg = ops.of("lse", "sum", "sum", scale=scale), ops.of("lse", scale=scale)
+    positive, _total, count, negative = ops.fold(batch, "softmax", score, pos=pos, neg=neg)
+    counts = count.detach() > 0
     terms = torch.where(counts, softplus(negative - positive.masked_fill(~counts, 0.0)), 0.0)
     return reduce(terms, reduction, counts.sum(), batch.x)

@@ -78,5 +78,5 @@ def margin_loss(
     d = pairwise_distance(x, refs, metric)
     if isinstance(beta, torch.Tensor) and beta.dim() == 1 and len(beta) > 1:
         beta = beta[labels.long().where(which_count(labels, ignore_index), 0)][:, None]
-    terms = F.relu(torch.where(pos, d - beta + margin, beta + margin - d)).where(pos | neg, d.new_zeros(()))
+    terms = F.relu(torch.where(pos, d - (beta - margin), (beta + margin) - d)).where(pos | neg, d.new_zeros(()))
     return mean_of(terms, pos | neg, reduction)
