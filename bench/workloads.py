@@ -45,8 +45,8 @@ CASES = {
         "batch_all_triplet_loss", {"margin": 0.2, "reduction": "active"}, peer_rows=1024, dense_rows=256
     ),
     "semi-hard": Case("batch_semihard_triplet_loss", {"margin": 0.2}, dense_rows=256),
-    "smooth-ap": Case("smooth_ap_loss", {}, dense_rows=256),
-    "recall at k": Case("recall_at_k_loss", {}, dense_rows=256),
+    "smooth-ap": Case("smooth_ap_loss", {}, 64, dense_rows=256),
+    "recall at k": Case("recall_at_k_loss", {}, 64, dense_rows=256),
     "supcon": Case("supcon_loss", {"temperature": 0.1}),
     "circle": Case("circle_loss", {"margin": 0.4, "gamma": 80.0}),
     "multi-similarity": Case("multi_similarity_loss", {}),
