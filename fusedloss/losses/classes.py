@@ -140,7 +140,8 @@ def linear_cross_entropy_loss(
 
     Equivalent to::
 
-        F.cross_entropy(F.linear(embeddings, weight, bias), target, label_smoothing=label_smoothing)  # gamma = 0
+        logits = F.linear(embeddings, weight, bias)  # with softcap: softcap * (logits / softcap).tanh()
+        F.cross_entropy(logits, target, class_weight, label_smoothing=label_smoothing)  # gamma = 0
 
     Source: `torch.nn.functional.cross_entropy`; without the logits, Wijmans et al., "Cut Your Losses in
     Large-Vocabulary Language Models", ICLR 2025; gamma, Lin et al., "Focal Loss for Dense Object Detection", ICCV
@@ -151,11 +152,11 @@ def linear_cross_entropy_loss(
     """
     c = classified(embeddings, "weight", weight, target, ignore_index)
     weights, of_row = _weights(class_weight, c)
-    b = None
+    b = cut = None
     if bias is not None:
         b = checks.of_each("bias", bias, "class", c.C, c.x, constant=False).to(loss_dtype(c.x))
-    cut = None if b is None or softcap is not None else _constant(b)  # a constant is 0 to a softmax alone
-    b = b if b is None or cut is None else b - cut
+        cut = None if softcap else _constant(b)  # a constant changes no softmax, but is no constant once it is capped
+        b = b if cut is None else b - cut
     loss, numbers = ("softmax", {"scale": 1.0}) if softcap is None else ("capped", {"cap": softcap})
     z = _fold(c, loss, "dot", numbers, numbers, bias=b, smooth=label_smoothing > 0, class_weight=weights)
     terms = _entropy(z, label_smoothing, c.C, weights, of_row)

@@ -33,7 +33,7 @@ def smooth_ap_loss(
 
     Args:
         embeddings: [N, D], float16, bfloat16, float32 or float64.
-        labels: [N], any integer dtype; equal labels are positive pairs, all others negative.
+        labels: [N], any integer dtype or bool; equal labels are positive pairs, all others negative.
         ref_embeddings, ref_labels: [M, D] and [M], the set to rank; without them the batch itself, without (i, i).
         ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
             that pair is left out, as (i, i) in a batch alone. None: no row is in both.

@@ -128,7 +128,7 @@ def supcon_loss(
 
     Args:
         embeddings: [N, D], float16, bfloat16, float32 or float64.
-        labels: [N], any integer dtype; equal labels are positive pairs.
+        labels: [N], any integer dtype or bool; equal labels are positive pairs.
         ref_embeddings, ref_labels: [M, D] and [M], the set to compare with; without them the batch itself, without
             (i, i).
         ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
