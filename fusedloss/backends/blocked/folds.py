@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from ..dtypes import state_dtype
 from ..request import PIECES, Fold, FoldGrad
 from .losses import LOSSES, SYMMETRIC, Term
 from .parallel import Tasks, single_threaded
-from .tiles import Side, Tile, add_tile, all_zero, gradients, leaders, masked, several, sides, tiles
+from .tiles import Side, Tile, add_tile, all_negative, all_zero, gradients, leaders, masked, several, sides, tile
 
 EMPTY = {"sum": 0.0, "lse": -torch.inf}  # what a fold over no pair is
 SAFE = 10.0  # exponents this far apart lose no more than 5e-7 of their exponentials in float32 when shifted together
@@ -53,6 +53,17 @@ def weighed(term: Term, w: Tensor) -> Term:
     )
 
 
+def met(f: Fold, x: Side, y: Side, i: int, turn: Callable[[int], AbstractContextManager[None]]) -> Iterator[Tile]:
+    """The tiles of a block of rows, of a self batch those on and above the diagonal. Where only positives are folded
+    those of negatives alone are passed by, at their turn."""
+    for j in range(i if x is y else 0, len(y.blocks)):
+        if f.neg or not all_negative(x, y, i, j):
+            yield tile(x, y, f.metric, i, j)
+        else:
+            with turn(j):
+                pass
+
+
 def listed(numbers: Tensor) -> Sequence[Any]:
     """A loss's numbers, as floats where reading them is no sync."""
     return numbers.tolist() if numbers.device.type == "cpu" else [row.unbind() for row in numbers]
@@ -74,14 +85,17 @@ def fold(f: Fold) -> Tensor:
     tasks, meeting = Tasks(), b.y is None or f.columns
 
     def of_rows(i: int) -> None:
-        for t in tiles(xs, ys, f.metric, i, near=not f.neg):
+        def turn(j: int) -> AbstractContextManager[None]:
+            return tasks.turn(j, i) if meeting else nullcontext()
+
+        for t in met(f, xs, ys, i, turn):
             s, parts = shift(t, v, w)[0], []
             t = leaders(t, s, f.group)
             for kind in kinds(f, t, s, numbers, weights):
                 for k, (how, term) in enumerate(zip(kind.folds, kind.terms, strict=False), kind.first):
                     value = term.value() if kind.mask is None else torch.where(kind.mask, term.value(), EMPTY[how])
                     parts.append((k, how, *fold_tile(value, how, t.mirrored or f.columns)))
-            with tasks.turn(t.j, i) if meeting else nullcontext():
+            with turn(t.j):
                 for k, how, rows, cols in parts:
                     add(by_row[k, t.r], rows, how)
                     if cols is not None:
@@ -202,7 +216,10 @@ def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tasks, meeting = Tasks(), b.y is None or of_y.wanted or g.want_offsets
 
     def of_rows(i: int) -> None:
-        for t in tiles(xs, ys, f.metric, i, near=not f.neg):
+        def turn(j: int) -> AbstractContextManager[None]:
+            return tasks.turn(j, i) if meeting else nullcontext()
+
+        for t in met(f, xs, ys, i, turn):
             s, share = shift(t, v, w)
             t = leaders(t, s, f.group)
             anchors = [Met(rows, i, (t.r, None))]
@@ -217,7 +234,7 @@ def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             gradient = masked(t, parts.get(True), parts.get(False))
             if gradient is not None and sparse and all_zero(gradient):
                 gradient = None
-            with tasks.turn(t.j, i) if meeting else nullcontext():
+            with turn(t.j):
                 if gradient is None:
                     continue
                 if of_x.offsets is not None:

@@ -221,12 +221,6 @@ def row_tiles(x: Side, y: Side, metric: str, i: int) -> Iterator[Tile]:
     return (tile(x, y, metric, i, j) for j in range(len(y.blocks)))
 
 
-def tiles(x: Side, y: Side, metric: str, i: int, *, near: bool = False) -> Iterator[Tile]:
-    """The same; of a self batch only those on and above the diagonal. near: without those of negatives alone."""
-    columns = range(i if x is y else 0, len(y.blocks))
-    return (tile(x, y, metric, i, j) for j in columns if not near or not all_negative(x, y, i, j))
-
-
 def leaders(t: Tile, s: Tensor, group: int) -> Tile:
     """The tile whose pairs are those of the highest score of each group of neighbouring columns, and of equal ones
     those of the first."""
