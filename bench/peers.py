@@ -114,8 +114,33 @@ def metric_learning_nt_xent(*, temperature: float = 0.5) -> Loss:
     return lambda x, labels: loss(x, torch.arange(len(x) // 2, device=x.device).repeat(2))  # two views a class
 
 
+def metric_learning_pairwise_nt_xent(*, temperature: float = 0.07) -> Loss:
+    from pytorch_metric_learning import losses
+
+    return losses.NTXentLoss(temperature=temperature)
+
+
+def metric_learning_nca(*, temperature: float = 1.0) -> Loss:
+    from pytorch_metric_learning import distances, losses
+
+    distance = distances.LpDistance(normalize_embeddings=False, power=2)
+    return losses.NCALoss(softmax_scale=1 / temperature, distance=distance)
+
+
 def metric_learning_arcface(*, margin: float = 0.5, scale: float = 64.0) -> Loss:
     return metric_learning_classes("ArcFaceLoss", "W", margin=math.degrees(margin), scale=scale)
+
+
+def metric_learning_cosface(*, margin: float = 0.35, scale: float = 64.0) -> Loss:
+    return metric_learning_classes("CosFaceLoss", "W", margin=margin, scale=scale)
+
+
+def metric_learning_normalized_softmax(*, temperature: float = 0.05) -> Loss:
+    return metric_learning_classes("NormalizedSoftmaxLoss", "W", temperature=temperature)
+
+
+def metric_learning_proxy_nca(*, scale: float = 1.0) -> Loss:
+    return metric_learning_classes("ProxyNCALoss", "proxies", softmax_scale=scale)
 
 
 def metric_learning_proxy_anchor(*, margin: float = 0.1, alpha: float = 32.0) -> Loss:
@@ -129,7 +154,7 @@ def metric_learning_classes(name: str, weight: str, **options: Any) -> Loss:
     def of_rows(x: Tensor, labels: Tensor) -> Tensor:
         rows, classes = x[: len(labels)], x[len(labels) :]
         loss = getattr(losses, name)(2, x.shape[1], **options)
-        loss.num_classes = len(classes)
+        loss.num_classes, loss.proxy_labels = len(classes), torch.arange(len(classes), device=x.device)
         loss.cast_types = lambda *_: None  # it would copy its parameter
         delattr(loss, weight)
         setattr(loss, weight, classes.t() if weight == "W" else classes)
@@ -332,7 +357,12 @@ PEERS = {
             "generalized_lifted_structure_loss": partial(metric_learning_lifted, "GeneralizedLiftedStructureLoss"),
             "lifted_structure_loss": partial(metric_learning_lifted, "LiftedStructureLoss"),
             "nt_xent_loss": metric_learning_nt_xent,
+            "pairwise_nt_xent_loss": metric_learning_pairwise_nt_xent,
+            "nca_loss": metric_learning_nca,
             "arcface_loss": metric_learning_arcface,
+            "cosface_loss": metric_learning_cosface,
+            "normalized_softmax_loss": metric_learning_normalized_softmax,
+            "proxy_nca_loss": metric_learning_proxy_nca,
             "proxy_anchor_loss": metric_learning_proxy_anchor,
         },
         dtypes=FLOAT32,  # torch.cdist has no 16-bit kernel

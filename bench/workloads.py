@@ -39,6 +39,7 @@ PEER_FORM = {"power": 1, "reduction": "active"}
 CASES = {
     "contrastive": Case("pairwise_contrastive_loss", {"neg_margin": 1.0, **PEER_FORM}),
     "contrastive, all active": Case("pairwise_contrastive_loss", {"neg_margin": 2.5, **PEER_FORM}),
+    "margin": Case("margin_loss", {}),  # a peer's terms are weighed by the triplets that they are in
     "batch-hard": Case("batch_hard_triplet_loss", {"margin": 0.2}),
     "all triplets": Case("batch_all_triplet_loss", {"margin": 0.2, "reduction": "active"}, 256, 4096, 256),
     "all triplets, 32 classes": Case(
@@ -54,6 +55,10 @@ CASES = {
     # The peer's compare every positive pair with every negative pair: N = 512 takes seconds.
     "lifted": Case("lifted_structure_loss", {}, peer_rows=128),
     "nt-xent": Case("nt_xent_loss", {"temperature": 0.5}, peer_rows=512),
+    "decoupled contrastive": Case("decoupled_contrastive_loss", {}),
+    # And here every positive pair with every negative pair.
+    "pairwise nt-xent": Case("pairwise_nt_xent_loss", {}, peer_rows=256),
+    "nca": Case("nca_loss", {}),
     "info-nce": Case("info_nce_loss", {"temperature": 0.07}),
     "clip": Case("clip_loss", {"logit_scale": 20.0}),
     "siglip": Case("siglip_loss", {"logit_scale": 10.0, "logit_bias": -10.0}),
@@ -61,6 +66,9 @@ CASES = {
     "cosent": Case("cosent_loss", {}),
     "linear cross entropy, 100,000 classes": Case("linear_cross_entropy_loss", {}, 100_000, 4096, 512),
     "arcface, 100,000 classes": Case("arcface_loss", {"margin": 0.5, "scale": 64.0}, 100_000, 512, 512),
+    "cosface, 10,000 classes": Case("cosface_loss", {}, 10_000, 4096, 1024),
+    "normalized softmax, 10,000 classes": Case("normalized_softmax_loss", {}, 10_000, 4096, 1024),
+    "proxy nca, 10,000 classes": Case("proxy_nca_loss", {}, 10_000, 4096, 1024),
     "proxy anchor, 10,000 classes": Case("proxy_anchor_loss", {}, 10_000, 4096, 1024),
     "cross entropy, 32,000 logits": Case("cross_entropy_loss", {}, 32_000, 4096, 1024),
     "binary cross entropy, 10,000 logits": Case("binary_cross_entropy_loss", {}, 10_000, 4096, 1024),

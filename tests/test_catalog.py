@@ -1,12 +1,17 @@
 """The catalog says of every loss what is true of it: its tensors, its kernels, what it folds, what its module owns."""
 
+import ast
 import inspect
+import json
+import re
 from functools import partial
 
 import pytest
 import torch
 
 import fusedloss
+from bench import files
+from bench.workloads import CASES
 from fusedloss import ops, reference
 from fusedloss.backends.request import PIECES
 from fusedloss.losses.catalog import CATALOG, Role, find
@@ -26,6 +31,41 @@ FAMILIES = {
 }
 OF_ALL_PAIRS = {"fold", "fold_triplets", "mine", "rank"}
 MODULES = [m for m in vars(fusedloss).values() if inspect.isclass(m) and hasattr(m, "function")]
+
+README, RESULTS = (files.ROOT / "README.md").read_text(), files.ROOT / "bench" / "results"
+# What measures a loss: a case where all pairs are compared; the overhead of a call where a row is compared with few.
+COMPARED = {case.loss for case in CASES.values()}
+OVERHEAD = json.loads(max(RESULTS.glob("overhead-*.json")).read_text())["overhead"]
+TIMED = {row["loss"] for row in OVERHEAD}
+
+
+def called_in_tests():
+    """The functions of fusedloss that a test has by name, as `fusedloss.x` or, if it was imported, as `x`."""
+    for path in (files.ROOT / "tests").glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Name):
+                yield node.id
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "fusedloss":
+                yield node.attr
+
+
+CALLED = set(called_in_tests())
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_it_is_everywhere_where_a_loss_belongs(name):
+    """Of some of these places other tests say more: the signature of a reference, the rows of a compile report."""
+    loss = CATALOG[name]
+    places = {
+        "module": loss.function in {module.function for module in MODULES},
+        "reference": hasattr(reference, name),
+        "row in the README's table of losses": re.search(rf"^\|[^|]*`{name}`", README, re.MULTILINE),
+        "benchmark": name in COMPARED or (loss.products is None and name in TIMED),
+        "compile report": (RESULTS / "compiled" / f"{name}.csv").exists(),
+        "test of its own": name in CALLED,
+    }
+    missing = [place for place, found in places.items() if not found]
+    assert not missing, f"{name} has no {', no '.join(missing)}"
 
 
 def test_every_public_loss_is_in_the_catalog_and_nothing_else():

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from bench import cpu_table, files, gpu_table, report
-from fusedloss.losses.catalog import CATALOG
 
 TEXT = report.README.read_text()
 PAGES = [files.ROOT / "README.md", *sorted((files.ROOT / "docs").glob("*.md"))]  # with tables
@@ -137,7 +136,3 @@ def test_the_plots_are_those_of_the_result_files():
                 assert content.startswith(b"\x89PNG")
                 assert f"{path.name} {files.digest(results)}".encode() in content, f"{image.name} is old"
     assert set(report.PLOTS.iterdir()) == set(shown)
-
-
-def test_every_loss_is_named():
-    assert [name for name in CATALOG if f"`{name}`" not in TEXT] == []
