@@ -140,7 +140,7 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("triplets_grad", "exp", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         Work("triplets_grad", "nearest", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
         Work("triplets_grad", "nearest", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
-        Work("rank", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        Work("rank", "", 2): [(128, Tile(64, 16, 64, 4, 3, 128)), (0, Tile(64, 16, 64, 4, 3, 0))],
         Work("rank", "", 4): [(0, Tile(64, 16, 32, 4, 3, 0))],
         Work("triplets_grad", "rank", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
         Work("triplets_grad", "rank", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],

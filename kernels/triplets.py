@@ -124,7 +124,7 @@ def load_thresholds(
         found = grown
     thresholds = ()
     for k in tl.static_range(K):
-        present = is_positive(at + k, at, stop, ref_column)
+        present = (at + k < stop) & (at + k != ref_column)
         thresholds = thresholds + (tl.where(present, found[k], float("-inf")),)
     return thresholds
 
