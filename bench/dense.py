@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", choices=list(CASES), default=list(RANKING), help="losses (of ranks)")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="batch sizes, ascending")
     args = parser.parse_args()
-    results: dict[str, Any] = {"meta": files.meta("cpu"), "rows": []}
+    results: dict[str, Any] = {"meta": files.meta("cpu"), "beside_dense": []}
     for name in args.losses:
         case, fits = CASES[name], True
         errors = Oracle(case, 256, D).check(loss_of(case, OURS))
@@ -54,12 +54,12 @@ def main() -> None:
             row |= {"errors_at_256": errors._asdict(), OURS: timed(name, OURS, n)}
             dense = timed(name, DENSE, n) if fits else None
             fits = dense is not None
-            results["rows"].append(row | ({DENSE: dense} if fits else {}))
-            print(*cells(results["rows"][-1]), sep=" | ", flush=True)
+            results["beside_dense"].append(row | ({DENSE: dense} if fits else {}))
+            print(*cells(results["beside_dense"][-1]), sep=" | ", flush=True)
             if args.out:
                 files.save(args.out, results)
     title = f"forward + backward, D={D}, float32; {results['meta']['device']}, torch {results['meta']['torch']}"
-    show(title, ["work", "time", "peak", "dense", "peak"], [cells(row) for row in results["rows"]])
+    show(title, ["work", "time", "peak", "dense", "peak"], [cells(row) for row in results["beside_dense"]])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cpu_table, files, gpu_table, report
+from bench import cpu_table, dense, files, gpu_table, report
 
 TEXT = report.README.read_text()
 PAGES = [files.ROOT / "README.md", *sorted((files.ROOT / "docs").glob("*.md"))]  # with tables
@@ -42,6 +42,8 @@ def measured(path: Path) -> set[tuple[str, str]]:
     if "timings" in results:
         others = gpu_table.others_of(results["timings"])
         rows = [gpu_table.cells(row, others) for row in results["timings"]]
+    elif "beside_dense" in results:
+        return figures("\n".join(" | ".join(dense.cells(row)) for row in results["beside_dense"]))
     elif "rows" in results:
         rows = [cpu_table.cells(row) for row in results["rows"]]
     else:  # of no table in the README
