@@ -63,9 +63,7 @@ class Fold(NamedTuple):
 
     batch: Batch
     numbers: Tensor  # of the loss for positives, then for negatives [2, numbers]
-    offsets: (
-        Tensor | None
-    )  # what is added to scores, of the rows [N] or columns [M]; of both [N + M], [N] in a self batch
+    offsets: Tensor | None  # added to scores: of rows [N] or columns [M]; of both [N + M], [N] in a self batch
     loss: str  # of PIECES
     metric: str
     pos: list[str]  # folds of the positives, of FOLDS; fold k takes the loss's term k
