@@ -139,9 +139,12 @@ def test_far_loops_stay_within_their_budget():
             of = row["arch"], row["dtype"], row["N"], row["loss"]
             if kernel not in BUDGET or of != ("sm_90", "bf16", 65_536, loss) or row["metric"] == "manhattan":
                 continue
+            if loss == "supcon_loss" and row["metric"] != "cosine":
+                continue
             if kernel[0] != "mine":
                 assert row["programs"] >= (1 if kernel == ("grad self", 256) else 2), row
-            assert row["issued"] <= BUDGET[kernel] or row["metric"] in ("cosine", "sqeuclidean"), row
+            others = loss != "supcon_loss" and row["metric"] in ("cosine", "sqeuclidean")  # scores that take more
+            assert row["issued"] <= BUDGET[kernel] or others, row
             seen.add((loss, kernel))
     assert len(seen) == 10, seen
 

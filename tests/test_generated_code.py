@@ -29,6 +29,7 @@ WHOLE = {
     "tl.minimum(first + acc.shape[1], D)",
     "tl.minimum(high, whole)",
     "tl.minimum(load(anchors.stop, a, n) - begin - first, width)",
+    "tl.minimum(stop - start - first, width)",
     "tl.minimum(start + width, M)",
     "tl.minimum(stop, at + K)",
     "tl.minimum(tl.cdiv(stop, BN) * BN, end)",

@@ -30,9 +30,9 @@ def number(case, value):
     return torch.tensor(value) if case["numbers"] == "tensor" else value
 
 
-def orders(case, loss, *rows):
-    """In float64, where the truth is as rounded as eager, eager's errors with its sums in other orders."""
-    return forms(getattr(fusedloss.reference, loss.__name__), rows) if case["dtype"] == torch.float64 else ()
+def orders(loss, *rows):
+    """Eager with its sums in other orders: where what is compared cancels, its error in one of them may be luck."""
+    return forms(getattr(fusedloss.reference, loss.__name__), rows)
 
 
 def towers(case):
@@ -70,7 +70,7 @@ def test_info_nce_is_as_exact_as_eager(backend, case):
     fixed = [("query", "key")[i] for i in constant] + ["negatives"] * (case["negatives"] == "constant queue")
     with running(backend, case["plan"]) as device:
         loss, options = fusedloss.info_nce_loss, dict(constant=fixed, roundings=SCALED_WEIGHTS)
-        check(loss, arguments, case["dtype"], device, forms=orders(case, loss, "query", "key"), **options)
+        check(loss, arguments, case["dtype"], device, forms=orders(loss, "query", "key"), **options)
 
 
 @cases(
@@ -206,6 +206,7 @@ BY_LABELS = (fusedloss.supcon_loss, fusedloss.pairwise_nt_xent_loss, fusedloss.n
 )
 def test_softmax_losses_by_labels_are_as_exact_as_eager(backend, case):
     N, M, D = case["shape"]
+    D = min(D, 19) if case["metric"] == "manhattan" else D  # as in `shapes`: it adds dimension after dimension
     (x, labels), (y, ref_labels) = batch(N, D), batch(M, D, seed=1)
     arguments = dict(embeddings=x, labels=labels, metric=case["metric"], reduction=case["reduction"])
     # NCA's own is 1: at a lower one the gradient by it cancels to the last digits.
@@ -217,7 +218,7 @@ def test_softmax_losses_by_labels_are_as_exact_as_eager(backend, case):
     with running(backend, case["plan"]) as device:
         options = dict(constant=constant, roundings=summands * SCALED_WEIGHTS)
         rows = [name for name in ("embeddings", "ref_embeddings") if name in arguments]
-        check(case["loss"], arguments, case["dtype"], device, forms=orders(case, case["loss"], *rows), **options)
+        check(case["loss"], arguments, case["dtype"], device, forms=orders(case["loss"], *rows), **options)
 
 
 def against_negatives(logits, pos, neg):
