@@ -19,8 +19,8 @@ class Work(NamedTuple):
     """What a tile's registers and memory depend on."""
 
     kernel: str  # its name
-    # of a pair: "", or what takes more registers: "exp", "lifted" scores, "grouped" columns, "nearest" negatives,
-    # "rank", "manhattan"
+    # of a pair: "", or what takes more registers: "exp", "lifted" scores, "costly" (groups of columns, capped
+    # logits), "nearest" negatives, "rank", "manhattan"
     terms: str
     itemsize: int  # bytes of the compute format
 
@@ -60,7 +60,7 @@ MANHATTAN = {
 
 def for_all(kernel: str, itemsize: int, *tiles: tuple[int, Tile]) -> dict[Work, list[tuple[int, Tile]]]:
     """The same tiles whatever the terms of a pair take."""
-    return {Work(kernel, terms, itemsize): [*tiles] for terms in ("", "exp", "lifted", "grouped")}
+    return {Work(kernel, terms, itemsize): [*tiles] for terms in ("", "exp", "lifted", "costly")}
 
 
 # Chosen with `python -m fusedloss report` (Triton 3.7.1, 2026-11-27): tensor-core instructions, shared memory within
@@ -91,7 +91,7 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
             (256, Tile(128, 64, 256, 8, 3, 256)),
             (0, Tile(128, 32, 64, 8, 3, 256)),
         ),
-        Work("grad", "grouped", 2): [
+        Work("grad", "costly", 2): [
             (64, Tile(64, 64, 64, 4, 3, 64)),
             (128, Tile(64, 64, 128, 4, 3, 128)),
             (256, Tile(128, 32, 256, 8, 3, 256)),
@@ -128,9 +128,9 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("fold", "", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
         Work("fold", "", 4): [(0, Tile(64, 64, 32, 8, 3, 0))],
         Work("fold", "exp", 2): [(128, Tile(64, 64, 64, 8, 3, 128)), (0, Tile(64, 64, 64, 8, 3, 0))],
-        Work("fold", "grouped", 2): [(128, Tile(64, 64, 64, 8, 3, 128)), (0, Tile(64, 64, 64, 8, 3, 0))],
+        Work("fold", "costly", 2): [(128, Tile(64, 64, 64, 8, 3, 128)), (0, Tile(64, 64, 64, 8, 3, 0))],
         Work("fold", "exp", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
-        Work("fold", "grouped", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
+        Work("fold", "costly", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
         Work("fold", "lifted", 2): [(128, Tile(64, 32, 64, 8, 3, 128)), (0, Tile(64, 32, 64, 8, 3, 0))],
         Work("fold", "lifted", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
         Work("mine", "", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
@@ -138,9 +138,9 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("grad", "", 2): [(128, Tile(128, 32, 64, 8, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
         Work("grad", "", 4): [(0, Tile(64, 32, 32, 8, 2, 64))],
         Work("grad", "exp", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
-        Work("grad", "grouped", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
+        Work("grad", "costly", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
         Work("grad", "exp", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
-        Work("grad", "grouped", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
+        Work("grad", "costly", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         Work("grad", "lifted", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
         Work("grad", "lifted", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         Work("fold_triplets", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],

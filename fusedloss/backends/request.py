@@ -44,6 +44,7 @@ class Piece(NamedTuple):
 
     numbers: dict[str, float | None]  # their names, as it takes them, and what a number is that is not given
     terms: int  # how many folds it has a term for
+    costly: bool = False  # it takes so many registers that its gradient has tiles of its own
     sparse: bool = False  # most gradients of a trained model are exactly 0, so tiles of zeros are skipped
 
 
@@ -51,7 +52,7 @@ PIECES = {
     "contrastive": Piece({"margin": None}, terms=3, sparse=True),
     "linear_contrastive": Piece({"margin": None}, terms=2, sparse=True),
     "softmax": Piece({"scale": None, "bias": 0.0}, terms=3),
-    "capped": Piece({"cap": None}, terms=2),
+    "capped": Piece({"cap": None}, terms=2, costly=True),
     "sigmoid": Piece({"scale": None, "bias": 0.0}, terms=2),
     "circle": Piece({"margin": None, "gamma": None}, terms=1),
 }

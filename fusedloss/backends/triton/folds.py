@@ -17,7 +17,8 @@ from .launch import SCORES, Launch, Plan, Side, cdiv, merge, numbers, optional, 
 def planned(kernel: str, f: Fold, x: Side, y: Side) -> tuple[Plan, tuple[engine.Terms, engine.Terms], dict[str, Any]]:
     """The plan of a kernel, what it folds of the positives and of the negatives, and its pieces."""
     terms = "" if PIECES[f.loss].sparse else "exp"
-    terms = "grouped" if f.group > 1 else "lifted" if x.rows.offsets and y.rows.offsets else terms
+    costly = PIECES[f.loss].costly or f.group > 1
+    terms = "costly" if costly else "lifted" if x.rows.offsets and y.rows.offsets else terms
     pos = engine.Terms(tuple(map(KINDS.__getitem__, f.pos)), numbers(f.numbers[0]))
     neg = engine.Terms(tuple(map(KINDS.__getitem__, f.neg)), numbers(f.numbers[1]))
     options = dict(SCORE=SCORES[f.metric], LOSS=getattr(losses, f.loss))
