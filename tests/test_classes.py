@@ -10,6 +10,8 @@ from torch import nn
 
 import fusedloss
 from bench.regimes import forms
+from fusedloss.backends.blocked.tiles import sides
+from fusedloss.checks import Batch
 from fusedloss.losses.catalog import CATALOG, Role
 from fusedloss.ops import folds
 from tests.compare import check, differentiate
@@ -163,6 +165,25 @@ def test_a_margin_of_a_row_that_does_not_count_goes_nowhere(backend, device):
     margin.requires_grad_()
     fusedloss.arcface_loss(**arguments | dict(embeddings=leaf), margin=margin).backward()
     assert margin.grad.isfinite().all() and margin.grad[2] == 0 and leaf.grad.isfinite().all()
+
+
+def test_a_negative_margin_of_a_row_opposite_its_class_is_an_angle(backend, device):
+    """Beyond pi is what an angle plus a margin may be, and not an angle less one."""
+    x, w = at_angles(3, -0.99, -0.99), torch.eye(2, 3, dtype=torch.float64)
+    margin = torch.tensor([-0.5, 0.5])
+    given = (x.float().to(device), w.float().to(device), torch.zeros(2, dtype=torch.int64, device=device))
+    found = fusedloss.arcface_loss(*given, margin=margin.to(device), scale=1.0, reduction="none")
+    own = torch.tensor([math.cos(math.acos(-0.99) - 0.5), -0.99 - 0.5 * math.sin(0.5)])
+    other = (1 - 0.99**2) ** 0.5
+    torch.testing.assert_close(found.cpu(), F.softplus(other - own), rtol=1e-5, atol=1e-6)
+
+
+def test_no_tile_parts_the_sub_centers_of_a_class():
+    x, y = torch.ones(960, 2), torch.ones(1280, 2)
+    batch_of = Batch(x, y, torch.zeros(960, dtype=torch.int64), torch.arange(1280) // 8, None, y_sorted=True)
+    (_, whole), (_, any_size) = (sides(batch_of, "similarity", sort=True, group=group) for group in (8, 1))
+    assert len(whole.blocks) > 1 and all(block.start % 8 == 0 for block in whole.blocks)
+    assert any(block.start % 8 for block in any_size.blocks)
 
 
 def test_nan_in_a_sub_center_shows(backend, device):
