@@ -42,7 +42,7 @@ PARTS, MERGED = 16, 64  # folds.merge: parts of as many rows at a time
 SORT_FROM = 1 << 24  # pairs from which rows are sorted by label, so that most tiles are far
 WORKSPACE = 256 << 20  # bytes; states of the columns, folded in the same pass as those of the rows, take at most these
 
-TWO_WALKS = ("fold", "grad", "mine")  # kernels with a far and a near walk, see `tiles.walks`
+TWO_WALKS = ("fold", "grad", "mine")  # kernels with a far and a near walk, see `walks.walks`
 GRADIENTS = ("grad", "triplets_grad")  # kernels whose programs own a row's gradient, or a slab of it
 # The sum of |x - y| is no matrix product: its kernels walk D one by one.
 MANHATTAN = {

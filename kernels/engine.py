@@ -19,22 +19,16 @@ from .tiles import (
     LOWEST,
     accumulate,
     accumulate_grad,
-    both,
-    column,
-    count,
-    counting,
     load,
     load_chunks,
     load_norms,
     load_numbers,
     load_rows,
-    pair_masks,
-    place,
     power,
     round_weights,
     score_tile,
-    walks,
 )
+from .walks import both, column, count, counting, pair_masks, place, walks
 
 
 class Terms(NamedTuple):

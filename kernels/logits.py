@@ -9,7 +9,8 @@ import triton.language as tl
 
 from .folds import empty_folds, fold_tile, store_folds
 from .losses import log1p
-from .tiles import load, split_columns
+from .tiles import load
+from .walks import split_columns
 
 
 @triton.jit

@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 
 from .folds import larger
-from .tiles import column, count, load, load_chunks, load_norms, pair_masks, place, score_tile, walks
+from .tiles import load, load_chunks, load_norms, score_tile
+from .walks import column, count, pair_masks, place, walks
 
 NO_PLACE: tl.constexpr = tl.constexpr(2147483647)
 

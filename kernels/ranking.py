@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 
 from .engine import zeros
-from .tiles import count, load, load_chunks, load_norms, negative_mask, score_tile
+from .tiles import load, load_chunks, load_norms, score_tile
 from .triplets import along, is_positive, load_ranges, load_thresholds, share_labels
+from .walks import count, negative_mask
 
 
 class Terms(NamedTuple):

@@ -93,24 +93,6 @@ def load_norms(ptr, i, n, AXIS: tl.constexpr, WHOLE: tl.constexpr = False):
 
 
 @triton.jit
-def count(side, n):
-    """How many of the n rows of a side are in pairs; those that are not come last."""
-    if len(side.counted) > 0:
-        return tl.load(side.counted[0])
-    else:
-        return n
-
-
-@triton.jit
-def place(side, i, n):
-    """Where rows i of a side are in the inputs."""
-    if len(side.order) > 0:
-        return load(side.order[0], i, n)
-    else:
-        return i
-
-
-@triton.jit
 def load_numbers(numbers):
     if len(numbers.pointers) > 0:
         loaded = ()
@@ -255,100 +237,6 @@ def accumulate_grad(
                 y = ys[k]
             grown = grown + (matmul(w, y, acc[k], PRECISION),)
     return grown
-
-
-@triton.jit
-def negative_mask(xl, yl, c, M):
-    """Which pairs with the first M columns are negative. [BM, BN]"""
-    return (xl[:, None] != yl[None, :]) & (c < M)[None, :]
-
-
-@triton.jit
-def pair_masks(xl, yl, c, M, x_places, y_places, ref_offset):
-    """Which pairs with the first M columns are positive and which negative; a row with itself is neither.
-    [BM, BN] each"""
-    same = xl[:, None] == yl[None, :]
-    valid = (c < M)[None, :]
-    if len(ref_offset) > 0:
-        valid = valid & ((x_places + ref_offset[0])[:, None] != y_places[None, :])
-    return same & valid, ~same & valid
-
-
-@triton.jit
-def leaders(s, SIZE: tl.constexpr, AXIS: tl.constexpr):
-    """Which scores are the highest of their group, SIZE neighbours along an axis; of equal ones the first, and NaN
-    before all others. [BM, BN]"""
-    rank = tl.where(s == s, s, float("inf"))
-    number = tl.arange(0, SIZE)
-    if AXIS == 1:
-        rank = tl.reshape(rank, [s.shape[0], s.shape[1] // SIZE, SIZE])
-        number = number[None, None, :]
-    else:
-        rank = tl.reshape(rank, [s.shape[0] // SIZE, SIZE, s.shape[1]])
-        number = number[None, :, None]
-    WITHIN: tl.constexpr = 2 if AXIS == 1 else 1
-    behind = tl.where(rank < tl.max(rank, WITHIN, keep_dims=True), SIZE, number)
-    first = tl.min(behind, WITHIN, keep_dims=True)
-    return tl.reshape(behind == first, s.shape)
-
-
-@triton.jit
-def counting(s, x, y):
-    """Which pairs count where rows or columns are in groups; None for all of them."""
-    if len(x.group) > 0:
-        return leaders(s, 2 ** len(x.group), 0)
-    elif len(y.group) > 0:
-        return leaders(s, 2 ** len(y.group), 1)
-    else:
-        return None
-
-
-@triton.jit
-def both(a, b):
-    """The pairs in both masks, of which the second may be None for all."""
-    if b is None:
-        return a
-    else:
-        return a & b
-
-
-@triton.jit
-def split_columns(M, BN: tl.constexpr):
-    """The columns of this program's split, which starts at a multiple of BN. Grid axis 1 counts the splits."""
-    width = tl.cdiv(tl.cdiv(M, BN), tl.num_programs(1)) * BN
-    start = tl.program_id(1) * width
-    return start, tl.minimum(start + width, M)
-
-
-@triton.jit
-def walks(x, rows, M, BM: tl.constexpr, BN: tl.constexpr, ALL: tl.constexpr):
-    """The columns of this program's split as two walks, far and near: (start, stop, gap, skip), see `column`.
-
-    Every pair of a far tile is negative, and the tile is whole. Near are the columns that have labels of the program's
-    rows, in tiles of BN, and those at the end that make no whole tile. Rows that are not sorted are near to all
-    columns; if ALL, so are those of a program that has less than BM rows.
-    """
-    start, end = split_columns(M, BN)
-    first = tl.program_id(0) * BM
-    end = tl.maximum(tl.where(first < rows, end, start), start)
-    whole = start + (end - start) // BN * BN
-    low, high = start, end
-    if len(x.near) > 0:
-        last = tl.minimum(first + BM, rows) - 1
-        begin = tl.load(x.near[0] + first, mask=first < rows, other=0)
-        stop = tl.load(x.near[1] + last, mask=first < rows, other=0)
-        apart = (last - first == BM - 1) | (not ALL)
-        low = tl.where(apart, tl.minimum(tl.maximum(begin // BN * BN, start), whole), start)
-        high = tl.where(apart, tl.maximum(tl.minimum(tl.cdiv(stop, BN) * BN, end), low), end)
-    skipped = tl.minimum(high, whole) - low
-    ragged = end - tl.maximum(high, whole)
-    return (start, whole - skipped, low, skipped), (low, high + tl.maximum(ragged, 0), high, whole - high)
-
-
-@triton.jit
-def column(at, walk, BN: tl.constexpr):
-    """The first column of the tile at a place of a walk: from the gap on columns are skipped."""
-    return tl.multiple_of(at + tl.where(at < walk[2], 0, walk[3]), BN)
 
 
 @triton.jit

@@ -17,16 +17,14 @@ from .tiles import (
     LOWEST,
     accumulate,
     accumulate_grad,
-    count,
     load,
     load_chunks,
     load_norms,
     load_numbers,
-    negative_mask,
     round_weights,
     score_tile,
-    split_columns,
 )
+from .walks import count, negative_mask, split_columns
 
 
 class Ranges(NamedTuple):

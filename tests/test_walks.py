@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
 from fusedloss.backends.triton.launch import sides  # noqa: E402
-from fusedloss.kernels import configs, tiles  # noqa: E402
+from fusedloss.kernels import configs, tiles, walks  # noqa: E402
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def kernel_device():
 @triton.jit
 def record(x, rows, M, out_ptr, BM: tl.constexpr, BN: tl.constexpr, ALL: tl.constexpr):
     """Both walks of a program. out [programs, splits, 8]"""
-    far, near = tiles.walks(x, rows, M, BM, BN, ALL)
+    far, near = walks.walks(x, rows, M, BM, BN, ALL)
     at = out_ptr + (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * 8
     for k in tl.static_range(4):
         tl.store(at + k, far[k])

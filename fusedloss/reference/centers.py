@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .common import diagonal, logits_of, mean_of, row_distance, where_counted, which_count
+from .common import diagonal, mean_of, row_distance, similarities, where_counted, which_count
 
 
 def center_loss(embeddings, centers, target, *, ignore_index=None, reduction="mean"):
@@ -15,6 +15,6 @@ def center_loss(embeddings, centers, target, *, ignore_index=None, reduction="me
 
 
 def island_loss(embeddings, centers, target, *, weight=10.0, ignore_index=None, reduction="mean"):
-    cos = logits_of(centers, centers, 1.0)
+    cos = similarities(centers, centers, "cosine")
     near = center_loss(embeddings, centers, target, ignore_index=ignore_index, reduction=reduction)
     return near + weight * (cos + 1)[~diagonal(cos)].sum()

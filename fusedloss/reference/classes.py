@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .common import logits_of, root, where_counted, which_count
+from .common import root, similarities, where_counted, which_count
 from .logits import cross_entropy_loss, left_out, mean_of_classes, modulation, own_class
 
 
@@ -31,8 +31,8 @@ def cosines(embeddings, weight, target, ignore_index):
     """To every class, or the nearest of its sub-centers, of ones for ignored rows."""
     x = where_counted(embeddings, which_count(target, ignore_index))
     if weight.dim() == 2:
-        return logits_of(x, weight, 1.0)
-    return logits_of(x, weight.flatten(0, 1), 1.0).unflatten(1, weight.shape[:2]).max(2).values
+        return similarities(x, weight, "cosine")
+    return similarities(x, weight.flatten(0, 1), "cosine").unflatten(1, weight.shape[:2]).max(2).values
 
 
 def _margin_softmax(cos, own_logit, scale, target, ignore_index, options):

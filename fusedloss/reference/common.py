@@ -98,10 +98,6 @@ def pairs_of(embeddings, labels, ref_embeddings=None, ref_labels=None, ref_offse
     return x, refs, same & both & ~itself, ~same & both
 
 
-def logits_of(x, y, scale, normalize=True):
-    return scale * (unit(x) @ unit(y).T if normalize else x @ y.T)
-
-
 def cross_entropy(logits, pos, neg):
     """-log of the positive's share, of its row's logits: pos has one pair a row. [N]"""
     return -logits.masked_fill(~(pos | neg), -torch.inf).log_softmax(1).where(pos, logits.new_zeros(())).sum(1)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from .common import cross_entropy, log_sum_exp, logits_of, mean_of, pairs_of, reduce, row_cosine, similarities, softplus
+from .common import cross_entropy, log_sum_exp, mean_of, pairs_of, reduce, row_cosine, similarities, softplus
 
 
 def nt_xent_loss(z1, z2, *, temperature=0.5, reduction="mean"):
     z, labels = torch.cat([z1, z2]), torch.arange(len(z1), device=z1.device).repeat(2)
     _, _, pos, neg = pairs_of(z, labels)
-    return reduce(cross_entropy(logits_of(z, z, 1 / temperature), pos, neg), reduction)
+    return reduce(cross_entropy(similarities(z, z, "cosine") / temperature, pos, neg), reduction)
 
 
 def decoupled_contrastive_loss(z1, z2, *, temperature=0.1, sigma=None, reduction="mean"):
@@ -20,7 +20,7 @@ def decoupled_contrastive_loss(z1, z2, *, temperature=0.1, sigma=None, reduction
     weights = 1 if sigma is None else 2 - len(z1) * (cos.detach() / sigma).softmax(0)
     terms = []
     for a, b in ((x, y), (y, x)):
-        sums = [log_sum_exp(logits_of(a, c, 1 / temperature), ~own) for c in (a, b)]
+        sums = [log_sum_exp(similarities(a, c, "cosine") / temperature, ~own) for c in (a, b)]
         terms.append(sum(sums) - weights * cos / temperature)
     found = torch.cat(terms)
     return reduce(found if len(z1) > 1 else 0 * found.nan_to_num(), reduction)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,14 +52,14 @@ def weighed(term: Term, w: Tensor) -> Term:
     )
 
 
-def met(f: Fold, x: Side, y: Side, i: int, turn: Callable[[int], AbstractContextManager[None]]) -> Iterator[Tile]:
+def met(f: Fold, x: Side, y: Side, i: int, tasks: Tasks) -> Iterator[Tile]:
     """The tiles of a block of rows, of a self batch those on and above the diagonal. Where only positives are folded
     those of negatives alone are passed by, at their turn."""
     for j in range(i if x is y else 0, len(y.blocks)):
         if f.neg or not all_negative(x, y, i, j):
             yield tile(x, y, f.metric, i, j)
         else:
-            with turn(j):
+            with tasks.turn(j, i):
                 pass
 
 
@@ -82,20 +81,17 @@ def fold(f: Fold) -> Tensor:
     numbers = listed(f.numbers)
     by_row = empty_states(f, b.x)
     by_column = by_row if b.y is None else empty_states(f, b.y)
-    tasks, meeting = Tasks(), b.y is None or f.columns
+    tasks = Tasks(meeting=b.y is None or f.columns)
 
     def of_rows(i: int) -> None:
-        def turn(j: int) -> AbstractContextManager[None]:
-            return tasks.turn(j, i) if meeting else nullcontext()
-
-        for t in met(f, xs, ys, i, turn):
+        for t in met(f, xs, ys, i, tasks):
             s, parts = shift(t, v, w)[0], []
             t = leaders(t, s, f.group)
             for kind in kinds(f, t, s, numbers, weights):
                 for k, (how, term) in enumerate(zip(kind.folds, kind.terms, strict=False), kind.first):
                     value = term.value() if kind.mask is None else torch.where(kind.mask, term.value(), EMPTY[how])
                     parts.append((k, how, *fold_tile(value, how, t.mirrored or f.columns)))
-            with turn(t.j):
+            with tasks.turn(t.j, i):
                 for k, how, rows, cols in parts:
                     add(by_row[k, t.r], rows, how)
                     if cols is not None:
@@ -213,13 +209,10 @@ def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         of_y.offsets = ys.rows.new_zeros(ys.rows.shape[0])
     by_numbers = torch.zeros(len(xs.blocks), *f.numbers.shape, dtype=f.numbers.dtype, device=f.numbers.device)
     sparse = PIECES[f.loss].sparse and several(b)
-    tasks, meeting = Tasks(), b.y is None or of_y.wanted or g.want_offsets
+    tasks = Tasks(meeting=b.y is None or of_y.wanted or g.want_offsets)
 
     def of_rows(i: int) -> None:
-        def turn(j: int) -> AbstractContextManager[None]:
-            return tasks.turn(j, i) if meeting else nullcontext()
-
-        for t in met(f, xs, ys, i, turn):
+        for t in met(f, xs, ys, i, tasks):
             s, share = shift(t, v, w)
             t = leaders(t, s, f.group)
             anchors = [Met(rows, i, (t.r, None))]
@@ -234,7 +227,7 @@ def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             gradient = masked(t, parts.get(True), parts.get(False))
             if gradient is not None and sparse and all_zero(gradient):
                 gradient = None
-            with turn(t.j):
+            with tasks.turn(t.j, i):
                 if gradient is None:
                     continue
                 if of_x.offsets is not None:

@@ -106,10 +106,14 @@ class Failed(Exception):
 
 
 class Tasks:
-    """Tasks 0, 1, ... on the workers of this thread, taken in their order; here, one by one, if it has none."""
+    """Tasks 0, 1, ... on the workers of this thread, taken in their order; here, one by one, if it has none.
 
-    def __init__(self) -> None:
+    meeting: whether they add to the same places.
+    """
+
+    def __init__(self, meeting: bool = True) -> None:
         self.team: Workers | None = getattr(here, "workers", None)
+        self.meeting = meeting
         self.error: BaseException | None = None
         if self.team is not None:
             self.changed = threading.Condition()
@@ -146,7 +150,7 @@ class Tasks:
 
     def turn(self, place: int, number: int) -> AbstractContextManager[None]:
         """What task `number` of those that use a place does there: as if the earlier ones were done."""
-        return NOTHING if self.team is None else self.waiting(place, number)
+        return self.waiting(place, number) if self.meeting and self.team is not None else NOTHING
 
     @contextmanager
     def waiting(self, place: int, number: int) -> Iterator[None]:
