@@ -67,10 +67,10 @@ def test_every_column_is_walked_once_and_no_far_one_shares_a_label(kernel_device
     out = torch.full((programs, splits, 8), -7, dtype=torch.int32, device=kernel_device)
     for ALL in (False, True):
         record[(programs, splits)](x, rows, columns, out, BM=BM, BN=BN, ALL=ALL)
-        for program, splits in enumerate(out.tolist()):
+        for program, walked in enumerate(out.tolist()):
             own = of_rows[program * BM : min((program + 1) * BM, rows)]
             seen = []
-            for far, near in ((walk[:4], walk[4:]) for walk in splits):
+            for far, near in ((walk[:4], walk[4:]) for walk in walked):
                 for c0 in visited(far, BN):
                     assert c0 % BN == 0 and c0 + BN <= columns, "a far tile is whole"
                     assert not set(of_columns[c0 : c0 + BN].tolist()) & set(own.tolist()), "a far pair is negative"
@@ -82,15 +82,15 @@ def test_every_column_is_walked_once_and_no_far_one_shares_a_label(kernel_device
             assert sorted(seen) == (list(range(columns)) if len(own) else [])
             if not ALL and len(own) and splits == 1:  # what is near is what must be
                 of_own = sum(label in own for label in of_columns[:columns])
-                assert sum(len(visited(walk[4:], NEAR)) for walk in splits) * NEAR < of_own + 3 * BN + NEAR
+                assert sum(len(visited(walk[4:], NEAR)) for walk in walked) * NEAR < of_own + 3 * BN + NEAR
 
 
 def test_unsorted_rows_are_near_to_all_columns(kernel_device):
     out = torch.full((3, 2, 8), -7, dtype=torch.int32, device=kernel_device)
     record[(3, 2)](tiles.Rows((), (), ()), 21, 37, out, BM=8, BN=8, ALL=False)
-    for splits in out.tolist():
-        assert not any(visited(walk[:4], 8) for walk in splits)
-        assert sorted(c for walk in splits for at in visited(walk[4:], 4) for c in range(at, at + 4) if c < 37) == [
+    for walked in out.tolist():
+        assert not any(visited(walk[:4], 8) for walk in walked)
+        assert sorted(c for walk in walked for at in visited(walk[4:], 4) for c in range(at, at + 4) if c < 37) == [
             *range(37)
         ]
 
