@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from types import CodeType
 from typing import Any, TypeVar
 
-from . import checks
+from . import checks, groups
 
 Rule = Callable[[str, Any], Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -76,9 +76,11 @@ def options(**rules: Rule) -> Callable[[Function], Function]:
         @functools.wraps(function)
         def checked(*given: Any, **named: Any) -> Any:
             arguments = takes.bind(function.__name__, given, named)
+            group = groups.current()
             for name in arguments:
                 if name in rules:
-                    arguments[name] = rules[name](name, arguments[name])
+                    value = rules[name](name, arguments[name])
+                    arguments[name] = value if group is None else group.option(value)
             return function(**arguments)
 
         checked.__code__ = own_code(checked, function.__name__)  # type: ignore[attr-defined]

@@ -62,7 +62,7 @@ def op_inputs(device):
     softmax = ("softmax", "similarity", ["sum"], ["lse"])
 
     def wants(*which):
-        return [i in which for i in range(4)]  # dx, dy, dnumbers, doffsets
+        return [i in which for i in (0, 1, 2, 3, 3)]  # dx, dy, dnumbers, doffsets of either side
 
     lifted = (offsets.clone(), *hinges[:3], [])
     yield folds.fold_op, Fold(alone, margins, None, *hinges, False)
@@ -73,7 +73,7 @@ def op_inputs(device):
     yield folds.fold_op, Fold(inside, margins, None, *hinges, False)
     yield folds.fold_grad_op, FoldGrad(Fold(alone, margins, None, *hinges, False), states, states, *wants(0, 2))
     yield folds.fold_grad_op, FoldGrad(Fold(pairs, margins, None, *hinges, False), states, states, *wants(1))
-    yield folds.fold_grad_op, FoldGrad(Fold(pairs, scales, None, *softmax, True), both, both, *wants(0, 1, 2))
+    yield folds.fold_grad_op, FoldGrad(Fold(pairs, scales, None, *softmax, True), both, both, *wants(0, 1, 2), "both")
     yield folds.fold_grad_op, FoldGrad(Fold(pairs, margins, *lifted, False, "both"), both[:1], both[:1], *wants(0, 3))
     yield folds.fold_grad_op, FoldGrad(Fold(pairs, scales, offsets[:7], *softmax, False), states, states, *wants(3))
     five = both[:, :5]

@@ -6,6 +6,7 @@ forward whose gradient they want. The leaves of a record are the arguments of th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -90,12 +91,54 @@ class FoldGrad(NamedTuple):
     """dx, dy, and by numbers and offsets, for derivatives of the states; empty tensors for those not wanted."""
 
     fold: Fold
-    states: Tensor
+    states: Tensor  # of the anchors [folds, anchors]
     dstates: Tensor
     want_x: bool
     want_y: bool
     want_numbers: bool
-    want_offsets: bool
+    want_x_offsets: bool  # those of both sides follow each other
+    want_y_offsets: bool
+    anchors: str = "rows"  # or "columns" or "both": whose states these are
+
+    @property
+    def of_sides(self) -> tuple[States | None, States | None]:
+        """Those of the rows and those of the columns, the same ones in a self batch."""
+        both, N = States(self.states, self.dstates), self.fold.batch.x.shape[0]
+        if self.fold.batch.y is None:
+            return both, both
+        if self.anchors == "both":
+            return States(*(t[:, :N] for t in both)), States(*(t[:, N:] for t in both))
+        return (both, None) if self.anchors == "rows" else (None, both)
+
+
+class States(NamedTuple):
+    """Of the anchors on one side, and dL/dstates. [folds, n] each"""
+
+    states: Tensor
+    dstates: Tensor
+
+
+class Block(NamedTuple):
+    """Columns of another process that the rows of a fold meet too."""
+
+    y: Tensor
+    labels: Tensor
+    offsets: Tensor | None = None
+    states: States | None = None  # in the backward, of columns that are anchors
+
+
+class Others(NamedTuple):
+    """What the rows of a fold meet after its own columns: one block at a time, of which memory is enough.
+
+    In the backward only dx, and what is by numbers and by the rows' offsets, has a share of theirs; in a self batch
+    their processes count each pair by numbers too, so that it is a half here.
+    """
+
+    blocks: Iterable[Block]
+    box: tuple[Tensor, ...]  # as `box` has it, of the rows of all processes
+
+
+NO_OTHERS = Others((), ())
 
 
 STORED = 32  # semi-hard negatives of an anchor that are kept for the backward, which mines any others again

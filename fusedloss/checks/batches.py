@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import groups
 from . import tensors
 from .tensors import first_of, ignored_rows, one_a_row, rows, same_dimensions, without
 
@@ -26,17 +27,14 @@ class Batch(NamedTuple):
     ignored: int | None = None  # rows with this label are in no pair
     x_sorted: bool = False  # whether the labels are known to ascend
     y_sorted: bool = False
+    # Over a group (`groups.py`) rows are compared with those of all processes: so many rows for each that a process gives
+    # (two views: 2). 0: y is this process's own.
+    shared: int = 0
 
     @property
     def anchors(self) -> int | Tensor:
         """How many rows of x count."""
         return self.x.shape[0] if self.ignored is None else (self.x_labels != self.ignored).sum()
-
-    @property
-    def pairs(self) -> int | Tensor:
-        """How many there are, without those of a row with itself."""
-        others = self.y_labels.shape[0] if self.ignored is None else (self.y_labels != self.ignored).sum()
-        return self.anchors * (others - int(self.ref_offset is not None))
 
 
 def batch(
@@ -51,7 +49,7 @@ def batch(
     if ref_embeddings is None:
         if ref_offset is not None:
             raise ValueError(f"ref_offset must be None where there are no ref_embeddings, got {ref_offset!r}")
-        return ignoring(Batch(x, None, x_labels, x_labels, 0), ignore_index)
+        return ignoring(Batch(x, None, x_labels, x_labels, 0, shared=1), ignore_index)
     y = same_dimensions("embeddings", x, "ref_embeddings", ref_embeddings)
     y_labels = integers("ref_labels", ref_labels, y)
     if x_labels.dtype != y_labels.dtype:
@@ -106,10 +104,10 @@ def ignoring(b: Batch, ignore_index: int | None) -> Batch:
         return b
     x_labels, y_labels = b.x_labels.long(), b.y_labels.long()  # narrower ones would be compared with its last bits
     of_x, of_y = ignored_rows(x_labels, ignore_index), ignored_rows(y_labels, ignore_index)
-    if of_x is None and of_y is None:
+    if of_x is None and of_y is None and groups.current() is None:  # other processes may have such rows
         return b
     y = None if b.y is None else without(b.y, of_y)
-    return Batch(without(b.x, of_x), y, x_labels, y_labels, b.ref_offset, ignore_index)
+    return b._replace(x=without(b.x, of_x), y=y, x_labels=x_labels, y_labels=y_labels, ignored=ignore_index)
 
 
 def check_place(b: Batch) -> None:

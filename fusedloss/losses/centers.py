@@ -63,7 +63,8 @@ def _classified(
 def _to_centers(x: Tensor, c: Tensor, index: Tensor) -> Tensor:
     """Half the squared distance of every row to its center, as if it had been mined. [N]"""
     mined = torch.stack([index, torch.full_like(index, -1)])
-    return ops.mined_distances(x, c, mined, "sqeuclidean")[0] / 2
+    classes = torch.arange(c.shape[0], device=c.device, dtype=torch.int64)
+    return ops.mined_distances(checks.Batch(x, c, index, classes, None), mined, "sqeuclidean")[0] / 2
 
 
 @options(weight=number(), ignore_index=optional(label), reduction=one_of(*REDUCTIONS))

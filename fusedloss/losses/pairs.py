@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import checks, ops
+from .. import checks, groups, ops
 from ..backends.dtypes import loss_dtype, state_dtype
 from ..checks import METRICS
 from ..options import integer, label, learnable, learnables, one_of, optional, options
-from .reduce import OF_HINGES, REDUCTIONS, reduce, softplus
+from .reduce import OF_HINGES, REDUCTIONS, pairs, reduce, softplus
 
 
 @options(margin=learnable(), metric=one_of(*METRICS), similar=one_of(0, 1), reduction=one_of(*OF_HINGES))
@@ -286,9 +286,9 @@ def pairwise_contrastive_loss(
     if reduction == "active":
         positive, positives, negative, negatives = states
         kinds = (positive, positives), (negative, negatives)
-        means = [reduce(terms, reduction, batch.pairs, batch.x, active) for terms, active in kinds]
+        means = [reduce(terms, reduction, pairs(batch), batch.x, active) for terms, active in kinds]
         return means[0] + means[1]
-    return reduce(states[0] + states[1], reduction, batch.pairs, batch.x)
+    return reduce(states[0] + states[1], reduction, pairs(batch), batch.x)
 
 
 @options(
@@ -348,12 +348,14 @@ def margin_loss(
     far, too_far, near, too_near = ops.fold(
         batch, "linear_contrastive", metric, pos=pos, neg=neg, offsets=offsets, offsets_of="rows"
     )  # fmt: skip
-    return reduce(far + near, reduction, batch.pairs, batch.x, too_far + too_near)
+    return reduce(far + near, reduction, pairs(batch), batch.x, too_far + too_near)
 
 
 def _of_labels(name: str, values: Tensor, batch: checks.Batch, ignore_index: int | None) -> Tensor:
     """Of every anchor the value of its label; NaN where it is no index of them. [N]"""
     values = checks.of_each(name, values, "class", values.shape[0], batch.x, constant=False)
+    group = groups.current()
+    values = values if group is None else group.replicated(values)
     given = batch.x_labels
     index = checks.class_indices("labels", given, given.shape, values.shape[0], batch.x, ignore_index)
     return values[index.clamp(min=0)].masked_fill(index == checks.WRONG, torch.nan)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import checks
-from ..backends.dtypes import loss_dtype
+from .. import checks, groups
+from ..backends.dtypes import loss_dtype, state_dtype
 from ..checks import IGNORED, WRONG
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -19,12 +19,26 @@ def similarity(metric: str) -> tuple[str, float]:
     return {"cosine": ("similarity", 1.0), "dot": ("dot", 1.0)}.get(metric, (metric, -1.0))
 
 
+def pairs(batch: checks.Batch) -> int | Tensor:
+    """How many pairs the rows of a batch are in, without those of a row with itself."""
+    group = groups.current() if batch.shared else None
+    if batch.ignored is not None:
+        others = (batch.y_labels != batch.ignored).sum()
+        others = others if group is None else group.sum(others)
+    else:
+        others = batch.y_labels.shape[0] if group is None else sum(group.rows) * batch.shared
+    return batch.anchors * (others - int(batch.ref_offset is not None))
+
+
 def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor, active: Tensor | None = None) -> Tensor:
     """The loss of rows x. "none": the terms [N]; "sum"; "mean" over `count` of them, or weights that add up to it: 0
     (still attached to the graph) when count is 0. "active": the mean over those above 0, of which each of the terms, if
     it is a sum itself, has as many as `active` says."""
     if reduction == "active":
         return reduce(terms, "mean", (terms.detach() > 0 if active is None else active.detach()).sum(), x)
+    group = groups.current()
+    if group is not None and reduction != "none":
+        return over_group(terms.sum().to(state_dtype(x)), reduction, count, group).to(loss_dtype(x))
     # In compiled code the comparison would bind the batch size.
     if reduction == "mean" and not torch.compiler.is_compiling() and isinstance(count, int) and count == terms.numel():
         terms = terms.mean() if count else terms.sum()
@@ -33,6 +47,13 @@ def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor, active
         if reduction == "mean":
             terms = terms / (count.where(count != 0, 1) if isinstance(count, Tensor) else at_least_one(count))
     return terms.to(loss_dtype(x))
+
+
+def over_group(own: Tensor, reduction: str, count: Tensor | int, group: groups.Group) -> Tensor:
+    """The reduction of the sums of all processes, the same in each."""
+    counted = own.detach().new_full((), count) if isinstance(count, int) else count.detach().to(own)
+    total, count = group.total(torch.stack([own, counted])).unbind()
+    return total / count.detach().where(count != 0, 1) if reduction == "mean" else total
 
 
 def at_least_one(count: int) -> int:
@@ -47,6 +68,17 @@ def reduce_rows(terms: Tensor, reduction: str, index: Tensor, x: Tensor, weights
     terms = terms.masked_fill(index == IGNORED, 0.0).masked_fill(index == WRONG, torch.nan)
     counted = (index >= 0) if weights is None else weights.where(index >= 0, 0.0)
     return reduce(terms, reduction, counted.sum(), x)
+
+
+def mean_shares(z: Tensor) -> Tensor:
+    """N softmax(z), of which the mean is 1, over the N of the batch."""
+    group = groups.current()
+    if group is None:
+        return z.shape[0] * z.softmax(0)
+    lowest = torch.finfo(z.dtype).min
+    high = group.most(z.amax(0) if z.shape[0] else z.new_full((), lowest))
+    p = (z - high).exp()
+    return sum(group.rows) * p / group.sum(p.sum())
 
 
 def softplus(z: Tensor) -> Tensor:

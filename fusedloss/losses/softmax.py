@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks, ops
+from .. import checks, groups, ops
 from ..checks import SIMILARITIES, Batch
 from ..options import integer, label, learnable, number, one_of, optional, options
-from .reduce import REDUCTIONS, reduce, similarity, softplus
+from .reduce import REDUCTIONS, mean_shares, reduce, similarity, softplus
 
 
 @options(temperature=learnable(above=True), reduction=one_of(*REDUCTIONS))
@@ -46,9 +46,10 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float | Tensor = 0.5, r
     """
     first, second = checks.same_rows(("z1", "z2"), (z1, z2))
     z = torch.stack([first, second], 1).flatten(0, 1)  # both views of a sample side by side: their labels ascend
-    labels = torch.arange(z.shape[0], device=z.device, dtype=torch.int64) // 2
+    first = 2 * groups.first_row()
+    labels = torch.arange(first, first + z.shape[0], device=z.device, dtype=torch.int64) // 2
     scale = 1 / temperature
-    batch = Batch(z, None, labels, labels, 0, x_sorted=True)
+    batch = Batch(z, None, labels, labels, 0, x_sorted=True, shared=2)
     pos, neg = ops.of("sum", scale=scale), ops.of("lse", scale=scale)
     positive, negative = ops.fold(batch, "softmax", "similarity", pos=pos, neg=neg)
     terms = softplus(negative - positive).view(-1, 2).t().flatten()
@@ -96,18 +97,19 @@ def decoupled_contrastive_loss(
     tensor(-1.)
     """
     x, y = checks.same_rows(("z1", "z2"), (z1, z2))
-    rows = torch.arange(x.shape[0], device=x.device, dtype=torch.int64)
+    first = groups.first_row()
+    rows = torch.arange(first, first + x.shape[0], device=x.device, dtype=torch.int64)
     scale = 1 / temperature
     pos, neg = ops.of("sum", scale=scale), ops.of("lse", scale=scale)
-    views = Batch(x, y, rows, rows, None, x_sorted=True, y_sorted=True)
+    views = Batch(x, y, rows, rows, None, x_sorted=True, y_sorted=True, shared=1)
     positive, across = ops.fold(views, "softmax", "similarity", pos=pos, neg=neg, columns=True)
-    own = [ops.fold(Batch(z, None, rows, rows, 0, x_sorted=True), "softmax", "similarity", neg=neg)[0] for z in (x, y)]
+    alone = (Batch(z, None, rows, rows, 0, x_sorted=True, shared=1) for z in (x, y))
+    own = [ops.fold(view, "softmax", "similarity", neg=neg)[0] for view in alone]
     if sigma is not None:
         cos = positive[: x.shape[0]].detach() * temperature
-        weights = 2 - x.shape[0] * (cos / sigma).softmax(0)
-        positive = positive * weights.detach().repeat(2)
-    alone = across == -torch.inf
-    terms = torch.where(alone, 0.0, (across + torch.cat(own)).masked_fill(alone, 0.0) - positive)
+        positive = positive * (2 - mean_shares(cos / sigma)).detach().repeat(2)
+    lonely = across == -torch.inf
+    terms = torch.where(lonely, 0.0, (across + torch.cat(own)).masked_fill(lonely, 0.0) - positive)
     return reduce(terms, reduction, terms.shape[0], x)
 
 

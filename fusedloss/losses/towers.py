@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks, ops
+from .. import checks, groups, ops
 from ..backends.dtypes import loss_dtype
 from ..checks import SIMILARITIES, Batch
 from ..options import flag, integer, learnable, number, one_of, optional, options
@@ -113,8 +113,9 @@ def info_nce_loss(
     return reduce(by_query if by_key is None else (by_query + by_key) / 2, reduction, N, q)
 
 
-def _places(x: Tensor) -> Tensor:
-    return torch.arange(x.shape[0], device=x.device, dtype=torch.int64)
+def _places(x: Tensor, first: int = 0) -> Tensor:
+    """The number of every row, from that of the first one on."""
+    return torch.arange(first, first + x.shape[0], device=x.device, dtype=torch.int64)
 
 
 def _towers(
@@ -127,10 +128,10 @@ def _towers(
         of = f"{names[1]} must have the {N + offset} rows or more (those of {names[0]}, and offset)"
         raise ValueError(f"{of}, got shape {tuple(y.shape)}")
     if ids is not None or y_ids is not None:
-        return Batch(x, y, *checks.identities(ids, f"{names[1]}_ids", y_ids, x, y, offset), offset)
-    places = _places(x)
-    own = torch.full_like(places, -1) if offset is None else places + offset
-    return Batch(x, y, own, _places(y), None, x_sorted=True, y_sorted=True)
+        return Batch(x, y, *checks.identities(ids, f"{names[1]}_ids", y_ids, x, y, offset), offset, shared=1)
+    first = groups.first_key()
+    own = torch.full_like(_places(x), -1) if offset is None else _places(x, first + offset)
+    return Batch(x, y, own, _places(y, first), None, x_sorted=True, y_sorted=True, shared=1)
 
 
 def _competition(
@@ -151,7 +152,8 @@ def _competition(
     positive = positive if bias is None else positive + bias[own]
     if not in_batch:
         return positive, torch.full_like(positive, -torch.inf)
-    (negative,) = ops.fold(b, "softmax", score, neg=neg, columns=columns, offsets=offsets)
+    known_by_id = b._replace(ref_offset=None)  # the own key has the row's id: it is no negative
+    (negative,) = ops.fold(known_by_id, "softmax", score, neg=neg, columns=columns, offsets=offsets)
     return torch.cat([positive, positive]) if columns else positive, negative
 
 

@@ -150,7 +150,7 @@ def hardest_pairs(
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     index = ops.mine(batch, metric, POSITIVES[positives], NEGATIVES[negatives])
-    distance = ops.mined_distances(batch.x, batch.y, index, metric)
+    distance = ops.mined_distances(batch, index, metric)
     return HardestPairs(distance[0], index[0], distance[1], index[1])
 
 
@@ -203,7 +203,7 @@ def batch_hard_triplet_loss(
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     index = ops.mine(batch, metric, POSITIVES[positives], NEGATIVES[negatives])
-    d_ap, d_an = _to_compare(lambda of: ops.mined_distances(batch.x, batch.y, index, of), metric)
+    d_ap, d_an = _to_compare(lambda of: ops.mined_distances(batch, index, of), metric)
     counts = (index >= 0).all(0)
     gap = torch.where(counts, d_ap - d_an, 0.0)
     terms = torch.where(counts, _hinge(gap, _margin(margin, 0.2, soft_margin), soft_margin), 0.0)

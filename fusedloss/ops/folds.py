@@ -12,7 +12,9 @@ from ..backends import resolve_backend
 from ..backends.dtypes import loss_dtype, state_dtype
 from ..backends.request import FOLDS, PIECES, Fold, FoldGrad
 from ..checks import Batch
+from . import shared
 from .registration import Operation
+from .shared import group_of
 
 
 def _fold_fake(f: Fold) -> Tensor:
@@ -23,8 +25,11 @@ def _fold_fake(f: Fold) -> Tensor:
 
 def _fold_grad_fake(g: FoldGrad) -> tuple[Tensor, ...]:
     b = g.fold.batch
-    tensors = ((b.x, g.want_x), (b.y, g.want_y), (g.fold.numbers, g.want_numbers), (g.fold.offsets, g.want_offsets))
-    return tuple(b.x.new_empty(0) if t is None or not wanted else t.new_empty(t.shape) for t, wanted in tensors)
+    tensors = ((b.x, g.want_x), (b.y, g.want_y), (g.fold.numbers, g.want_numbers))
+    rows = (b.x.new_empty(0) if t is None or not wanted else t.new_empty(t.shape) for t, wanted in tensors)
+    sides = zip(g.fold.split_offsets, (g.want_x_offsets, g.want_y_offsets and b.y is not None), strict=True)
+    offsets = [v.new_empty(v.shape) for v, wanted in sides if v is not None and wanted]
+    return (*rows, torch.cat(offsets) if offsets else b.x.new_empty(0))
 
 
 fold_grad_op = Operation("fold_grad", FoldGrad, "(Tensor, Tensor, Tensor, Tensor)", _fold_grad_fake)
@@ -32,8 +37,9 @@ fold_grad_op = Operation("fold_grad", FoldGrad, "(Tensor, Tensor, Tensor, Tensor
 
 def _fold_backward(f: Fold, wanted: Any, backend: str, outputs: Any, derivatives: Any) -> dict[str, Tensor]:
     """Recomputes the tiles."""
-    wants = (wanted.batch.x, wanted.batch.y, wanted.numbers, wanted.offsets)
-    found = fold_grad_op(FoldGrad(f, outputs[0], derivatives[0], *wants), backend)
+    wants = (wanted.batch.x, wanted.batch.y, wanted.numbers, wanted.offsets, wanted.offsets)
+    anchors = "both" if f.columns else "rows"
+    found = fold_grad_op(FoldGrad(f, outputs[0], derivatives[0], *wants, anchors), backend)
     return dict(zip(("x", "y", "numbers", "offsets"), found, strict=True))
 
 
@@ -76,7 +82,8 @@ def fold(
     numbers = as_tensor(given, batch.x).view(2, -1)
     kinds = (pos.folds, neg.folds)
     request = Fold(batch, numbers, offsets, loss, metric, *kinds, columns, offsets_of, weights, group)
-    return fold_op(request, resolve_backend(batch.x)).unbind()
+    backend, group = resolve_backend(batch.x), group_of(batch)
+    return (fold_op(request, backend) if group is None else shared.fold(request, group, backend)).unbind()
 
 
 def numbers_of(loss: str, kind: Of) -> list[float | Tensor]:

@@ -11,6 +11,7 @@ from ..backends import resolve_backend
 from ..backends.request import Ranking, RankingGrad
 from ..checks import Batch
 from .registration import Operation
+from .shared import gathered, group_of
 from .triplets import grad_fake
 
 rank_grad_op = Operation("rank_grad", RankingGrad, "(Tensor, Tensor)", grad_fake)
@@ -32,5 +33,7 @@ def rank(batch: Batch, metric: str, scale: float, piece: str, numbers: Sequence[
     piece: "imprecision", without numbers; or "recall", whose numbers are a temperature, then every k.
     Differentiable by x and y.
     """
+    group = group_of(batch)
+    batch = batch if group is None else gathered(batch, group)
     request = Ranking(batch, metric, scale, piece, [*numbers], max(1, len(numbers) - 1))
     return rank_op(request, resolve_backend(batch.x)).unbind()

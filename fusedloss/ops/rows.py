@@ -17,7 +17,9 @@ from ..backends.request import (
     RowDistancesGrad,
 )
 from ..checks import Batch
+from . import shared
 from .registration import Operation
+from .shared import group_of
 
 
 def _mine_fake(m: Mining) -> Tensor:
@@ -33,7 +35,8 @@ def mine(batch: Batch, metric: str, positives: str, negatives: str) -> Tensor:
     positives: "farthest" or "nearest"; negatives: those two, or "beyond": the nearest farther than the positive.
     """
     detached = batch._replace(x=batch.x.detach(), y=None if batch.y is None else batch.y.detach())
-    return mine_op(Mining(detached, metric, positives, negatives), resolve_backend(batch.x))
+    request, backend, group = Mining(detached, metric, positives, negatives), resolve_backend(batch.x), group_of(batch)
+    return mine_op(request, backend) if group is None else shared.mine(request, group, backend)
 
 
 def _mined_grad_fake(g: MinedDistancesGrad) -> tuple[Tensor, Tensor]:
@@ -63,8 +66,14 @@ mined_distances_op = Operation(
 )  # fmt: skip
 
 
-def mined_distances(x: Tensor, y: Tensor | None, index: Tensor, metric: str) -> Tensor:
+def mined_distances(batch: Batch, index: Tensor, metric: str) -> Tensor:
     """Exact distances of every anchor to its mined pairs, NaN where there is none. [2, N]"""
+    x, group = batch.x, group_of(batch)
+    if group is not None and group.mode == "ring":
+        rows, _ = shared.sizes(batch, group)
+        of_positive, of_negative = shared.taken(x, index, group, rows).unbind()
+        return row_distances(x, of_positive, of_negative, metric, pairs=2).masked_fill(index < 0, torch.nan)
+    y = batch.y if group is None else shared.gathered(batch, group).y
     return mined_distances_op(MinedDistances(x, y, index, metric), resolve_backend(x))
 
 

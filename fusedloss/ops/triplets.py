@@ -11,6 +11,7 @@ from ..backends.request import RankingGrad, Triplets, TripletsGrad
 from ..checks import Batch
 from .folds import as_tensor
 from .registration import Operation
+from .shared import gathered, group_of
 
 
 def grad_fake(g: TripletsGrad | RankingGrad) -> tuple[Tensor, Tensor]:
@@ -47,6 +48,8 @@ def fold_triplets(
     triplets: "all", or those that are "hard", "semihard" or "easy"; or "nearest": one for each positive, with the
     nearest negative that is farther, else the farthest. Differentiable by x, y and the margin.
     """
+    group = group_of(batch)
+    batch = batch if group is None else gathered(batch, group)
     sloped = soft and isinstance(margin, Tensor)
     request = Triplets(batch, as_tensor([margin], batch.x), metric, triplets, soft, sloped)
     states, _ = fold_triplets_op(request, resolve_backend(batch.x))

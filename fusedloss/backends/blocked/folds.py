@@ -9,10 +9,24 @@ import torch
 from torch import Tensor
 
 from ..dtypes import state_dtype
-from ..request import PIECES, Fold, FoldGrad
+from ..request import NO_OTHERS, PIECES, Block, Fold, FoldGrad, Others, States
 from .losses import LOSSES, SYMMETRIC, Term
 from .parallel import Tasks, single_threaded
-from .tiles import Side, Tile, add_tile, all_negative, all_zero, gradients, leaders, masked, several, sides, tile
+from .tiles import (
+    Gradient,
+    Side,
+    Tile,
+    add_tile,
+    all_negative,
+    all_zero,
+    gradients,
+    leaders,
+    masked,
+    other_side,
+    several,
+    sides,
+    tile,
+)
 
 EMPTY = {"sum": 0.0, "lse": -torch.inf}  # what a fold over no pair is
 SAFE = 10.0  # exponents this far apart lose no more than 5e-7 of their exponentials in float32 when shifted together
@@ -72,34 +86,47 @@ def listed(numbers: Tensor) -> Sequence[Any]:
 
 
 @single_threaded(lambda f: f.batch)
-def fold(f: Fold) -> Tensor:
+def fold(f: Fold, others: Others = NO_OTHERS) -> Tensor:
     """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
     b = f.batch
-    xs, ys = sides(b, f.metric, sort=several(b), group=f.group)
+    xs, ys = sides(b, f.metric, sort=several(b), group=f.group, box=others.box)
     v, w = walked(f, xs, ys)
     weights = None if f.weights is None else ys.ordered(f.weights)
     numbers = listed(f.numbers)
     by_row = empty_states(f, b.x)
     by_column = by_row if b.y is None else empty_states(f, b.y)
-    tasks = Tasks(meeting=b.y is None or f.columns)
 
-    def of_rows(i: int) -> None:
-        for t in met(f, xs, ys, i, tasks):
-            s, parts = shift(t, v, w)[0], []
-            t = leaders(t, s, f.group)
-            for kind in kinds(f, t, s, numbers, weights):
-                for k, (how, term) in enumerate(zip(kind.folds, kind.terms, strict=False), kind.first):
-                    value = term.value() if kind.mask is None else torch.where(kind.mask, term.value(), EMPTY[how])
-                    parts.append((k, how, *fold_tile(value, how, t.mirrored or f.columns)))
-            with tasks.turn(t.j, i):
-                for k, how, rows, cols in parts:
-                    add(by_row[k, t.r], rows, how)
-                    if cols is not None:
-                        add(by_column[k, t.c], cols, how)
+    def over(xs: Side, ys: Side, w: Tensor | None) -> None:
+        tasks = Tasks(meeting=xs is ys or f.columns)
 
-    tasks.run(len(xs.blocks), of_rows)
+        def of_rows(i: int) -> None:
+            for t in met(f, xs, ys, i, tasks):
+                s, parts = shift(t, v, w)[0], []
+                t = leaders(t, s, f.group)
+                for kind in kinds(f, t, s, numbers, weights):
+                    for k, (how, term) in enumerate(zip(kind.folds, kind.terms, strict=False), kind.first):
+                        value = term.value() if kind.mask is None else torch.where(kind.mask, term.value(), EMPTY[how])
+                        parts.append((k, how, *fold_tile(value, how, t.mirrored or f.columns)))
+                with tasks.turn(t.j, i):
+                    for k, how, rows, cols in parts:
+                        add(by_row[k, t.r], rows, how)
+                        if cols is not None:
+                            add(by_column[k, t.c], cols, how)
+
+        tasks.run(len(xs.blocks), of_rows)
+
+    over(xs, ys, w)
+    for _, rows, columns, offsets in facing(f, xs, others):
+        over(rows, columns, offsets)
     found = xs.restore(by_row, 1)
     return torch.cat([found, ys.restore(by_column, 1)], 1) if f.columns else found
+
+
+def facing(f: Fold, x: Side, others: Others) -> Iterator[tuple[Block, Side, Side, Tensor | None]]:
+    """Every other block, the rows as they meet it, its own, and its offsets in the walking order."""
+    for block in others.blocks:
+        x, y = other_side(x, block.y, block.labels, f.metric)
+        yield block, x, y, None if block.offsets is None else y.ordered(block.offsets)
 
 
 def empty_states(f: Fold, x: Tensor) -> Tensor:
@@ -169,8 +196,8 @@ def shift(t: Tile, v: Tensor | None, w: Tensor | None) -> tuple[Tensor, Any]:
 class Anchors:
     """A side's anchors in the walking order: their states, and dL/dstates. [folds, n]"""
 
-    def __init__(self, side: Side, states: Tensor, dstates: Tensor, folds: Sequence[str]) -> None:
-        self.states, self.dstates, dtype = side.ordered(states), side.ordered(dstates), side.rows.dtype
+    def __init__(self, side: Side, of: States, folds: Sequence[str]) -> None:
+        self.states, self.dstates, dtype = side.ordered(of.states), side.ordered(of.dstates), side.rows.dtype
         self.rounded, self.bounds = self.states, []
         self.weights = self.dstates.to(dtype)
         if "lse" not in folds:
@@ -178,7 +205,7 @@ class Anchors:
         self.rounded = self.states.to(dtype)
         rest = (self.rounded - self.states).nan_to_num_(nan=0.0)  # not inf - inf
         self.of_lse = rest.exp_().mul_(self.dstates).to(dtype)
-        if states.device.type == "cpu":  # elsewhere it takes a sync
+        if self.states.device.type == "cpu":  # elsewhere it takes a sync
             extremes = [self.rounded[:, block].aminmax(dim=1) for block in side.blocks]
             self.bounds = [list(zip(low.tolist(), high.tolist(), strict=True)) for low, high in extremes]
 
@@ -192,60 +219,65 @@ class Met(NamedTuple):
 
 
 @single_threaded(lambda g: g.fold.batch)
-def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     f, b = g.fold, g.fold.batch
-    N, numbers, folds = b.x.shape[0], listed(f.numbers), [*f.pos, *f.neg]
-    xs, ys = sides(b, f.metric, sort=several(b), group=f.group)
+    numbers, folds = listed(f.numbers), [*f.pos, *f.neg]
+    xs, ys = sides(b, f.metric, sort=several(b), group=f.group, box=others.box)
     v, w = walked(f, xs, ys)
     weights = None if f.weights is None else ys.ordered(f.weights)
-    rows = Anchors(xs, g.states[:, :N], g.dstates[:, :N], folds)
-    columns = rows if b.y is None else None  # row j of a self batch is an anchor too
-    if f.columns:
-        columns = Anchors(ys, g.states[:, N:], g.dstates[:, N:], folds)
     of_x, of_y = gradients(xs, ys, g.want_x, g.want_y)
-    if g.want_offsets and v is not None:
-        of_x.offsets = xs.rows.new_zeros(N)
-    if g.want_offsets and w is not None and xs is not ys:
+    if g.want_x_offsets and v is not None:
+        of_x.offsets = xs.rows.new_zeros(xs.rows.shape[0])
+    if g.want_y_offsets and w is not None and xs is not ys:
         of_y.offsets = ys.rows.new_zeros(ys.rows.shape[0])
     by_numbers = torch.zeros(len(xs.blocks), *f.numbers.shape, dtype=f.numbers.dtype, device=f.numbers.device)
     sparse = PIECES[f.loss].sparse and several(b)
-    tasks = Tasks(meeting=b.y is None or of_y.wanted or g.want_offsets)
+    of_rows, of_columns = g.of_sides
+    rows = None if of_rows is None else Anchors(xs, of_rows, folds)
 
-    def of_rows(i: int) -> None:
-        for t in met(f, xs, ys, i, tasks):
-            s, share = shift(t, v, w)
-            t = leaders(t, s, f.group)
-            anchors = [Met(rows, i, (t.r, None))]
-            if columns is not None:
-                anchors.append(Met(columns, t.j, (t.c,)))
-            parts: dict[bool, Tensor] = {}
-            for kind in kinds(f, t, s, numbers, weights):
-                into = by_numbers[i, int(not kind.positive)] if g.want_numbers else None
-                part = kind_grad(kind, anchors, s, into, 0.5 if t.diagonal else 1.0)
-                if part is not None:
-                    parts[kind.positive] = part
-            gradient = masked(t, parts.get(True), parts.get(False))
-            if gradient is not None and sparse and all_zero(gradient):
-                gradient = None
-            with tasks.turn(t.j, i):
-                if gradient is None:
-                    continue
-                if of_x.offsets is not None:
-                    of_x.offsets[t.r].add_((gradient * share).sum(1))
-                if of_y.offsets is not None and not t.diagonal:
-                    of_y.offsets[t.c].add_((gradient * (1 - share)).sum(0))
-                add_tile(of_x, of_y, t.r, t.c, gradient, t.s, f.metric, columns=t.mirrored or b.y is not None)
+    def over(xs: Side, of_y: Gradient, w: Tensor | None, columns: Anchors | None, once: float) -> None:
+        ys = of_y.side
+        tasks = Tasks(meeting=xs is ys or of_y.wanted or of_y.offsets is not None)
 
-    tasks.run(len(xs.blocks), of_rows)
+        def task(i: int) -> None:
+            for t in met(f, xs, ys, i, tasks):
+                s, share = shift(t, v, w)
+                t = leaders(t, s, f.group)
+                anchors = [] if rows is None else [Met(rows, i, (t.r, None))]
+                if columns is not None:
+                    anchors.append(Met(columns, t.j, (t.c,)))
+                parts: dict[bool, Tensor] = {}
+                for kind in kinds(f, t, s, numbers, weights):
+                    into = by_numbers[i, int(not kind.positive)] if g.want_numbers else None
+                    part = kind_grad(kind, anchors, s, into, 0.5 * once if t.diagonal else once)
+                    if part is not None:
+                        parts[kind.positive] = part
+                gradient = masked(t, parts.get(True), parts.get(False))
+                if gradient is not None and sparse and all_zero(gradient):
+                    gradient = None
+                with tasks.turn(t.j, i):
+                    if gradient is None:
+                        continue
+                    if of_x.offsets is not None:
+                        of_x.offsets[t.r].add_((gradient * share).sum(1))
+                    if of_y.offsets is not None and not t.diagonal:
+                        of_y.offsets[t.c].add_((gradient * (1 - share)).sum(0))
+                    add_tile(of_x, of_y, t.r, t.c, gradient, t.s, f.metric, columns=t.mirrored or b.y is not None)
+
+        tasks.run(len(xs.blocks), task)
+
+    columns = rows if b.y is None else None if of_columns is None else Anchors(ys, of_columns, folds)
+    over(xs, of_y, w, columns, 1.0)
+    for block, facing_it, side, offsets in facing(f, xs, others):
+        columns = None if block.states is None else Anchors(side, block.states, folds)
+        over(facing_it, Gradient(side, False), offsets, columns, 0.5 if b.y is None else 1.0)
     none = b.x.new_empty
-    shifted = [of_x] if xs is ys else [of_x, of_y]
+    shifted = [of for of in ([of_x] if xs is ys else [of_x, of_y]) if of.offsets is not None]
     return (
         of_x.finish(b.x),
         none(0) if b.y is None else of_y.finish(b.y),
         by_numbers.sum(0) if g.want_numbers else none(0),
-        torch.cat([of.side.restore(of.offsets, 0) for of in shifted if of.offsets is not None])
-        if g.want_offsets
-        else none(0),
+        torch.cat([of.side.restore(of.offsets, 0) for of in shifted]) if shifted else none(0),  # type: ignore[arg-type]
     )
 
 

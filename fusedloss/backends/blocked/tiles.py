@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...checks import Batch
-from ..request import box
+from ..request import box as box_of
 from .parallel import spread
 from .scores import SCALED, SQUARED, manhattan_grad, pull, score, unit, unit_grad
 
@@ -27,6 +27,8 @@ class Side(NamedTuple):
     order: Tensor | None  # None: that of the inputs
     blocks: list[slice]
     bounds: list[tuple[int, int]] | None  # first and last label of each block, if sorted and no sync to read
+    sorted: bool = False
+    moved: Tensor | None = None  # by what the rows were [D]
     ref_column: Tensor | None = None  # where each row is among those of y, if it is there (`Batch.ref_offset`) [N]
     ignored: int | None = None  # rows with this label are in no pair
 
@@ -89,10 +91,9 @@ def ascending(labels: Tensor) -> Tensor | None:
     return labels.argsort(stable=True)
 
 
-def corner(b: Batch, metric: str) -> Tensor | None:
+def corner(extremes: tuple[Tensor, ...]) -> Tensor | None:
     """By what all rows are moved: the corner of their box that is nearest to the origin, in the dimensions where that
     is exact, which it is in any format where all rows are between some c and 2 c; None for nowhere. [D]"""
-    extremes = box(b, metric)
     if not extremes:
         return None
     low, high = map(widen, extremes)
@@ -114,7 +115,7 @@ def side(x: Tensor, labels: Tensor, metric: str, sort: bool, size: int, corner: 
         x = widen(x if order is None else x[order])
         x = x if corner is None else x - corner
         rows, scale = unit(x) if metric in SCALED else (x, None)
-        return Side(rows, squared(rows, metric), scale, labels, order, blocks, bounds)
+        return Side(rows, squared(rows, metric), scale, labels, order, blocks, bounds, sort, corner)
 
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     same = order is None and x.dtype == wide and metric not in SCALED and corner is None
@@ -136,7 +137,7 @@ def side(x: Tensor, labels: Tensor, metric: str, sort: bool, size: int, corner: 
 
     if not same or squares is not None:
         spread(len(blocks), prepare)
-    return Side(rows, squares, scale, labels, order, blocks, bounds)
+    return Side(rows, squares, scale, labels, order, blocks, bounds, sort, corner)
 
 
 def first_and_last(labels: Tensor, blocks: list[slice]) -> list[tuple[int, int]]:
@@ -150,11 +151,14 @@ def squared(rows: Tensor, metric: str) -> Tensor | None:
     return rows.square().sum(1) if metric in SQUARED else None
 
 
-def sides(b: Batch, metric: str, *, sort: bool, group: int = 1) -> tuple[Side, Side]:
-    """Both sides, the same one in a self batch; no tile parts a group of columns."""
+def sides(
+    b: Batch, metric: str, *, sort: bool, group: int = 1, box: tuple[Tensor, ...] = ()
+) -> tuple[Side, Side]:  # fmt: skip
+    """Both sides, the same one in a self batch; no tile parts a group of columns. They are moved by their box, or by
+    one around more rows than theirs."""
     rows, columns = block_sizes(b)
     columns = -(-columns // group) * group
-    moved = corner(b, metric)
+    moved = corner(box or box_of(b, metric))
     x = side(b.x, b.x_labels, metric, sort, rows, moved)._replace(ignored=b.ignored)
     if b.y is None:
         return x, x
@@ -163,6 +167,13 @@ def sides(b: Batch, metric: str, *, sort: bool, group: int = 1) -> tuple[Side, S
         at = y.restore(torch.arange(len(b.y), device=b.y.device), 0)  # the place of each row of y
         x = x._replace(ref_column=x.ordered(at[b.ref_offset : b.ref_offset + len(b.x)]))
     return x, y
+
+
+def other_side(x: Side, y: Tensor, labels: Tensor, metric: str) -> tuple[Side, Side]:
+    """Rows x of a batch as they meet other rows, and those."""
+    width = x.blocks[0].stop if x.blocks else 1
+    found = side(y, labels, metric, x.sorted, within(y.shape[0], width), x.moved)
+    return x._replace(ref_column=None), found._replace(ignored=x.ignored)
 
 
 class Tile(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +11,24 @@ from torch import Tensor
 from ...kernels import configs, engine, folds, losses
 from ...kernels.folds import KINDS
 from ..dtypes import state_dtype
-from ..request import PIECES, Fold, FoldGrad
-from .launch import SCORES, Launch, Plan, Side, cdiv, merge, numbers, optional, padded, plan, reorder, sides, total
+from ..request import NO_OTHERS, PIECES, Block, Fold, FoldGrad, Others, States
+from .launch import (
+    SCORES,
+    Launch,
+    Plan,
+    Side,
+    cdiv,
+    merge,
+    met,
+    numbers,
+    optional,
+    padded,
+    plan,
+    reorder,
+    side,
+    sides,
+    total,
+)
 
 
 def planned(kernel: str, f: Fold, x: Side, y: Side) -> tuple[Plan, tuple[engine.Terms, engine.Terms], dict[str, Any]]:
@@ -25,22 +42,36 @@ def planned(kernel: str, f: Fold, x: Side, y: Side) -> tuple[Plan, tuple[engine.
     return plan(kernel, terms, f"{f.loss} {f.metric} {'+'.join(f.pos)}/{'+'.join(f.neg)}", x), (pos, neg), options
 
 
-def folded_sides(f: Fold) -> tuple[Side, Side]:
+def folded_sides(f: Fold, box: tuple[Tensor, ...] = ()) -> tuple[Side, Side]:
     """Both sides, with the offsets, weights and groups that they have."""
-    x, y = sides(f.batch, f.metric)
+    x, y = sides(f.batch, f.metric, box=box)
     if f.offsets is None and f.weights is None and f.group == 1:
         return x, y
     both = []
-    for side, offsets, weights in zip((x, y), f.split_offsets, (None, f.weights), strict=True):
-        of_offsets, of_weights = (() if t is None else (reorder(t, side.order),) for t in (offsets, weights))
-        both.append(side._replace(rows=side.rows._replace(offsets=of_offsets, weights=of_weights)))
+    for given, offsets, weights in zip((x, y), f.split_offsets, (None, f.weights), strict=True):
+        of_weights = () if weights is None else (reorder(weights, given.order),)
+        moved = shifted(given, offsets)
+        both.append(moved._replace(rows=moved.rows._replace(weights=of_weights)))
     group = ((),) * (f.group.bit_length() - 1)
     return both[0], both[1]._replace(rows=both[1].rows._replace(group=group))
 
 
-def fold(f: Fold) -> Tensor:
+def shifted(x: Side, offsets: Tensor | None) -> Side:
+    """A side with the offsets of its rows, if it has some."""
+    of_rows = () if offsets is None else (reorder(offsets, x.order),)
+    return x._replace(rows=x.rows._replace(offsets=of_rows))
+
+
+def facing(f: Fold, x: Side, others: Others) -> Iterator[tuple[Block, Side, Side]]:
+    """Every other block, the rows as they meet it, and its own, with its offsets."""
+    for block in others.blocks:
+        y = side(block.y, block.labels, False, x.keys is not None, f.batch.ignored, f.metric, others.box)
+        yield block, *met(x, shifted(y, block.offsets))
+
+
+def fold(f: Fold, others: Others = NO_OTHERS) -> Tensor:
     """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
-    xs, ys = folded_sides(f)
+    xs, ys = folded_sides(f, others.box)
     chosen, (pos, neg), options = planned("fold", f, xs, ys)
     kinds, dtype, device = (*pos.kinds, *neg.kinds), state_dtype(f.batch.x), f.batch.x.device
 
@@ -54,7 +85,10 @@ def fold(f: Fold) -> Tensor:
 
     offset = f.batch.ref_offset
     if not f.columns:
-        return states(xs, ys, None, offset)
+        found = states(xs, ys, None, offset)
+        for _, x, y in facing(f, xs, others):
+            found = merge(torch.stack([found, states(x, y, None, None)]), kinds)
+        return found
     blocks = cdiv(xs.n, chosen.tile.BM)
     unseen = blocks == 0 or f.batch.ignored is not None  # no tile has all columns
     if unseen or blocks * len(kinds) * ys.n * 8 > configs.WORKSPACE:  # the other way round, the scores once more
@@ -72,50 +106,55 @@ class Found(NamedTuple):
     by_offset: Tensor  # [n]
 
 
-def anchors(states: Tensor, dstates: Tensor, kinds: tuple[Any, ...], side: Side) -> engine.Anchors:
-    """Of a side whose rows are anchors, in its order."""
-    prepared = torch.empty(2, len(kinds), padded(side.n), dtype=torch.float32, device=states.device)
-    args = (states.contiguous(), dstates.contiguous(), side.rows.order, prepared, kinds, side.n)
+def anchors(of: States, kinds: tuple[Any, ...], x: Side) -> Side:
+    """A side whose rows are anchors."""
+    prepared = torch.empty(2, len(kinds), padded(x.n), dtype=torch.float32, device=of.states.device)
+    args = (of.states.contiguous(), of.dstates.contiguous(), x.rows.order, prepared, kinds, x.n)
     options = dict(BLOCK=configs.ANCHORS, num_warps=4)
-    Launch(folds.prepare_anchors, (cdiv(side.n, configs.ANCHORS), len(kinds)), args, options).run()
-    return engine.Anchors(*prepared)
+    Launch(folds.prepare_anchors, (cdiv(x.n, configs.ANCHORS), len(kinds)), args, options).run()
+    return x._replace(anchors=engine.Anchors(*prepared))
 
 
-def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    f, b, dstates = g.fold, g.fold.batch, g.dstates
-    xs, ys = folded_sides(f)
+def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    f, b = g.fold, g.fold.batch
+    xs, ys = folded_sides(f, others.box)
     kinds = tuple(KINDS[fold] for fold in (*f.pos, *f.neg))
-    xs = xs._replace(anchors=anchors(g.states[:, : xs.n], dstates[:, : xs.n], kinds, xs))
+    of_rows, of_columns = g.of_sides
+    xs = xs if of_rows is None else anchors(of_rows, kinds, xs)
     if b.y is None:
         ys = xs
-    elif g.states.shape[1] > xs.n:  # the columns are anchors too
-        ys = ys._replace(anchors=anchors(g.states[:, xs.n :], dstates[:, xs.n :], kinds, ys))
+    elif of_columns is not None:
+        ys = anchors(of_columns, kinds, ys)
     chosen, (pos, neg), options = planned("grad", f, xs, ys)
     options |= chosen.options | dict(SKIP=PIECES[f.loss].sparse, SLAB=chosen.slab)
     options |= dict(ROW_SHARE=f.metric not in ("dot", "manhattan"))
+    by_rows, by_columns = g.want_x_offsets and bool(xs.rows.offsets), g.want_y_offsets and bool(ys.rows.offsets)
 
-    def gradient(x: Side, y: Side, like: Tensor, role: str, by_numbers: bool) -> Found:
-        parts = chosen.splits(x.n, y.n)
-        dtype = like.dtype if parts == 1 else torch.float32
-        rows = torch.empty(parts, *like.shape, dtype=dtype, device=like.device)
-        sums = torch.empty(parts, f.numbers.numel() * by_numbers + 1, x.n, dtype=torch.float32, device=like.device)
-        offset = b.ref_offset if role != "y" or b.ref_offset is None else -b.ref_offset
-        outs = engine.Gradients(rows, sums)
-        args = (x.rows, y.rows, pos, neg, x.anchors, y.anchors, outs, optional(offset), x.n, y.n, x.D)
+    def gradient(x: Side, y: Side, role: str, offset: int | None, by_numbers: bool, dtype: torch.dtype) -> Found:
+        parts, precise = chosen.splits(x.n, y.n), torch.float32
+        rows = torch.empty(parts, x.n, x.D, dtype=dtype if parts == 1 else precise, device=b.x.device)
+        sums = torch.empty(parts, f.numbers.numel() * by_numbers + 1, x.n, dtype=precise, device=b.x.device)
+        args = (x.rows, y.rows, pos, neg, x.anchors, y.anchors, engine.Gradients(rows, sums), optional(offset))
         grid = (cdiv(x.n, chosen.tile.BM), parts, cdiv(x.D, chosen.slab * chosen.tile.BD))
-        Launch(engine.grad, grid, args, options | dict(BY_NUMBERS=by_numbers), chosen.key, role).run()
-        summed = by_numbers or (g.want_offsets and x.rows.offsets)
+        given = options | dict(BY_NUMBERS=by_numbers)
+        Launch(engine.grad, grid, (*args, x.n, y.n, x.D), given, chosen.key, role).run()
+        summed = by_numbers or (by_columns if role == "y" else by_rows)
         of_rows = total(sums) if summed else sums[0]
-        return Found(total(rows, like.dtype), of_rows[:-1], of_rows[-1])
+        return Found(total(rows, dtype), of_rows[:-1], of_rows[-1])
 
-    by_rows, by_columns = g.want_offsets and bool(xs.rows.offsets), g.want_offsets and bool(ys.rows.offsets)
+    offset, back = b.ref_offset, None if b.ref_offset is None else -b.ref_offset
     with_y = b.y is not None and (g.want_y or by_columns)
     with_x = g.want_x or by_rows or (g.want_numbers and not with_y)
     of_x = of_y = None
     if with_x:
-        of_x = gradient(xs, ys, b.x, "self" if b.y is None else "x", g.want_numbers)
+        dtype = b.x.dtype if others is NO_OTHERS else torch.float32
+        of_x = gradient(xs, ys, "self" if b.y is None else "x", offset, g.want_numbers, dtype)
     if b.y is not None and with_y:
-        of_y = gradient(ys, xs, b.y, "y", g.want_numbers and not with_x)
+        of_y = gradient(ys, xs, "y", back, g.want_numbers and not with_x, b.y.dtype)
+    for block, x, y in facing(f, xs, others):
+        y = y if block.states is None else anchors(block.states, kinds, y)
+        part = gradient(x, y, "x", None, g.want_numbers, torch.float32)
+        of_x = part if of_x is None else Found(*map(torch.add, of_x, part))
 
     none = b.x.new_empty
     either = of_x or of_y
@@ -124,11 +163,11 @@ def fold_grad(g: FoldGrad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         twice = 2 if b.y is None else 1  # every pair of a self batch was seen from both of its rows
         summed = either.by_numbers.sum(1, dtype=state_dtype(b.x)) / twice
         by_numbers = summed.view_as(f.numbers).to(f.numbers)
-    of_rows = [of_x.by_offset] if of_x is not None and by_rows else []
-    of_columns = [of_y.by_offset] if of_y is not None and by_columns else []
+    shifts = [of_x.by_offset] if of_x is not None and by_rows else []
+    shifts += [of_y.by_offset] if of_y is not None and by_columns else []
     return (
-        of_x.rows if of_x is not None and g.want_x else none(0),
+        of_x.rows.to(b.x.dtype) if of_x is not None and g.want_x else none(0),
         of_y.rows if of_y is not None and g.want_y else none(0),
         by_numbers,
-        torch.cat(of_rows + of_columns) if g.want_offsets else none(0),
+        torch.cat(shifts) if shifts else none(0),
     )

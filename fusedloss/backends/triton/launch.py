@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...checks import Batch
 from ...kernels import configs, folds, scores, tiles
-from ..request import box
+from ..request import box as box_of
 from . import tuning
 
 SCORES = {
@@ -85,6 +85,7 @@ class Side(NamedTuple):
     n: int
     D: int
     order: Tensor | None  # in which the rows were put
+    keys: Tensor | None = None  # of sorted rows, see `in_order`
     anchors: tuple[Any, ...] = ()  # `engine.Anchors`, in the backward of rows that are anchors
 
     def restore(self, t: Tensor, dim: int) -> Tensor:
@@ -92,30 +93,48 @@ class Side(NamedTuple):
         return t if self.order is None else torch.empty_like(t).index_copy_(dim, self.order, t)
 
 
-def sides(b: Batch, metric: str, *, sort: bool | None = None) -> tuple[Side, Side]:
-    """Both sides, the same one in a self batch: sorted by label, with ignored rows last, or as they are.
+def sides(
+    b: Batch, metric: str, *, sort: bool | None = None, box: tuple[Tensor, ...] = ()
+) -> tuple[Side, Side]:  # fmt: skip
+    """Both sides, the same one in a self batch: sorted by label, with ignored rows last, or as they are. They are moved
+    by their box, or by one around more rows than theirs.
 
     sort: None where the kernels can do without; then batches of few pairs are not sorted.
     """
     if sort is None:
         sort = b.ignored is not None or len(b.x) * len(b.y_labels) > configs.SORT_FROM
-    corners = box(b, metric)
+    given = (sort, b.ignored, metric, box or box_of(b, metric))
+    x = side(b.x, b.x_labels, b.x_sorted, *given)
+    return met(x, x if b.y is None else side(b.y, b.y_labels, b.y_sorted, *given))
+
+
+def side(
+    rows: Tensor, labels: Tensor, known: bool, sort: bool, ignored: int | None, metric: str, box: tuple[Tensor, ...]
+) -> Side:
+    """A side in its compute format; in the order of its labels if they are to be sorted, which they may be known to
+    be."""
     if not sort:
-        x = prepare(b.x, tiles.Rows((), (), b.x_labels), None, metric, corners)
-        return x, x if b.y is None else prepare(b.y, tiles.Rows((), (), b.y_labels), None, metric, corners)
-    x_keys, x_order = in_order(b.x_labels, b.x_sorted, b.ignored)
-    if b.y is None:
-        near = spans(x_keys, x_keys)
-        x = prepare(b.x, tiles.Rows((), (), near[0], near=near, counted=counted(x_keys, b)), x_order, metric, corners)
-        return x, x
-    y_keys, y_order = in_order(b.y_labels, b.y_sorted, b.ignored)
+        return prepare(rows, tiles.Rows((), (), labels), None, metric, box)
+    keys, order = in_order(labels, known, ignored)
+    # Reading how many rows come before those that are ignored would be a sync.
+    counted = () if ignored is None else (torch.searchsorted(keys, LAST, out_int32=True),)
+    return prepare(rows, tiles.Rows((), (), (), counted=counted), order, metric, box)._replace(keys=keys)
+
+
+def met(x: Side, y: Side) -> tuple[Side, Side]:
+    """Sides, sorted or not, as they meet each other. A label is known by the first column that has it: the comparison
+    of int32, whatever the labels are."""
+    x_keys, y_keys = x.keys, y.keys
+    if x_keys is None or y_keys is None:
+        return x, y
     near = spans(x_keys, y_keys)
-    # A label is known by the first column that has it: the comparison of int32, whatever the labels are.
-    rows = tiles.Rows((), (), torch.where(near[0] < near[1], near[0], -1), near=near, counted=counted(x_keys, b))
-    x = prepare(b.x, rows, x_order, metric, corners)
+    if x is y:
+        x = x._replace(rows=x.rows._replace(labels=near[0], near=near))
+        return x, x
+    of_rows = x.rows._replace(labels=torch.where(near[0] < near[1], near[0], -1), near=near)
     first = torch.searchsorted(y_keys, y_keys, out_int32=True)
-    rows = tiles.Rows((), (), first, near=spans(y_keys, x_keys), counted=counted(y_keys, b))
-    return x, prepare(b.y, rows, y_order, metric, corners)
+    of_columns = y.rows._replace(labels=first, near=spans(y_keys, x_keys))
+    return x._replace(rows=of_rows), y._replace(rows=of_columns)
 
 
 LAST = torch.iinfo(torch.int64).max
@@ -137,23 +156,18 @@ def spans(keys: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return first, torch.searchsorted(others, keys, right=True, out_int32=True)
 
 
-def counted(keys: Tensor, b: Batch) -> tuple[Tensor, ...]:
-    """How many rows come before those that are ignored, if some may be; on the device, since reading it is a sync."""
-    return () if b.ignored is None else (torch.searchsorted(keys, LAST, out_int32=True),)
-
-
-def prepare(x: Tensor, known: tiles.Rows, order: Tensor | None, metric: str, corners: tuple[Tensor, ...] = ()) -> Side:
+def prepare(x: Tensor, known: tiles.Rows, order: Tensor | None, metric: str, box: tuple[Tensor, ...] = ()) -> Side:
     """A side in its compute format and in an order, of which the labels are known."""
     n, D = x.shape
     norms = torch.empty(2, padded(n), dtype=torch.float32, device=x.device)
     rounding, precision = ("", "manhattan") if metric == "manhattan" else compute_format(x)
-    if (corners or order is not None) and not rounding:
+    if (box or order is not None) and not rounding:
         rounding = "exact"
     rounded = torch.empty_like(x, dtype=torch.bfloat16 if rounding == "bf16" else x.dtype) if rounding else x
     places = () if order is None else (order.int(),)
     BM, BD = configs.ROWS_PER_PROGRAM, configs.ROW_CHUNK
     options = dict(ROUND=rounding, UNIT=metric in UNIT, BM=BM, BD=BD, num_warps=4)
-    Launch(tiles.prepare, (cdiv(n, BM),), (x, places, corners, rounded, norms, n, D), options).run()
+    Launch(tiles.prepare, (cdiv(n, BM),), (x, places, box, rounded, norms, n, D), options).run()
     rows = rounded.t().contiguous() if metric == "manhattan" else rounded
     return Side(known._replace(rows=rows, norms=norms, order=places), precision, n, D, order)
 

@@ -1,0 +1,244 @@
+"""The processes that share a batch: what a loss over a group asks of torch.distributed.
+
+A loss that is called over a group has the rows of its own process as anchors; `current()` is the group. Rows of other
+processes come by `gather`, all at once, or by `ring`, one process after the other. What is exchanged is exchanged by
+all, in the same order.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+MODES = ("gather", "ring")
+
+
+class Shard(NamedTuple):
+    """The classes whose rows this process has."""
+
+    first: int
+    total: int  # of all processes
+    sampled: Tensor | None = None  # those of them that are compared with, in ascending order; None: all [k]
+
+    def numbers(self, count: int, device: torch.device) -> Tensor:
+        """The classes of `count` rows of the process. [count]"""
+        if self.sampled is not None:
+            return self.sampled
+        return torch.arange(self.first, self.first + count, device=device, dtype=torch.int64)
+
+
+class Sizes(NamedTuple):
+    """How many rows each process gives, and how many of what they are paired with."""
+
+    rows: list[int]
+    keys: list[int]
+
+
+class Group:
+    """The processes of a group, in one call of a loss.
+
+    sizes: returns how many rows each of them gives, of its embeddings and of what those are paired with (texts, keys);
+        called when the loss has checked its arguments and wants to know.
+    mode: how rows of other processes come, "gather" or "ring".
+    shard: of losses with a row a class, which every process has some of; then they take the rows of all.
+    """
+
+    def __init__(
+        self, process_group: Any, sizes: Callable[[Group], Sizes], mode: str = "gather", shard: Shard | None = None
+    ) -> None:
+        self.process_group, self.mode, self.shard = process_group, mode, shard
+        self.rank, self.world = dist.get_rank(process_group), dist.get_world_size(process_group)
+        self._sizes, self.asked = sizes, False
+
+    @functools.cached_property
+    def sizes(self) -> Sizes:
+        """Asked for before anything else is exchanged."""
+        self.asked = True
+        return self._sizes(self)
+
+    @property
+    def rows(self) -> list[int]:
+        return self.sizes.rows
+
+    @property
+    def keys(self) -> list[int]:
+        return self.sizes.keys
+
+    def first(self, sizes: Sequence[int]) -> int:
+        """Where the own rows begin among those of all."""
+        return sum(sizes[: self.rank])
+
+    def gather(self, own: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The rows of all processes, in the order of their ranks; of an own tensor [sizes[rank], ...]."""
+        most = max(sizes)
+        padded = own.contiguous()
+        if own.shape[0] < most:
+            padded = own.new_zeros(most, *own.shape[1:])
+            padded[: own.shape[0]] = own
+        found = own.new_empty(self.world * most, *own.shape[1:])
+        if found.numel():
+            dist.all_gather_into_tensor(found, padded, group=self.process_group)
+        if min(sizes) == most:
+            return found
+        return torch.cat([found[r * most : r * most + n] for r, n in enumerate(sizes)])
+
+    def scatter(self, total: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The sum over the processes of what each has for the rows of all, at the own rows."""
+        most = max(sizes)
+        parts = total.split([*sizes])
+        padded = total if min(sizes) == most else torch.cat([pad(part, most) for part in parts])
+        own = total.new_empty(most, *total.shape[1:])
+        if own.numel():
+            dist.reduce_scatter_tensor(own, padded.contiguous(), group=self.process_group)
+        return own[: sizes[self.rank]]
+
+    def sum(self, own: Tensor) -> Tensor:
+        assert self.sizes
+        total = own.detach().clone()
+        dist.all_reduce(total, group=self.process_group)
+        return total
+
+    def most(self, own: Tensor) -> Tensor:
+        assert self.sizes
+        found = own.detach().clone()
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.process_group)
+        return found
+
+    def ring(self, sizes: Sequence[int], *own: Tensor | None) -> Iterator[tuple[int, tuple[Tensor | None, ...]]]:
+        """The same tensors [sizes[rank], ...] of the other processes, the next one's first, and which process's.
+
+        While a caller computes with a block the next one comes, and the block goes on: memory is that of three.
+        """
+        if self.world == 1:
+            return
+        whole = self.process_group if self.process_group is not None else dist.group.WORLD
+        to, source = (dist.get_global_rank(whole, (self.rank + step) % self.world) for step in (-1, 1))  # type: ignore[arg-type]
+
+        def passed_on(block: tuple[Tensor | None, ...], k: int) -> tuple[list[Any], tuple[Tensor | None, ...]]:
+            """Block k - 1 goes to the process before this one, and block k comes from the one after it."""
+            n = sizes[(self.rank + k) % self.world]
+            coming = tuple(None if t is None else t.new_empty(n, *t.shape[1:]) for t in block)
+            sends = [
+                dist.P2POp(dist.isend, t, to, whole, i) for i, t in enumerate(block) if t is not None and t.numel()
+            ]
+            receives = (
+                dist.P2POp(dist.irecv, t, source, whole, i) for i, t in enumerate(coming) if t is not None and t.numel()
+            )
+            operations = [*sends, *receives]
+            return dist.batch_isend_irecv(operations) if operations else [], coming
+
+        works, coming = passed_on(tuple(None if t is None else t.detach().contiguous() for t in own), 1)
+        for k in range(1, self.world):
+            for work in works:
+                work.wait()
+            block = coming
+            if k + 1 < self.world:
+                works, coming = passed_on(block, k + 1)
+            yield (self.rank + k) % self.world, block
+
+    def rows_with_gradient(self, own: Tensor, sizes: Sequence[int]) -> Tensor:
+        """`gather`, whose derivative is summed over the processes."""
+        return _Gathered.apply(own, self, sizes)
+
+    def total(self, own: Tensor) -> Tensor:
+        """The sum over the processes; its derivative is the sum of theirs: each has a loss that the total is in."""
+        return _Total.apply(own, self)
+
+    def replicated(self, number: Tensor) -> Tensor:
+        """A number that all processes have alike: it receives the mean of their derivatives, in every process."""
+        return _Replicated.apply(number, self)
+
+    def option(self, value: Any) -> Any:
+        """An option of a loss: a number that is learned is `replicated`. Modules of shards see to their own."""
+        learned = isinstance(value, Tensor) and value.dim() == 0 and value.requires_grad
+        return self.replicated(value) if learned and self.shard is None else value
+
+    def owned(self, rows: Tensor) -> Tensor:
+        """Rows that no other process has: they receive the derivative of the mean of the processes' losses."""
+        return _Owned.apply(rows, self)
+
+
+def pad(rows: Tensor, n: int) -> Tensor:
+    return torch.cat([rows, rows.new_zeros(n - rows.shape[0], *rows.shape[1:])])
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+        ctx.group, ctx.sizes = group, sizes
+        return group.gather(own, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> Any:  # type: ignore[override]
+        wide = d if d.element_size() > 2 else d.float()  # sums of 16-bit numbers lose what 16 bits lose, once a process
+        return ctx.group.scatter(wide, ctx.sizes).to(d.dtype), None, None
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return group.sum(own)
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> Any:  # type: ignore[override]
+        return ctx.group.sum(d), None
+
+
+class _Replicated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, number: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return number.view_as(number)
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> Any:  # type: ignore[override]
+        return ctx.group.sum(d) / ctx.group.world, None
+
+
+class _Owned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, group: Group) -> Tensor:
+        ctx.world = group.world
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> Any:  # type: ignore[override]
+        return d / ctx.world, None
+
+
+_current: ContextVar[Group | None] = ContextVar("fusedloss_group", default=None)
+
+
+def current() -> Group | None:
+    """The group over which a loss is called now. Compiled code has none: a loss over a group is left out of it."""
+    return None if torch.compiler.is_compiling() else _current.get()
+
+
+def first_row() -> int:
+    """The number of the first row of this process in the batch of a loss that is called now."""
+    group = current()
+    return 0 if group is None else group.first(group.rows)
+
+
+def first_key() -> int:
+    """The same of what its rows are paired with."""
+    group = current()
+    return 0 if group is None else group.first(group.keys)
+
+
+@contextmanager
+def over(group: Group | None) -> Iterator[None]:
+    """Losses called in this block are those of the whole batch of a group."""
+    token = _current.set(group)
+    try:
+        yield
+    finally:
+        _current.reset(token)
