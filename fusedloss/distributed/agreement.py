@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .. import groups
 from ..groups import Group, Sizes
 from ..losses.catalog import Role
 
@@ -38,10 +40,13 @@ class Agreement:
     """The exchange before a loss: of what every process gives, by the roles of the catalog.
 
     owner: whose call it is, for errors; options: what has to be alike in all processes, as text.
+    even: nothing is exchanged, every process has as many rows as this one.
     """
 
-    def __init__(self, owner: str, roles: Mapping[str, Role], given: Mapping[str, Any], options: str) -> None:
-        self.owner, self.roles, self.options = owner, roles, options
+    def __init__(
+        self, owner: str, roles: Mapping[str, Role], given: Mapping[str, Any], options: str, even: bool = False
+    ) -> None:
+        self.owner, self.roles, self.options, self.even = owner, roles, options, even
         self.given = {name: given.get(name) for name in roles}
         first = next(t for t in self.given.values() if isinstance(t, Tensor))
         self.device = first.device
@@ -60,7 +65,8 @@ class Agreement:
 
     def failed(self, group: Group) -> None:
         """Tell the others that this process has an error of its own."""
-        self.table(group, True)
+        if not self.even:
+            self.table(group, True)
 
     def __call__(self, group: Group) -> Sizes:
         """How many rows and keys each process gives.
@@ -68,6 +74,8 @@ class Agreement:
         Raises:
             RuntimeError: an error in another process. ValueError: what they give does not belong together.
         """
+        if self.even:
+            return self.counted({name: [described(self.given[name])] * group.world for name in self.roles})
         table = self.table(group, False)
         wrong = [str(rank) for rank, row in enumerate(table) if row[0]]
         if wrong:
@@ -81,8 +89,7 @@ class Agreement:
         for i, name in enumerate(self.roles):
             tensors[name] = [row[2 + i * FIELDS :][:FIELDS] for row in table]
         self.check(tensors)
-        rows, keys = self.counts(tensors, (Role.ROWS,)), self.counts(tensors, (Role.KEYS,))
-        return Sizes(rows, keys or rows)
+        return self.counted(tensors)
 
     def others(self, table: list[list[int]], field: int) -> list[str]:
         return [str(rank) for rank, row in enumerate(table) if row[field] != table[0][field]]
@@ -103,8 +110,39 @@ class Agreement:
                         f"{self.owner}: {', '.join(named)} must have as many rows, got {each} on rank {rank}"
                     )
 
-    def counts(self, tensors: dict[str, list[list[int]]], roles: tuple[Role, ...]) -> list[int]:
-        for name, of in tensors.items():
-            if self.roles[name] in roles:
-                return [one[3] for one in of]
-        return []
+    def counted(self, tensors: dict[str, list[list[int]]]) -> Sizes:
+        rows, keys = (
+            next((of for name, of in tensors.items() if self.roles[name] is role), None)
+            for role in (Role.ROWS, Role.KEYS)
+        )
+        assert rows is not None
+        found = Sizes([one[3] for one in rows], [one[3] for one in keys or rows])
+        if found.keys != found.rows and Role.QUEUE not in self.roles.values():
+            raise ValueError(
+                f"{self.owner}: every rank must give as many rows of both towers, got {found.rows} by rank and "
+                f"{found.keys} of the other"
+            )
+        return found
+
+
+def alone(process_group: Any) -> bool:
+    """Whether there is no other process."""
+    return not dist.is_available() or not dist.is_initialized() or dist.get_world_size(process_group) == 1
+
+
+def told(options: Mapping[str, Any]) -> str:
+    """Options as text; of tensors, which may be learned, or of the rows of a process, no more than that they are."""
+    values = (f"{k}={'a tensor' if isinstance(v, Tensor) else repr(v)}" for k, v in sorted(options.items()))
+    return ", ".join(values)
+
+
+@contextmanager
+def agreed(group: Group) -> Iterator[None]:
+    """For the call of a loss over a group. If it raises before it asks for the others' sizes, those are told."""
+    with groups.over(group):
+        try:
+            yield
+        except Exception:
+            if not group.asked:
+                group.told.failed(group)
+            raise
