@@ -228,6 +228,11 @@ class _Owned(torch.autograd.Function):
 _current: ContextVar[Group | None] = ContextVar("fusedloss_group", default=None)
 
 
+def alone(process_group: Any) -> bool:
+    """Whether there is no other process."""
+    return not dist.is_available() or not dist.is_initialized() or dist.get_world_size(process_group) == 1
+
+
 def current() -> Group | None:
     """The group over which a loss is called now. Compiled code has none: a loss over a group is left out of it."""
     return None if torch.compiler.is_compiling() else _current.get()

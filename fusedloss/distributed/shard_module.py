@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from inspect import Parameter, Signature
 from typing import Any, ClassVar
 
@@ -14,10 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import checks, groups
-from ..groups import Group, Shard
+from ..groups import Group, Shard, alone
 from ..loss_module import ClassLossModule
 from ..losses.catalog import CATALOG, Role
-from .agreement import Agreement, agreed, alone, told
+from .agreement import over_group
 
 OWN = {
     "group": Parameter("group", Parameter.KEYWORD_ONLY, default=None, annotation=Any),
@@ -75,7 +76,7 @@ class ShardedLoss(ClassLossModule):
         rank, world = (0, 1) if alone(group) else (dist.get_rank(group), dist.get_world_size(group))
         if world > C:
             raise ValueError(f"num_classes must be at least one for each of {world} processes, got {C}")
-        self.classes, self.rank = shard(C, rank, world), rank
+        self.classes, self.rank = share(C, rank, world), rank
         if isinstance(bias := options.get("bias"), Tensor):  # that of all classes
             own = bias[self.classes.start : self.classes.stop]
             options["bias"] = nn.Parameter(own.detach().clone()) if isinstance(bias, nn.Parameter) else own
@@ -95,23 +96,20 @@ class ShardedLoss(ClassLossModule):
             seed = int(torch.randint(2**62, ()).item()) + self.rank
             nn.init.normal_(rows, std=self.dim**-0.5, generator=torch.Generator(rows.device).manual_seed(seed))
 
-    @torch.compiler.disable
     def forward(self, *tensors: Any, **named: Any) -> Any:
+        call, owner = partial(super().forward, *tensors, **named), type(self).__name__
         if alone(self.group):
-            return super().forward(*tensors, **named)
-        roles = {
-            name: role for name, role in CATALOG[self.function.__name__].tensors.items() if role is not Role.CLASSES
-        }
-        given = self.called.bind(f"{type(self).__name__}.forward", tensors, named)
+            return call()
+        given = self.called.bind(f"{owner}.forward", tensors, named)
+        tensors_of = CATALOG[self.function.__name__].tensors
+        roles = {name: role for name, role in tensors_of.items() if role is not Role.CLASSES}
         options = {name: given.get(name, getattr(self, name)) for name in self.options}
-        agreement = Agreement(
-            type(self).__name__, roles, given, f"{told(options)}, training={self.training}", self.even
-        )
-        rows = getattr(self, self.rows)
-        numbers = torch.arange(self.classes.start, self.classes.stop, device=rows.device, dtype=torch.int64)
-        group = Group(self.group, agreement, shard=Shard(numbers, self.num_classes))
-        with agreed(group):
-            return super().forward(*tensors, **named)
+        options["training"] = self.training
+        numbers = torch.arange(
+            self.classes.start, self.classes.stop, device=getattr(self, self.rows).device, dtype=torch.int64
+        )  # fmt: skip
+        shard = Shard(numbers, self.num_classes)
+        return over_group(call, self.group, owner, roles, given, options, shard=shard, even=self.even)
 
     def _arguments(self, tensors: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
         arguments = super()._arguments(tensors, named)
@@ -202,7 +200,7 @@ class ShardedLoss(ClassLossModule):
         if alone(self.group):
             return own
         group = Group(self.group, None)
-        return group.gather(own, [len(shard(self.num_classes, rank, group.world)) for rank in range(group.world)])
+        return group.gather(own, [len(share(self.num_classes, rank, group.world)) for rank in range(group.world)])
 
     @classmethod
     def from_unsharded(
@@ -230,7 +228,7 @@ class ShardedLoss(ClassLossModule):
         return f"{super().extra_repr()}, classes={self.classes}, sample_rate={self.sample_rate}, even={self.even}"
 
 
-def shard(num_classes: int, rank: int, world: int) -> range:
+def share(num_classes: int, rank: int, world: int) -> range:
     """The classes of a process: as many as those of the others, or one more in the first processes."""
     each, more = divmod(num_classes, world)
     first = rank * each + min(rank, more)
