@@ -20,11 +20,10 @@ from ..loss_module import ClassLossModule
 from ..losses.catalog import CATALOG, Role
 from .agreement import over_group
 
-OWN = {
-    "group": Parameter("group", Parameter.KEYWORD_ONLY, default=None, annotation=Any),
-    "sample_rate": Parameter("sample_rate", Parameter.KEYWORD_ONLY, default=1.0, annotation=float),
-    "even": Parameter("even", Parameter.KEYWORD_ONLY, default=False, annotation=bool),
-}
+OWN = [
+    Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    for name, default, annotation in (("group", None, "Any"), ("sample_rate", 1.0, "float"), ("even", False, "bool"))
+]
 DOC = """`{base}` whose classes are sharded over the processes of a group; exact, and the logits never exist.
 
 Each process owns and trains the rows of its share of the classes (`classes`, a range), C / W of them, and gives its own
@@ -63,7 +62,7 @@ class ShardedLoss(ClassLossModule):
         super().__init_subclass__(**kwargs)
         whole: Any = next(c for c in cls.__mro__ if "function" in vars(c) and not issubclass(c, ShardedLoss))
         cls.whole = whole
-        taken = [*inspect.signature(cls.whole).parameters.values(), *OWN.values()]
+        taken = [*inspect.signature(cls.whole).parameters.values(), *OWN]
         if "__init__" not in vars(cls):
             cls.__signature__ = Signature(taken)  # type: ignore[attr-defined]
             cls.__doc__ = cls.__doc__ or DOC.format(base=cls.whole.__name__, name=cls.__name__)
