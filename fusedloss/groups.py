@@ -8,7 +8,7 @@ all, in the same order.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -16,22 +16,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 MODES = ("gather", "ring")
 
 
 class Shard(NamedTuple):
-    """The classes whose rows this process has."""
+    """The classes whose rows this process has: of losses with a row a class, which compare them with all rows."""
 
-    first: int
+    numbers: Tensor  # in ascending order [k]
     total: int  # of all processes
-    sampled: Tensor | None = None  # those of them that are compared with, in ascending order; None: all [k]
-
-    def numbers(self, count: int, device: torch.device) -> Tensor:
-        """The classes of `count` rows of the process. [count]"""
-        if self.sampled is not None:
-            return self.sampled
-        return torch.arange(self.first, self.first + count, device=device, dtype=torch.int64)
 
 
 class Sizes(NamedTuple):
@@ -44,24 +38,21 @@ class Sizes(NamedTuple):
 class Group:
     """The processes of a group, in one call of a loss.
 
-    sizes: returns how many rows each of them gives, of its embeddings and of what those are paired with (texts, keys);
-        called when the loss has checked its arguments and wants to know.
+    told: returns how many rows each of them gives; called when the loss has checked its arguments and wants to know.
     mode: how rows of other processes come, "gather" or "ring".
-    shard: of losses with a row a class, which every process has some of; then they take the rows of all.
+    shard: of a loss with a row a class, the classes of this process.
     """
 
-    def __init__(
-        self, process_group: Any, sizes: Callable[[Group], Sizes], mode: str = "gather", shard: Shard | None = None
-    ) -> None:
+    def __init__(self, process_group: Any, told: Any, mode: str = "gather", shard: Shard | None = None) -> None:
         self.process_group, self.mode, self.shard = process_group, mode, shard
         self.rank, self.world = dist.get_rank(process_group), dist.get_world_size(process_group)
-        self._sizes, self.asked = sizes, False
+        self.told, self.asked = told, False
 
     @functools.cached_property
     def sizes(self) -> Sizes:
         """Asked for before anything else is exchanged."""
         self.asked = True
-        return self._sizes(self)
+        return self.told(self)
 
     @property
     def rows(self) -> list[int]:
@@ -147,6 +138,10 @@ class Group:
         """`gather`, whose derivative is summed over the processes."""
         return _Gathered.apply(own, self, sizes)
 
+    def scattered(self, states: Tensor, sizes: Sequence[int]) -> Tensor:
+        """`scatter`, whose derivative is that of the own rows, in every process."""
+        return _Scattered.apply(states, self, sizes)
+
     def total(self, own: Tensor) -> Tensor:
         """The sum over the processes; its derivative is the sum of theirs: each has a loss that the total is in."""
         return _Total.apply(own, self)
@@ -176,9 +171,22 @@ class _Gathered(torch.autograd.Function):
         return group.gather(own, sizes)
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> Any:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, d: Tensor) -> Any:
         wide = d if d.element_size() > 2 else d.float()  # sums of 16-bit numbers lose what 16 bits lose, once a process
         return ctx.group.scatter(wide, ctx.sizes).to(d.dtype), None, None
+
+
+class _Scattered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+        ctx.group, ctx.sizes = group, sizes
+        return group.scatter(states, sizes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d: Tensor) -> Any:
+        return ctx.group.gather(d, ctx.sizes), None, None
 
 
 class _Total(torch.autograd.Function):
@@ -188,7 +196,8 @@ class _Total(torch.autograd.Function):
         return group.sum(own)
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> Any:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, d: Tensor) -> Any:
         return ctx.group.sum(d), None
 
 
@@ -199,7 +208,8 @@ class _Replicated(torch.autograd.Function):
         return number.view_as(number)
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> Any:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, d: Tensor) -> Any:
         return ctx.group.sum(d) / ctx.group.world, None
 
 
@@ -210,16 +220,28 @@ class _Owned(torch.autograd.Function):
         return rows.view_as(rows)
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> Any:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, d: Tensor) -> Any:
         return d / ctx.world, None
 
 
 _current: ContextVar[Group | None] = ContextVar("fusedloss_group", default=None)
 
 
+def alone(process_group: Any) -> bool:
+    """Whether there is no other process."""
+    return not dist.is_available() or not dist.is_initialized() or dist.get_world_size(process_group) == 1
+
+
 def current() -> Group | None:
     """The group over which a loss is called now. Compiled code has none: a loss over a group is left out of it."""
     return None if torch.compiler.is_compiling() else _current.get()
+
+
+def sharded() -> Group | None:
+    """The group over which the classes of a loss are sharded now."""
+    group = current()
+    return group if group is not None and group.shard is not None else None
 
 
 def first_row() -> int:

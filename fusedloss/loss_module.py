@@ -160,14 +160,13 @@ class ClassLossModule(LossModule):
         if self.begins_with_bias:
             nn.init.zeros_(self.bias)
 
-    def forward(self, *tensors: Any, **named: Any) -> Any:
-        arguments = self._arguments(tensors, named)
+    def _arguments(self, tensors: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+        arguments = super()._arguments(tensors, named)
         embeddings, rows = arguments["embeddings"], getattr(self, self.rows)
         if isinstance(embeddings, Tensor):  # under autocast the loss knows in which dtype it is computed
             autocast = checks.autocast(embeddings.device)
             rows = rows.to(torch.promote_types(rows.dtype, embeddings.dtype) if autocast else embeddings.dtype)
-        arguments[self.rows] = rows
-        return self.function(**arguments)
+        return arguments | {self.rows: rows}
 
     def extra_repr(self) -> str:
         return f"{self.num_classes}, {self.dim}, {super().extra_repr()}"

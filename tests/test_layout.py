@@ -24,8 +24,9 @@ FUNCTIONS = [
 LEAVES = ("torch", "fusedloss.checks.")
 LAYERS = {
     "kernels": ("triton", "kernels."),
-    "fusedloss/checks": ("torch", "fusedloss.checks"),
-    "fusedloss/options.py": ("fusedloss.checks.",),
+    "fusedloss/groups.py": ("torch",),
+    "fusedloss/checks": ("torch", "fusedloss.checks", "fusedloss.groups."),
+    "fusedloss/options.py": ("fusedloss.checks.", "fusedloss.groups."),
     "fusedloss/reference": ("torch", "fusedloss.reference."),
     "fusedloss/backends/dtypes.py": LEAVES,
     "fusedloss/backends/request.py": (*LEAVES, "fusedloss.backends.dtypes."),
@@ -34,13 +35,18 @@ LAYERS = {
     "fusedloss/backends/triton": (
         *LEAVES, *(f"fusedloss.backends.{m}." for m in ("dtypes", "request", "triton")), "fusedloss.kernels.",
     ),
-    "fusedloss/ops": (*LEAVES, "fusedloss.backends", "fusedloss.ops."),
+    "fusedloss/ops": (*LEAVES, "fusedloss.groups.", "fusedloss.backends", "fusedloss.ops."),
     "fusedloss/losses": (
-        "torch", *(f"fusedloss.{m}" for m in ("checks", "options.", "backends.dtypes.", "ops", "losses.")),
+        "torch", *(f"fusedloss.{m}" for m in ("checks", "groups.", "options.", "backends.dtypes.", "ops", "losses.")),
     ),
     "fusedloss/loss_module.py": ("torch", *(f"fusedloss.{m}." for m in ("checks", "options", "losses"))),
     "fusedloss/modules.py": ("fusedloss.loss_module.", "fusedloss.losses."),
-    "fusedloss/memory_bank.py": ("torch", "fusedloss.checks", "fusedloss.losses."),
+    "fusedloss/distributed": (
+        "torch", *(f"fusedloss.{m}." for m in ("checks", "groups", "losses", "loss_module", "modules", "distributed")),
+    ),
+    "fusedloss/memory_bank.py": (
+        "torch", *(f"fusedloss.{m}." for m in ("checks", "groups", "losses", "distributed.agreement")),
+    ),
     # FUSEDLOSS_AUTOTUNE=1 is the one thing for which the library calls a tool: it fills the hook of the backends.
     "fusedloss/__init__.py": tuple(
         f"fusedloss.{m}" for m in ("reference", "backends.", "losses.", "memory_bank.", "modules.", "tools.autotune")

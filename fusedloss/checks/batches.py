@@ -27,8 +27,8 @@ class Batch(NamedTuple):
     ignored: int | None = None  # rows with this label are in no pair
     x_sorted: bool = False  # whether the labels are known to ascend
     y_sorted: bool = False
-    # Over a group (`groups.py`) rows are compared with those of all processes: so many rows for each that a process gives
-    # (two views: 2). 0: y is this process's own.
+    # Over a group (`groups.py`) rows are compared with those of all processes: so many for each that a process gives, 2
+    # of two views. 0: y is this process's own.
     shared: int = 0
 
     @property

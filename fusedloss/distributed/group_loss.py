@@ -8,16 +8,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from .. import checks, groups
-from ..groups import MODES, Group, Sizes
+from .. import checks
+from ..groups import MODES, alone
 from ..losses import catalog
 from ..losses.catalog import IN_BATCH, Role
 from ..losses.triplets import hardest_pairs
-from .agreement import Agreement
+from .agreement import over_group
 
 AT_ONCE = (
     "triplets",
@@ -89,33 +87,20 @@ class GroupLoss(nn.Module):
             warnings.warn(f"{self.name} wants all rows of a batch at once: mode 'ring' gathers them", stacklevel=2)
             self.mode = "gather"
 
-    @torch.compiler.disable
     def forward(self, *tensors: Any, **named: Any) -> Any:
-        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(self.group) == 1:
+        if alone(self.group):
             return self.loss(*tensors, **named)
         given = dict(zip(self.places, tensors, strict=False)) | named
         if not any(isinstance(given.get(name), Tensor) for name in self.roles):
             return self.loss(*tensors, **named)  # which raises
         self._check(given)
-        if self.even:
-            sizes: Any = partial(alike, self.roles, given)
-        else:
-            sizes = Agreement(f"GroupLoss of {self.name}", self.roles, given, self._options(given))
-        group = Group(self.group, sizes, self.mode)
-        with groups.over(group):
-            try:
-                return self.loss(*tensors, **named)
-            except Exception:
-                if not self.even and not group.asked:
-                    sizes.failed(group)
-                raise
-
-    def _options(self, given: Mapping[str, Any]) -> str:
-        """What has to be alike in all processes."""
         options = {name: _option(self.loss, name) for name in self.options}
-        options |= {name: value for name, value in given.items() if name not in self.roles}
-        values = (f"{k}={tuple(v.shape) if isinstance(v, Tensor) else repr(v)}" for k, v in sorted(options.items()))
-        return f"{', '.join(values)}, mode={self.mode!r}"
+        options |= {name: value for name, value in given.items() if name not in self.roles} | {"mode": self.mode}
+        paired = self.name != "info_nce_loss"  # whose other keys are negatives
+        return over_group(
+            partial(self.loss, *tensors, **named), self.group, f"GroupLoss of {self.name}", self.roles, given, options,
+            mode=self.mode, paired=paired, even=self.even,
+        )  # fmt: skip
 
     def _check(self, given: Mapping[str, Any]) -> None:
         """What a loss takes alone and not over a group."""
@@ -124,8 +109,8 @@ class GroupLoss(nn.Module):
             raise ValueError(f"GroupLoss of {self.name}: offset must be 0, of own pairs, got {offset!r}")
         if self.name == "lifted_structure_loss" and given.get("ref_embeddings") is not None:
             raise ValueError(
-                f"GroupLoss of {self.name}: ref_embeddings must be None, since the negatives of a reference are the rows "
-                "of all processes"
+                f"GroupLoss of {self.name}: ref_embeddings must be None: the negatives of a reference would be rows of "
+                "all processes"
             )
 
     def extra_repr(self) -> str:
@@ -156,10 +141,9 @@ def _taken(loss: Any) -> tuple[str, dict[str, Role], list[str]]:
     elif row is not None and row.products is not None and not row.named(Role.CLASSES):
         roles = {name: role for name, role in row.tensors.items() if role not in (Role.SCALE, Role.BIAS)}
     elif row is not None:
-        advice = "use its sharded form, or" if row.named(Role.CLASSES) else "use"
         raise TypeError(
-            f"loss must be an in-batch loss, got {function.__name__}, which compares no rows of other processes: {advice} "
-            "DDP alone"
+            f"loss must be an in-batch loss, got {function.__name__}, which compares no rows with each other: under "
+            "DDP it is right as it is; losses with a row a class have sharded forms in fusedloss.distributed"
         )
     else:
         raise TypeError(
@@ -167,15 +151,3 @@ def _taken(loss: Any) -> tuple[str, dict[str, Role], list[str]]:
         )
     parameters = inspect.signature(function).parameters.values()
     return function.__name__, dict(roles), [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-
-
-def alike(roles: Mapping[str, Role], given: Mapping[str, Any], group: Group) -> Sizes:
-    """Of processes that have as many rows and keys as this one."""
-
-    def count(of: tuple[Role, ...]) -> list[int]:
-        found = next(given[name].shape[0] for name, role in roles.items() if role in of)
-        return [found] * group.world
-
-    rows = count((Role.ROWS,))
-    has_keys = any(role is Role.KEYS for role in roles.values())
-    return Sizes(rows, count((Role.KEYS,)) if has_keys else rows)

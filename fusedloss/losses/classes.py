@@ -7,13 +7,13 @@ negatives are all others. As in `towers` the loss is softplus(log sum exp of the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import checks, ops
+from .. import checks, groups, ops
 from ..backends.dtypes import loss_dtype
 from ..options import integer, label, learnable, learnables, number, one_of, optional, options, tensor
 from .reduce import REDUCTIONS, at_least_one, focal, reduce_rows, softplus
@@ -36,8 +36,9 @@ def classified(
 ) -> Classified:  # fmt: skip
     x = checks.rows("embeddings", embeddings)
     rows = checks.same_dimensions("embeddings", x, name, classes)
-    x, index = checks.with_classes(x, target, rows.shape[0], ignore_index)
-    return Classified(x, index, rows, rows.shape[0])
+    C = total(rows.shape[0])
+    x, index = checks.with_classes(x, target, C, ignore_index)
+    return Classified(x, index, rows, C)
 
 
 def _centered(embeddings: object, weight: object, target: object, ignore_index: int, sub_centers: int) -> Classified:
@@ -53,8 +54,49 @@ def _centered(embeddings: object, weight: object, target: object, ignore_index: 
     group = 1 << (sub_centers - 1).bit_length()
     padded = torch.cat([centers, *[centers[:, -1:]] * (group - sub_centers)], 1)
     rows = checks.same_dimensions("embeddings", x, "weight", padded.flatten(0, 1))
-    x, index = checks.with_classes(x, target, centers.shape[0], ignore_index)
-    return Classified(x, index, rows, centers.shape[0], group)
+    C = total(centers.shape[0])
+    x, index = checks.with_classes(x, target, C, ignore_index)
+    return Classified(x, index, rows, C, group)
+
+
+def total(classes: int) -> int:
+    """How many classes there are, of which this process may have a shard."""
+    group = groups.sharded()
+    return classes if group is None or group.shard is None else group.shard.total
+
+
+def class_of(c: Classified) -> Tensor:
+    """The class of every row of the classes. [group C]"""
+    group = groups.sharded()
+    if group is None or group.shard is None:
+        return torch.arange(c.classes.shape[0], device=c.x.device, dtype=torch.int64) // c.group
+    return group.shard.numbers.repeat_interleave(c.group)
+
+
+def compared(c: Classified) -> tuple[Tensor, Tensor]:
+    """The rows that meet the classes, and the class of each: over a group those of all processes."""
+    group = groups.sharded()
+    if group is None:
+        return c.x, c.target
+    return group.rows_with_gradient(c.x, group.rows), group.gather(c.target, group.rows)
+
+
+def merged(found: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
+    """States of the own rows over the classes of all processes, from those of the rows of all over the own classes."""
+    group = groups.sharded()
+    if group is None:
+        return [*found]
+    high = group.most(torch.stack([*found]))
+    high = high.where(high.isfinite(), 0.0)  # -inf - -inf would be NaN
+    terms = [state if of == "sum" else (state - h).exp() for state, h, of in zip(found, high, kinds, strict=True)]
+    sums = group.scattered(torch.stack(terms, 1), group.rows).unbind(1)
+    first = group.first(group.rows)
+    own = high[:, first : first + group.rows[group.rank]]
+    none = (total == 0 for total in sums)  # whose logarithm has no derivative
+    return [
+        total if of == "sum" else (total.masked_fill(no, 1.0).log() + h).masked_fill(no, -torch.inf)
+        for total, h, no, of in zip(sums, own, none, kinds, strict=True)
+    ]
 
 
 class Logits(NamedTuple):
@@ -71,13 +113,14 @@ def _fold(
 ) -> Logits:  # fmt: skip
     """The logits by a loss of `kernels/losses.py` and its numbers, those of the own class by others; their total if
     they are to be smoothed."""
-    labels = torch.arange(c.classes.shape[0], device=c.x.device, dtype=torch.int64) // c.group
-    batch = checks.Batch(c.x, c.classes, c.target, labels, None, y_sorted=True)
-    weights = None if class_weight is None or not smooth else class_weight.repeat_interleave(c.group)
+    (x, target), labels = compared(c), class_of(c)
+    batch = checks.Batch(x, c.classes, target, labels, None, y_sorted=True)
+    weights = None if class_weight is None or not smooth else class_weight[labels]
     neg = ops.of("lse", "sum", **numbers) if smooth else ops.of("lse", **numbers)
-    found = ops.fold(
+    states = ops.fold(
         batch, loss, metric, pos=ops.of("sum", **own), neg=neg, offsets=bias, weights=weights, group=c.group
     )  # fmt: skip
+    found = merged(states, ["sum", *neg.folds])
     return Logits(found[0], found[1], found[2] if smooth else None)
 
 
@@ -154,7 +197,7 @@ def linear_cross_entropy_loss(
     weights, of_row = _weights(class_weight, c)
     b = cut = None
     if bias is not None:
-        b = checks.of_each("bias", bias, "class", c.C, c.x, constant=False).to(loss_dtype(c.x))
+        b = checks.of_each("bias", bias, "class", c.classes.shape[0], c.x, constant=False).to(loss_dtype(c.x))
         cut = None if softcap else _constant(b)  # a constant changes no softmax, but is no constant once it is capped
         b = b if cut is None else b - cut
     loss, numbers = ("softmax", {"scale": 1.0}) if softcap is None else ("capped", {"cap": softcap})
@@ -174,6 +217,9 @@ def _constant(bias: Tensor) -> Tensor:
     if bias.shape[0] == 0:
         return bias.new_zeros(())
     low, high = bias.detach().aminmax()
+    if (group := groups.sharded()) is not None:
+        low, high = group.most(torch.stack([-low, high])).unbind()
+        low = -low
     return low.clamp(min=0) + high.clamp(max=0)
 
 

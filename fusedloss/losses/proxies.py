@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks, ops
 from ..options import label, learnable, one_of, optional, options
-from .classes import classified, cosine_logits
+from .classes import class_of, classified, compared, cosine_logits
 from .reduce import REDUCTIONS, reduce, reduce_rows, softplus
 
 
@@ -103,9 +103,9 @@ def proxy_anchor_loss(
     >>> proxy_anchor_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.0, alpha=1.0)
     tensor(1.0064)
     """
-    x, index, p, *_ = classified(embeddings, "proxies", proxies, target, ignore_index)
-    own = torch.arange(p.shape[0], device=p.device, dtype=torch.int64)
-    batch = checks.Batch(p, x, own, index, None, None if ignore_index is None else checks.IGNORED)
+    c = classified(embeddings, "proxies", proxies, target, ignore_index)
+    (x, index), p = compared(c), c.classes
+    batch = checks.Batch(p, x, class_of(c), index, None, None if ignore_index is None else checks.IGNORED)
     pos, neg = ops.of("lse", scale=-alpha, bias=alpha * margin), ops.of("lse", scale=alpha, bias=alpha * margin)
     positive, negative = ops.fold(batch, "softmax", "similarity", pos=pos, neg=neg)
     pull, push = softplus(positive), softplus(negative)

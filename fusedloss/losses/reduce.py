@@ -22,11 +22,12 @@ def similarity(metric: str) -> tuple[str, float]:
 def pairs(batch: checks.Batch) -> int | Tensor:
     """How many pairs the rows of a batch are in, without those of a row with itself."""
     group = groups.current() if batch.shared else None
-    if batch.ignored is not None:
-        others = (batch.y_labels != batch.ignored).sum()
-        others = others if group is None else group.sum(others)
-    else:
+    others: int | Tensor
+    if batch.ignored is None:
         others = batch.y_labels.shape[0] if group is None else sum(group.rows) * batch.shared
+    else:
+        counted = (batch.y_labels != batch.ignored).sum()
+        others = counted if group is None else group.sum(counted)
     return batch.anchors * (others - int(batch.ref_offset is not None))
 
 

@@ -46,8 +46,8 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float | Tensor = 0.5, r
     """
     first, second = checks.same_rows(("z1", "z2"), (z1, z2))
     z = torch.stack([first, second], 1).flatten(0, 1)  # both views of a sample side by side: their labels ascend
-    first = 2 * groups.first_row()
-    labels = torch.arange(first, first + z.shape[0], device=z.device, dtype=torch.int64) // 2
+    own = 2 * groups.first_row()
+    labels = torch.arange(own, own + z.shape[0], device=z.device, dtype=torch.int64) // 2
     scale = 1 / temperature
     batch = Batch(z, None, labels, labels, 0, x_sorted=True, shared=2)
     pos, neg = ops.of("sum", scale=scale), ops.of("lse", scale=scale)

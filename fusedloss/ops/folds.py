@@ -82,8 +82,8 @@ def fold(
     numbers = as_tensor(given, batch.x).view(2, -1)
     kinds = (pos.folds, neg.folds)
     request = Fold(batch, numbers, offsets, loss, metric, *kinds, columns, offsets_of, weights, group)
-    backend, group = resolve_backend(batch.x), group_of(batch)
-    return (fold_op(request, backend) if group is None else shared.fold(request, group, backend)).unbind()
+    backend, processes = resolve_backend(batch.x), group_of(batch)
+    return (fold_op(request, backend) if processes is None else shared.fold(request, processes, backend)).unbind()
 
 
 def numbers_of(loss: str, kind: Of) -> list[float | Tensor]:

@@ -7,6 +7,7 @@ derivatives, so that a process computes the whole gradient of its own rows, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -81,18 +82,23 @@ class Way:
     fold: of the own rows and, if they are met at once, all columns; otherwise the own ones, and others follow.
     """
 
-    def __init__(self, f: Fold, group: Group, columns: Sizes, extremes: tuple[Tensor, ...], whole: bool) -> None:
-        self.own, self.group, self.columns, self.extremes = f, group, columns, extremes
+    def __init__(
+        self, own: Fold, group: Group, columns: Sizes, extremes: tuple[Tensor, ...], fold: Fold | None = None
+    ) -> None:
+        self.own, self.group, self.columns, self.extremes = own, group, columns, extremes
         self.at_once = group.mode == "gather"
-        self.fold = self.with_all_columns() if self.at_once and not whole else f
+        self.fold = fold or (self.with_all_columns() if self.at_once else own)
 
+    @property
     def own_columns(self) -> tuple[Tensor, Tensor, Tensor | None]:
         b = self.own.batch
         return b.x if b.y is None else b.y, b.y_labels, self.own.split_offsets[1]
 
     def with_all_columns(self) -> Fold:
         b, group = self.own.batch, self.group
-        y, labels, of_y = (None if t is None else group.gather(t, self.columns) for t in self.own_columns())
+        own_y, own_labels, of_y = self.own_columns
+        y, labels = group.gather(own_y, self.columns), group.gather(own_labels, self.columns)
+        of_y = None if of_y is None else group.gather(of_y, self.columns)
         place = None if b.ref_offset is None else group.first(self.columns)
         y_sorted = b.x_sorted if b.y is None else b.y_sorted
         offsets, whose = joined(self.own.split_offsets[0], of_y)
@@ -106,7 +112,7 @@ class Way:
         return Others(self.blocks(None if states is None else packed(states)), self.extremes)
 
     def blocks(self, states: Tensor | None) -> Iterator[Block]:
-        for _, (y, labels, offsets, of_anchors) in self.group.ring(self.columns, *self.own_columns(), states):
+        for _, (y, labels, offsets, of_anchors) in self.group.ring(self.columns, *self.own_columns, states):
             assert y is not None and labels is not None
             if y.shape[0]:
                 yield Block(y, labels, offsets, None if of_anchors is None else unpacked(of_anchors))
@@ -159,9 +165,9 @@ class SharedFold(torch.autograd.Function):
         rows, columns = sizes(f.batch, group)
         module, moved = backends.module(backend), extremes(f.batch, f.metric, group)
         with on_device_of(x):
-            ways = [Way(f._replace(columns=False), group, columns, moved, False)]
+            ways = [Way(f._replace(columns=False), group, columns, moved)]
             if f.columns:
-                ways.append(Way(flipped(f), group, rows, moved, False))
+                ways.append(Way(flipped(f), group, rows, moved))
             states = torch.cat([module.fold(way.fold, way.others()) for way in ways], 1)
         ctx.group, ctx.backend, ctx.sizes, ctx.moved, ctx.columns = group, backend, (rows, columns), moved, f.columns
         ctx.leaves = [leaf for kept in (f, *(way.fold for way in ways)) for leaf in flat(kept)]
@@ -173,7 +179,7 @@ class SharedFold(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dstates: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dstates: Tensor) -> Any:
         states, *tensors = ctx.saved_tensors
         leaves = [*ctx.leaves]
         for i, tensor in zip(ctx.places, tensors, strict=True):
@@ -190,18 +196,13 @@ class SharedFold(torch.autograd.Function):
         dx = dy = by_numbers = None
         shifts: list[Tensor] = []
 
-        def way(own: Fold, of: Sizes, kept: Sequence[Fold]) -> Way:
-            found = Way(own, group, of, ctx.moved, bool(kept))
-            found.fold = kept[0] if kept else found.fold
-            return found
-
         with on_device_of(b.x):
             if want_x or want_numbers or of_x:
-                first = way(f._replace(columns=False), columns, folds[:1])
+                first = Way(f._replace(columns=False), group, columns, ctx.moved, folds[0])
                 dx, by_numbers, shift = first.gradient(of_rows, of_columns, ctx.backend, want_x, want_numbers, of_x)
                 shifts += [shift] * of_x
             if b.y is not None and (want_y or of_y):
-                second = way(flipped(f), rows, folds[1:])
+                second = Way(flipped(f), group, rows, ctx.moved, folds[1] if ctx.columns else None)
                 dy, _, shift = second.gradient(of_columns, of_rows, ctx.backend, want_y, False, of_y)
                 shifts += [shift] * of_y
         return (
@@ -240,10 +241,9 @@ def mine(m: Mining, group: Group, backend: str) -> Tensor:
         best, number = torch.where(better, cost, best), torch.where(better, there, number)
 
     consider(b, group.first(rows))
-    for rank, (y, labels) in group.ring(rows, b.x, b.x_labels):
-        assert y is not None and labels is not None
-        if y.shape[0]:
-            consider(b._replace(y=y, y_labels=labels, ref_offset=None), sum(rows[:rank]))
+    for rank, (other, of_other) in group.ring(rows, b.x, b.x_labels):
+        if other is not None and of_other is not None and other.shape[0]:
+            consider(b._replace(y=other, y_labels=of_other, ref_offset=None), sum(rows[:rank]))
     return number
 
 
@@ -260,8 +260,7 @@ class Taken(torch.autograd.Function):
         ctx.group, ctx.rows = group, rows
         ctx.save_for_backward(number)
         found = x.new_zeros(*number.shape, x.shape[1])
-        blocks = [(group.rank, x)]
-        for rank, y in _chained(blocks, ((rank, y) for rank, (y,) in group.ring(rows, x))):
+        for rank, (y,) in chain([(group.rank, (x,))], group.ring(rows, x)):
             if y is not None and y.shape[0]:
                 at, here = placed(number, rank, rows)
                 found = torch.where(here[..., None], y[at], found)
@@ -269,22 +268,16 @@ class Taken(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, d: Tensor) -> Any:
         (number,), group, rows = ctx.saved_tensors, ctx.group, ctx.rows
-        dx = torch.zeros(
-            rows[group.rank], d.shape[-1], dtype=torch.promote_types(d.dtype, torch.float32), device=d.device
-        )
+        wide = torch.promote_types(d.dtype, torch.float32)
+        dx = torch.zeros(rows[group.rank], d.shape[-1], dtype=wide, device=d.device)
         sent = number.T.contiguous(), d.transpose(0, 1).contiguous()  # [N, K], [N, K, D]
-        for _, (numbers, ds) in _chained([(group.rank, sent)], group.ring(rows, *sent)):
+        for _, (numbers, ds) in chain([(group.rank, sent)], group.ring(rows, *sent)):
             if numbers is not None and ds is not None and dx.shape[0] and numbers.shape[0]:
                 at, here = placed(numbers, group.rank, rows)
-                dx.index_put_((at,), torch.where(here[..., None], ds, 0.0).to(dx.dtype), accumulate=True)
+                dx.index_put_((at,), torch.where(here[..., None], ds, 0.0).to(wide), accumulate=True)
         return dx.to(d.dtype), None, None, None
-
-
-def _chained(first: Any, others: Any) -> Iterator[Any]:
-    yield from first
-    yield from others
 
 
 def placed(number: Tensor, rank: int, rows: Sizes) -> tuple[Tensor, Tensor]:
