@@ -1,4 +1,4 @@
-"""A memory bank over processes: each keeps the rows of all, and the loss is that of one process with the whole batch."""
+"""A memory bank over processes: each keeps the rows of all, and its loss is that of one process with the batch."""
 
 import pytest
 import torch

@@ -139,9 +139,8 @@ class ShardedLoss(ClassLossModule):
         if count == own:
             return None
         at = group.gather(index, group.rows) - self.classes.start
-        positive = torch.zeros(own + 1, device=x.device).index_fill_(0, at.where((at >= 0) & (at < own), own), 1.0)[
-            :own
-        ]
+        here = at.where((at >= 0) & (at < own), own)
+        positive = torch.zeros(own + 1, device=x.device).index_fill_(0, here, 1.0)[:own]
         drawn = (torch.rand(own, device=x.device) + positive).topk(count).indices.sort().values
         group.shard = group.shard._replace(numbers=group.shard.numbers[drawn])
         return drawn
