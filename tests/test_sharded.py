@@ -221,11 +221,12 @@ def checkpointed():
         again.load_state_dict(states[1 - rank])
     except (ValueError, RuntimeError) as error:
         refused = str(error)
+    kept = all(torch.equal(a, b) for a, b in zip(shard.parameters(), again.parameters(), strict=True))
     joined, gathered = shard.unsharded(states), shard.unsharded()
     both = all(torch.equal(a, b) for a, b in zip(joined.parameters(), gathered.parameters(), strict=True))
     back = distributed.ShardedLinearCrossEntropyLoss.from_unsharded(joined)
     round_trip = all(torch.equal(a, b) for a, b in zip(shard.parameters(), back.parameters(), strict=True))
-    return same, refused, both, round_trip, shard.weight[0].tolist(), type(joined).__name__
+    return same and kept, refused, both, round_trip, shard.weight[0].tolist(), type(joined).__name__
 
 
 def test_states_are_of_shards_which_join_and_part():

@@ -224,7 +224,7 @@ def lifted_structure_loss(
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     if batch.y is not None and groups.current() is not None:
         raise ValueError(
-            "ref_embeddings must be None over a group of processes: the negatives of a reference are rows of all of them"
+            "ref_embeddings must be None over a group: the negatives of a reference are rows of all its processes"
         )
     metric = "chord" if normalize else "euclidean"
     neg = ops.of("lse", scale=-1.0, bias=neg_margin)
