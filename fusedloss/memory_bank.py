@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import checks
+from . import checks, groups
+from .groups import alone
 from .losses import catalog
+from .losses.catalog import Role
 
 ROWS = ("embeddings", "labels", "ids", "position")  # what a bank keeps, by name
 NONE = -(2**63)  # the id of a row that was put in without one, and the label of one that is left out
@@ -32,6 +35,11 @@ class MemoryBank(nn.Module):
         dim: D of the embeddings.
         dtype: of the rows kept; they are compared in the dtype of the embeddings.
         device: of the rows kept; `.to(device)` moves them too.
+        gather: over the processes of a `torch.distributed` group, each keeps the rows of all, and the value is the loss
+            of the whole batch, the same in each, as `fusedloss.distributed.GroupLoss` has it. All banks are then alike.
+            Otherwise every process has a bank of its own rows.
+        group: of processes, for `gather`; None: all.
+        even: every process gives as many rows, for `gather`, which saves the exchange of sizes and a host sync.
 
     `forward` returns the loss, and in training mode then puts rows into the buffer; `eval()` leaves it as it is.
     Shapes, errors and results are those of the loss. Its tensors are:
@@ -52,7 +60,7 @@ class MemoryBank(nn.Module):
 
     `state_dict` holds the rows, their labels and how many were put in. They are no buffers, as `named_buffers` has it:
     `DistributedDataParallel` would send those of rank 0 to all ranks, where every rank keeps rows of its own. A file
-    that rank 0 saved gives all ranks its rows, which are replaced after `size` more.
+    that rank 0 saved gives all ranks its rows, which are replaced after `size` more; with `gather` all have the same.
 
     A sample that comes again while its row of an earlier epoch is kept is compared with that row, as a positive that is
     nearly itself. `ids=`, an integer for every row that may be kept, [N] (of the keys, if there are), leaves such pairs
@@ -95,8 +103,12 @@ class MemoryBank(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
+        gather: bool = False,
+        group: Any = None,
+        even: bool = False,
     ) -> None:
         super().__init__()
+        self.gather, self.group, self.even = checks.flag("gather", gather), group, checks.flag("even", even)
         size, dim = checks.index("size", size, low=1), checks.index("dim", dim, low=1)
         known = catalog.find(loss)
         function = known.function if known else getattr(loss, "function", getattr(loss, "forward", loss))
@@ -137,30 +149,49 @@ class MemoryBank(nn.Module):
             raise ValueError("ids must be None where the loss takes no ignore_index, by which rows are left out")
         if key_labels is not None and keys is None:
             raise ValueError("key_labels must be given together with keys, got no keys")
+        if not self.labelled and keys is not None:
+            raise ValueError("keys must be the second tensor where the loss takes negatives, got a third")
+        step = partial(self._step, embeddings, labels, keys, key_labels=key_labels, ids=ids, store=store)
+        if not self.gather or alone(self.group):
+            return step()
+        from .distributed.agreement import over_group  # with it torch._dynamo, which takes a second
+
+        given = dict(embeddings=embeddings, labels=labels, keys=keys, key_labels=key_labels, ids=ids)
+        roles = {"embeddings": Role.ROWS, "labels": Role.LABELS if self.labelled else Role.KEYS, "ids": Role.IDS}
+        if keys is not None:
+            roles |= {"keys": Role.KEYS, "key_labels": Role.KEY_IDS, "ids": Role.KEY_IDS}
+        alike = dict(size=self.size, filled=self.filled, training=self.training, store=store is not None)
+        return over_group(step, self.group, "MemoryBank", roles, given, alike, even=self.even)
+
+    def _step(
+        self, embeddings: Tensor, labels: Tensor, keys: Tensor | None, key_labels: Tensor | None, ids: Tensor | None,
+        store: Tensor | None,
+    ) -> Any:  # fmt: skip
+        row_labels = None
         if not self.labelled:
-            if keys is not None:
-                raise ValueError("keys must be the second tensor where the loss takes negatives, got a third")
             rows = self._rows("key", labels)
-            past = self.embeddings[: self.filled].to(rows.dtype, copy=True)  # the backward needs the rows of now
-            value, row_labels = self.loss(embeddings, labels, negatives=past), None
         elif keys is None:
             rows = self._rows("embeddings", embeddings)
             labels = row_labels = checks.integers("labels", labels, rows).long()
-            ids, references, options = self._references(rows, row_labels, ids)
-            value = self.loss(embeddings, labels, *references, ref_offset=0, **options)
         else:
             rows = self._rows("keys", keys)
             checks.same_kind("embeddings", self._rows("embeddings", embeddings), "keys", rows)
             name, of_keys = ("labels", labels) if key_labels is None else ("key_labels", key_labels)
             row_labels = checks.integers(name, of_keys, rows).long()
-            ids, references, options = self._references(rows, row_labels, ids)
+        if ids is not None:
+            ids = checks.integers("ids", ids, rows).long()
+        at = None if store is None else chosen(store, rows)
+        own = rows, row_labels, ids
+        if row_labels is None:
+            past = self.embeddings[: self.filled].to(rows.dtype, copy=True)  # the backward needs the rows of now
+            value = self.loss(embeddings, labels, negatives=past)
+        else:
+            references, options = self._references(*map(of_all, own))
+            if keys is None:
+                options["ref_offset"] = groups.first_key()
             value = self.loss(embeddings, labels, *references, **options)
-        if store is not None:
-            at = chosen(store, rows)
-            rows = rows.index_select(0, at)
-            row_labels, ids = (None if t is None else t.index_select(0, at) for t in (row_labels, ids))
         if self.training:
-            self._put(rows, row_labels, ids)
+            self._put(*(map(of_all, own) if at is None else selected(own, at)))
         return value
 
     def _rows(self, name: str, given: Tensor) -> Tensor:
@@ -174,17 +205,15 @@ class MemoryBank(nn.Module):
 
     def _references(
         self, rows: Tensor, labels: Tensor, ids: Tensor | None
-    ) -> tuple[Tensor | None, tuple[Tensor, Tensor], dict[str, int]]:
-        """The checked ids; the rows and those in the buffer, and their labels; what the loss is told with them. A copy,
-        since the backward needs the rows of now."""
+    ) -> tuple[tuple[Tensor, Tensor], dict[str, int]]:  # fmt: skip
+        """The rows and those in the buffer, and their labels; what the loss is told with them. A copy, since the
+        backward needs the rows of now."""
         past, past_labels = self.embeddings[: self.filled].to(rows.dtype), self.labels[: self.filled]
         options = {}
         if ids is not None:
-            ids = checks.integers("ids", ids, rows).long()
-            none = self._ignored()
+            options["ignore_index"] = none = self._ignored()
             past_labels = past_labels.masked_fill(torch.isin(self.ids[: self.filled], ids), none)
-            options["ignore_index"] = none
-        return ids, (torch.cat([rows, past]), torch.cat([labels, past_labels])), options
+        return (torch.cat([rows, past]), torch.cat([labels, past_labels])), options
 
     def _ignored(self) -> int:
         """The label that the loss ignores, or is to ignore."""
@@ -233,7 +262,23 @@ class MemoryBank(nn.Module):
         self.used = self.used.new_empty(min(self.size, int(self.position)), 0)
 
     def extra_repr(self) -> str:
-        return f"size={self.size}, dim={self.dim}"
+        gathers = f", gather=True, even={self.even}" if self.gather else ""
+        return f"size={self.size}, dim={self.dim}{gathers}"
+
+
+def of_all(own: Any) -> Any:
+    """A tensor of rows that may be kept, or None: that of all processes, if the bank is one of a group."""
+    group = groups.current()
+    return own if own is None or group is None else group.gather(own, group.keys)
+
+
+def selected(own: tuple[Tensor | None, ...], at: Tensor) -> list[Any]:
+    """Some of the own rows, and of those of other processes what they select."""
+    group, found = groups.current(), [None if t is None else t.index_select(0, at) for t in own]
+    if group is None:
+        return found
+    counts = group.gather(at.new_tensor([at.shape[0]]), [1] * group.world).tolist()
+    return [None if t is None else group.gather(t, counts) for t in found]
 
 
 def chosen(store: Tensor, rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Writes `fusedloss/modules.pyi`, the types of the modules, from their signatures: `python -m tests.stubs`."""
+"""Writes the types of the modules beside them (`modules.pyi`), from their signatures: `python -m tests.stubs`."""
 
 from __future__ import annotations
 
@@ -6,36 +6,56 @@ import inspect
 from collections.abc import Iterable
 from inspect import Parameter
 from pathlib import Path
+from types import ModuleType
 
-import fusedloss
 from fusedloss import modules
+from fusedloss.distributed import sharded
 from fusedloss.loss_module import ClassLossModule, LossModule
 
-STUB = Path(fusedloss.__file__).parent / "modules.pyi"
-HEAD = '''"""The types of the modules, written by `python -m tests.stubs`."""
-
+HEAD = '''"""The types of {what}, written by `python -m tests.stubs`."""
+'''
+HEADS = {
+    modules: HEAD.format(what="the modules")
+    + """
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .loss_module import ClassLossModule, LossModule
-'''
+""",
+    sharded: HEAD.format(what="the sharded losses")
+    + """
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import modules
+from .shard_module import ShardedLoss
+""",
+}
 
 
-def stub() -> str:
+def path(module: ModuleType) -> Path:
+    return Path(str(module.__file__)).with_suffix(".pyi")
+
+
+def stub(module: ModuleType) -> str:
     """The text, formatted as ruff does."""
-    classes = [cls for cls in vars(modules).values() if inspect.isclass(cls) and hasattr(cls, "function")]
-    return HEAD + "".join(map(of_class, classes))
+    own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+    return HEADS[module] + "".join(map(of_class, own))
 
 
 def of_class(cls: type[LossModule]) -> str:
-    base = ClassLossModule if issubclass(cls, ClassLossModule) else LossModule
+    bases = "ClassLossModule" if issubclass(cls, ClassLossModule) else "LossModule"
+    if issubclass(cls, sharded.ShardedLoss):
+        bases = f"ShardedLoss, modules.{cls.whole.__name__}"
     taken = (p for p in inspect.signature(cls.function).parameters.values() if p.name in cls.called.names)
     call = [p.replace(default=...) if p.name in cls.options else p for p in taken]
     lines = method("__init__", inspect.signature(cls).parameters.values(), "None")
     lines += method("forward", call, "Tensor") + method("__call__", call, "Tensor")
-    return f"\nclass {cls.__name__}({base.__name__}):\n{lines}"
+    return f"\nclass {cls.__name__}({bases}):\n{lines}"
 
 
 def method(name: str, parameters: Iterable[Parameter], result: str) -> str:
@@ -52,4 +72,5 @@ def method(name: str, parameters: Iterable[Parameter], result: str) -> str:
 
 
 if __name__ == "__main__":
-    STUB.write_text(stub())
+    for module in HEADS:
+        path(module).write_text(stub(module))

@@ -14,6 +14,7 @@ import torch
 
 import fusedloss
 from fusedloss import reference
+from fusedloss.distributed import GroupLoss
 
 ROOT = Path(fusedloss.__file__).parent.parent
 FUNCTIONS = [
@@ -24,8 +25,9 @@ FUNCTIONS = [
 LEAVES = ("torch", "fusedloss.checks.")
 LAYERS = {
     "kernels": ("triton", "kernels."),
-    "fusedloss/checks": ("torch", "fusedloss.checks"),
-    "fusedloss/options.py": ("fusedloss.checks.",),
+    "fusedloss/groups.py": ("torch",),
+    "fusedloss/checks": ("torch", "fusedloss.checks", "fusedloss.groups."),
+    "fusedloss/options.py": ("fusedloss.checks.", "fusedloss.groups."),
     "fusedloss/reference": ("torch", "fusedloss.reference."),
     "fusedloss/backends/dtypes.py": LEAVES,
     "fusedloss/backends/request.py": (*LEAVES, "fusedloss.backends.dtypes."),
@@ -34,13 +36,18 @@ LAYERS = {
     "fusedloss/backends/triton": (
         *LEAVES, *(f"fusedloss.backends.{m}." for m in ("dtypes", "request", "triton")), "fusedloss.kernels.",
     ),
-    "fusedloss/ops": (*LEAVES, "fusedloss.backends", "fusedloss.ops."),
+    "fusedloss/ops": (*LEAVES, "fusedloss.groups.", "fusedloss.backends", "fusedloss.ops."),
     "fusedloss/losses": (
-        "torch", *(f"fusedloss.{m}" for m in ("checks", "options.", "backends.dtypes.", "ops", "losses.")),
+        "torch", *(f"fusedloss.{m}" for m in ("checks", "groups.", "options.", "backends.dtypes.", "ops", "losses.")),
     ),
     "fusedloss/loss_module.py": ("torch", *(f"fusedloss.{m}." for m in ("checks", "options", "losses"))),
     "fusedloss/modules.py": ("fusedloss.loss_module.", "fusedloss.losses."),
-    "fusedloss/memory_bank.py": ("torch", "fusedloss.checks", "fusedloss.losses."),
+    "fusedloss/distributed": (
+        "torch", *(f"fusedloss.{m}." for m in ("checks", "groups", "losses", "loss_module", "modules", "distributed")),
+    ),
+    "fusedloss/memory_bank.py": (
+        "torch", *(f"fusedloss.{m}." for m in ("checks", "groups", "losses", "distributed.agreement")),
+    ),
     # FUSEDLOSS_AUTOTUNE=1 is the one thing for which the library calls a tool: it fills the hook of the backends.
     "fusedloss/__init__.py": tuple(
         f"fusedloss.{m}" for m in ("reference", "backends.", "losses.", "memory_bank.", "modules.", "tools.autotune")
@@ -165,7 +172,7 @@ def test_public_names_are_sorted_and_exist():
     assert {f.__name__ for f in FUNCTIONS} <= set(fusedloss.__all__)
 
 
-@pytest.mark.parametrize("documented", [*FUNCTIONS, fusedloss.MemoryBank])
+@pytest.mark.parametrize("documented", [*FUNCTIONS, fusedloss.MemoryBank, GroupLoss])
 def test_docstring_examples_hold(documented):
     names = dict(vars(sys.modules[documented.__module__]), torch=torch, fusedloss=fusedloss)
     tests = doctest.DocTestFinder().find(documented, globs=names)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from bench.files import ROOT
 from tests import stubs
 
 # Lines that end in `# error: text` are wrong by that, all others are right.
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fusedloss as f
+from fusedloss.distributed import GroupLoss, ShardedArcFaceLoss
 
 x, labels = torch.ones(2, 3), torch.ones(2)
 
@@ -38,6 +40,11 @@ f.LinearCrossEntropyLoss(5, 3, bias=True)
 f.ClipLoss(logit_scale=10.0)(x, x)
 f.ClipLoss()(x, x, 10.0)
 f.ClipLoss(logit_scale="a")  # error: incompatible type "str"
+ShardedArcFaceLoss(5, 3, scale=32.0, sample_rate=0.1)(x, labels).backward()
+ShardedArcFaceLoss(5, 3, rate=0.1)  # error: Unexpected keyword argument "rate"
+ShardedArcFaceLoss(5, 3)(x)  # error: Missing positional argument "target"
+GroupLoss(f.SupConLoss(), mode="ring", even=True)
+GroupLoss(f.SupConLoss(), ring=True)  # error: Unexpected keyword argument "ring"
 f.supcon_loss(x, labels, temperature=0.1)
 f.supcon_loss(x, labels, tau=0.1)  # error: Unexpected keyword argument "tau"
 f.supcon_loss(x, temperature=0.1)  # error: Missing positional argument "labels"
@@ -57,8 +64,9 @@ Derived("a")  # error: incompatible type "str"
 """
 
 
-def test_the_stub_is_that_of_the_signatures():
-    assert stubs.STUB.read_text() == stubs.stub(), "run `python -m tests.stubs`"
+@pytest.mark.parametrize("module", stubs.HEADS)
+def test_the_stub_is_that_of_the_signatures(module):
+    assert stubs.path(module).read_text() == stubs.stub(module), "run `python -m tests.stubs`"
 
 
 def test_wrong_calls_are_errors_and_right_ones_are_none(tmp_path, pytestconfig):
@@ -67,7 +75,7 @@ def test_wrong_calls_are_errors_and_right_ones_are_none(tmp_path, pytestconfig):
     file.write_text(CALLS)
     cache = pytestconfig.cache.mkdir("mypy")  # the first run reads all of torch, and takes ten times as long
     command = ["-m", "mypy", "--config-file=", f"--cache-dir={cache}", "--hide-error-context", "--no-pretty", file]
-    done = subprocess.run([sys.executable, *command], cwd=stubs.STUB.parent.parent, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     assert not done.stderr
     found = {}
     for line in done.stdout.splitlines():

@@ -3,70 +3,79 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .. import groups
-from ..groups import Group, Sizes
+from ..groups import Group, Shard, Sizes
 from ..losses.catalog import Role
 
-DTYPES = tuple(sorted((v for v in vars(torch).values() if isinstance(v, torch.dtype)), key=str))
-TENSORS, FIELDS = 12, 6  # most tensors of a loss, and what is told of each: see `described`
-OF_ROWS = (Role.ROWS, Role.VIEW, Role.LABELS, Role.CLASS, Role.IDS, Role.HARD_NEGATIVES)  # [N, ...]
-OF_KEYS = (Role.KEYS, Role.KEY_IDS, Role.KEY_BIAS)  # [M, ...]
+DTYPES = [None, *sorted((v for v in vars(torch).values() if isinstance(v, torch.dtype)), key=str)]
+MOST = 12  # tensors of a loss
+AS_MANY = (  # tensors with a row for each of the first one
+    (Role.ROWS, Role.VIEW, Role.LABELS, Role.CLASS, Role.IDS, Role.HARD_NEGATIVES),
+    (Role.KEYS, Role.KEY_IDS, Role.KEY_BIAS),
+)
 
 
-def described(tensor: Any) -> list[int]:
-    """A tensor in six numbers: its dtype, from 1 on, 0 of none; whether it wants a gradient; dimensions and sizes."""
+class Told(NamedTuple):
+    """What a process tells of a tensor."""
+
+    dtype: int = 0  # in DTYPES; 0: it has none
+    wanted: int = 0  # whether it wants a gradient
+    dim: int = 0
+    rows: int = 0
+    width: int = 0  # sizes of the second and the third dimension
+    depth: int = 0
+
+    def __str__(self) -> str:
+        if not self.dtype:
+            return "None"
+        shape = (self.rows, self.width, self.depth)[: self.dim]
+        return f"{DTYPES[self.dtype]} {shape}{' that wants a gradient' if self.wanted else ''}"
+
+
+def told(tensor: Any) -> Told:
     if not isinstance(tensor, Tensor):
-        return [0] * FIELDS
+        return Told()
     sizes = [*tensor.shape, 0, 0, 0][:3]
-    return [DTYPES.index(tensor.dtype) + 1, int(tensor.requires_grad), tensor.dim(), *sizes]
-
-
-def words(of: list[int]) -> str:
-    dtype, wanted, dim, *sizes = of
-    if not dtype:
-        return "none"
-    return f"{DTYPES[dtype - 1]} {tuple(sizes[:dim])}{' that wants a gradient' if wanted else ''}"
+    return Told(DTYPES.index(tensor.dtype), int(tensor.requires_grad), tensor.dim(), *sizes)
 
 
 class Agreement:
-    """The exchange before a loss: of what every process gives, by the roles of the catalog.
+    """The exchange before a loss over a group: of what every process gives, by the roles of its tensors.
 
-    owner: whose call it is, for errors; options: what has to be alike in all processes, as text.
-    even: nothing is exchanged, every process has as many rows as this one.
+    owner: whose call it is, for errors. options: what has to be alike in all processes, see `text`.
+    paired: whether there is a key for every row. even: nothing is told, every process has as many rows as this one.
     """
 
     def __init__(
-        self, owner: str, roles: Mapping[str, Role], given: Mapping[str, Any], options: str, even: bool = False
-    ) -> None:
-        self.owner, self.roles, self.options, self.even = owner, roles, options, even
-        self.given = {name: given.get(name) for name in roles}
-        first = next(t for t in self.given.values() if isinstance(t, Tensor))
-        self.device = first.device
-        state = f"{torch.is_grad_enabled()} {torch.is_autocast_enabled(first.device.type)}"
-        self.alike = zlib.crc32(f"{owner} {options} {state}".encode())
+        self, owner: str, roles: Mapping[str, Role], given: Mapping[str, Any], options: str, *, paired: bool = False,
+        even: bool = False,
+    ) -> None:  # fmt: skip
+        self.owner, self.roles, self.options, self.paired, self.even = owner, roles, options, paired, even
+        self.own = {name: told(given.get(name)) for name in roles}
+        device = next(given[name].device for name, one in self.own.items() if one.dtype)
+        state = f"{torch.is_grad_enabled()} {torch.is_autocast_enabled(device.type)}"
+        self.device, self.alike = device, zlib.crc32(f"{owner} {options} {state}".encode())
 
-    def table(self, group: Group, failed: bool) -> list[list[int]]:
-        own = [int(failed), self.alike]
-        for name in self.roles:
-            own += described(self.given[name])
-        own += [0] * (2 + TENSORS * FIELDS - len(own))
-        told = torch.tensor(own, dtype=torch.int64).to(self.device)
-        found = told.new_empty(group.world * told.shape[0])
-        dist.all_gather_into_tensor(found, told, group=group.process_group)
-        return found.view(group.world, -1).tolist()
+    def exchange(self, group: Group, failed: bool) -> list[list[int]]:
+        """Of every process whether it failed, its options as a number, and what it tells of its tensors."""
+        numbers = [int(failed), self.alike, *(n for name in self.roles for n in self.own[name])]
+        padded = numbers + [0] * (2 + MOST * len(Told()) - len(numbers))  # as many whatever the others call
+        own = torch.tensor(padded, dtype=torch.int64).to(self.device)
+        all_of = own.new_empty(group.world * own.shape[0])
+        dist.all_gather_into_tensor(all_of, own, group=group.process_group)
+        return all_of.view(group.world, -1).tolist()
 
     def failed(self, group: Group) -> None:
         """Tell the others that this process has an error of its own."""
         if not self.even:
-            self.table(group, True)
+            self.exchange(group, True)
 
     def __call__(self, group: Group) -> Sizes:
         """How many rows and keys each process gives.
@@ -75,74 +84,67 @@ class Agreement:
             RuntimeError: an error in another process. ValueError: what they give does not belong together.
         """
         if self.even:
-            return self.counted({name: [described(self.given[name])] * group.world for name in self.roles})
-        table = self.table(group, False)
-        wrong = [str(rank) for rank, row in enumerate(table) if row[0]]
+            return self.counted({name: [one] * group.world for name, one in self.own.items()})
+        all_of = self.exchange(group, False)
+        wrong = [str(rank) for rank, (failed, *_) in enumerate(all_of) if failed]
         if wrong:
-            raise RuntimeError(f"{self.owner}: the arguments of rank {', '.join(wrong)} are wrong, see its own error")
-        if len({row[1] for row in table}) > 1:
+            raise RuntimeError(f"{self.owner}: the arguments of rank {', '.join(wrong)} are wrong, see the error there")
+        others = [str(rank) for rank, (_, alike, *_) in enumerate(all_of) if alike != self.alike]
+        if others:
             raise ValueError(
-                f"{self.owner}: all ranks must call the same loss with the same options, and all or none under no_grad "
-                f"and autocast, got others on rank {', '.join(self.others(table, 1))}; here {self.options}"
+                f"{self.owner}: all ranks must call the same loss with the same options, and all or none of them under "
+                f"no_grad and autocast, got others on rank {', '.join(others)} than here, {self.options}"
             )
-        tensors = {}
-        for i, name in enumerate(self.roles):
-            tensors[name] = [row[2 + i * FIELDS :][:FIELDS] for row in table]
-        self.check(tensors)
-        return self.counted(tensors)
+        width = len(Told())
+        by_name = {
+            name: [Told(*row[2 + i * width :][:width]) for row in all_of] for i, name in enumerate(self.roles)
+        }  # fmt: skip
+        self.check(by_name)
+        return self.counted(by_name)
 
-    def others(self, table: list[list[int]], field: int) -> list[str]:
-        return [str(rank) for rank, row in enumerate(table) if row[field] != table[0][field]]
-
-    def check(self, tensors: dict[str, list[list[int]]]) -> None:
-        """Whether tensors are alike but for how many rows they have, and as many of each kind."""
-        for name, of in tensors.items():
-            kinds = {(dtype, wanted, dim, *sizes[1:]) for dtype, wanted, dim, *sizes in of}
-            if len(kinds) > 1:
-                each = ", ".join(f"{words(one)} on rank {rank}" for rank, one in enumerate(of))
+    def check(self, by_name: Mapping[str, list[Told]]) -> None:
+        """Whether tensors are alike but for how many rows they have, of which those of a process have as many."""
+        for name, of in by_name.items():
+            if len({one._replace(rows=0) for one in of}) > 1:
+                each = ", ".join(f"{one} on rank {rank}" for rank, one in enumerate(of))
                 raise ValueError(f"{self.owner}: {name} must be alike on every rank but for its rows, got {each}")
-        for roles in (OF_ROWS, OF_KEYS):
-            named = [name for name in tensors if self.roles[name] in roles and tensors[name][0][0]]
-            for rank, sizes in enumerate(zip(*(tensors[name] for name in named), strict=True)):
-                if len({one[3] for one in sizes}) > 1:
-                    each = ", ".join(f"{name} {words(one)}" for name, one in zip(named, sizes, strict=True))
+        for roles in AS_MANY:
+            named = {name: of for name, of in by_name.items() if self.roles[name] in roles and of[0].dtype}
+            for rank, of_rank in enumerate(zip(*named.values(), strict=True)):
+                if len({one.rows for one in of_rank}) > 1:
+                    each = ", ".join(f"{name} {one}" for name, one in zip(named, of_rank, strict=True))
                     raise ValueError(
-                        f"{self.owner}: {', '.join(named)} must have as many rows, got {each} on rank {rank}"
+                        f"{self.owner}: {', '.join(named)} must have as many rows, on rank {rank} got {each}"
                     )
 
-    def counted(self, tensors: dict[str, list[list[int]]]) -> Sizes:
-        rows, keys = (
-            next((of for name, of in tensors.items() if self.roles[name] is role), None)
-            for role in (Role.ROWS, Role.KEYS)
-        )
-        assert rows is not None
-        found = Sizes([one[3] for one in rows], [one[3] for one in keys or rows])
-        if found.keys != found.rows and Role.QUEUE not in self.roles.values():
-            raise ValueError(
-                f"{self.owner}: every rank must give as many rows of both towers, got {found.rows} by rank and "
-                f"{found.keys} of the other"
-            )
-        return found
+    def counted(self, by_name: Mapping[str, list[Told]]) -> Sizes:
+        of_role = {self.roles[name]: [one.rows for one in of] for name, of in by_name.items()}
+        rows = of_role[Role.ROWS]
+        keys = of_role.get(Role.KEYS, rows)
+        if self.paired and keys != rows:
+            raise ValueError(f"{self.owner}: every rank must give a key for each of its {rows} rows, got {keys}")
+        return Sizes(rows, keys)
 
 
-def alone(process_group: Any) -> bool:
-    """Whether there is no other process."""
-    return not dist.is_available() or not dist.is_initialized() or dist.get_world_size(process_group) == 1
-
-
-def told(options: Mapping[str, Any]) -> str:
-    """Options as text; of tensors, which may be learned, or of the rows of a process, no more than that they are."""
+def text(options: Mapping[str, Any]) -> str:
+    """Options, of which tensors may be learned or of the rows of a process: they need not be alike."""
     values = (f"{k}={'a tensor' if isinstance(v, Tensor) else repr(v)}" for k, v in sorted(options.items()))
     return ", ".join(values)
 
 
-@contextmanager
-def agreed(group: Group) -> Iterator[None]:
-    """For the call of a loss over a group. If it raises before it asks for the others' sizes, those are told."""
+@torch.compiler.disable
+def over_group(
+    call: Callable[[], Any], process_group: Any, owner: str, roles: Mapping[str, Role], given: Mapping[str, Any],
+    options: Mapping[str, Any], *, mode: str = "gather", shard: Shard | None = None, paired: bool = False,
+    even: bool = False,
+) -> Any:  # fmt: skip
+    """The call of a loss over a group. If it raises before it asks what the others have, they are told so."""
+    agreement = Agreement(owner, roles, given, text(options), paired=paired, even=even)
+    group = Group(process_group, agreement, mode, shard)
     with groups.over(group):
         try:
-            yield
+            return call()
         except Exception:
             if not group.asked:
-                group.told.failed(group)
+                agreement.failed(group)
             raise

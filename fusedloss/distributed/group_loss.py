@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..groups import MODES, Group
+from ..groups import MODES, alone
 from ..losses import catalog
 from ..losses.catalog import IN_BATCH, Role
 from ..losses.triplets import hardest_pairs
-from .agreement import Agreement, agreed, alone, told
+from .agreement import over_group
 
 AT_ONCE = (
     "triplets",
@@ -88,7 +87,6 @@ class GroupLoss(nn.Module):
             warnings.warn(f"{self.name} wants all rows of a batch at once: mode 'ring' gathers them", stacklevel=2)
             self.mode = "gather"
 
-    @torch.compiler.disable
     def forward(self, *tensors: Any, **named: Any) -> Any:
         if alone(self.group):
             return self.loss(*tensors, **named)
@@ -96,27 +94,19 @@ class GroupLoss(nn.Module):
         if not any(isinstance(given.get(name), Tensor) for name in self.roles):
             return self.loss(*tensors, **named)  # which raises
         self._check(given)
-        options = f"{self._options(given)}, mode={self.mode!r}"
-        sizes = Agreement(f"GroupLoss of {self.name}", self.roles, given, options, self.even)
-        group = Group(self.group, sizes, self.mode)
-        with agreed(group):
-            return self.loss(*tensors, **named)
-
-    def _options(self, given: Mapping[str, Any]) -> str:
-        """What has to be alike in all processes."""
         options = {name: _option(self.loss, name) for name in self.options}
-        return told(options | {name: value for name, value in given.items() if name not in self.roles})
+        options |= {name: value for name, value in given.items() if name not in self.roles} | {"mode": self.mode}
+        paired = self.name != "info_nce_loss"  # whose other keys are negatives
+        return over_group(
+            partial(self.loss, *tensors, **named), self.group, f"GroupLoss of {self.name}", self.roles, given, options,
+            mode=self.mode, paired=paired, even=self.even,
+        )  # fmt: skip
 
     def _check(self, given: Mapping[str, Any]) -> None:
         """What a loss takes alone and not over a group."""
         offset = given.get("offset", _option(self.loss, "offset"))
         if "offset" in self.options and self.name != "info_nce_loss" and offset != 0:
             raise ValueError(f"GroupLoss of {self.name}: offset must be 0, of own pairs, got {offset!r}")
-        if self.name == "lifted_structure_loss" and given.get("ref_embeddings") is not None:
-            raise ValueError(
-                f"GroupLoss of {self.name}: ref_embeddings must be None: the negatives of a reference would be rows of "
-                "all processes"
-            )
 
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}, even={self.even}"

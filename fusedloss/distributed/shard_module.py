@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from inspect import Parameter, Signature
 from typing import Any, ClassVar
 
@@ -14,16 +15,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import checks, groups
-from ..groups import Group, Shard
+from ..groups import Group, Shard, alone
 from ..loss_module import ClassLossModule
 from ..losses.catalog import CATALOG, Role
-from .agreement import Agreement, agreed, alone, told
+from .agreement import over_group
 
-OWN = {
-    "group": Parameter("group", Parameter.KEYWORD_ONLY, default=None, annotation=Any),
-    "sample_rate": Parameter("sample_rate", Parameter.KEYWORD_ONLY, default=1.0, annotation=float),
-    "even": Parameter("even", Parameter.KEYWORD_ONLY, default=False, annotation=bool),
-}
+OWN = [
+    Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    for name, default, annotation in (("group", None, "Any"), ("sample_rate", 1.0, "float"), ("even", False, "bool"))
+]
 DOC = """`{base}` whose classes are sharded over the processes of a group; exact, and the logits never exist.
 
 Each process owns and trains the rows of its share of the classes (`classes`, a range), C / W of them, and gives its own
@@ -62,7 +62,7 @@ class ShardedLoss(ClassLossModule):
         super().__init_subclass__(**kwargs)
         whole: Any = next(c for c in cls.__mro__ if "function" in vars(c) and not issubclass(c, ShardedLoss))
         cls.whole = whole
-        taken = [*inspect.signature(cls.whole).parameters.values(), *OWN.values()]
+        taken = [*inspect.signature(cls.whole).parameters.values(), *OWN]
         if "__init__" not in vars(cls):
             cls.__signature__ = Signature(taken)  # type: ignore[attr-defined]
             cls.__doc__ = cls.__doc__ or DOC.format(base=cls.whole.__name__, name=cls.__name__)
@@ -75,7 +75,7 @@ class ShardedLoss(ClassLossModule):
         rank, world = (0, 1) if alone(group) else (dist.get_rank(group), dist.get_world_size(group))
         if world > C:
             raise ValueError(f"num_classes must be at least one for each of {world} processes, got {C}")
-        self.classes, self.rank = shard(C, rank, world), rank
+        self.classes, self.rank = share(C, rank, world), rank
         if isinstance(bias := options.get("bias"), Tensor):  # that of all classes
             own = bias[self.classes.start : self.classes.stop]
             options["bias"] = nn.Parameter(own.detach().clone()) if isinstance(bias, nn.Parameter) else own
@@ -95,23 +95,26 @@ class ShardedLoss(ClassLossModule):
             seed = int(torch.randint(2**62, ()).item()) + self.rank
             nn.init.normal_(rows, std=self.dim**-0.5, generator=torch.Generator(rows.device).manual_seed(seed))
 
-    @torch.compiler.disable
     def forward(self, *tensors: Any, **named: Any) -> Any:
         if alone(self.group):
             return super().forward(*tensors, **named)
-        roles = {
-            name: role for name, role in CATALOG[self.function.__name__].tensors.items() if role is not Role.CLASSES
-        }
-        given = self.called.bind(f"{type(self).__name__}.forward", tensors, named)
+        call, owner = partial(self._step, *tensors, **named), type(self).__name__
+        given = self.called.bind(f"{owner}.forward", tensors, named)
+        tensors_of = CATALOG[self.function.__name__].tensors
+        roles = {name: role for name, role in tensors_of.items() if role is not Role.CLASSES}
         options = {name: given.get(name, getattr(self, name)) for name in self.options}
-        agreement = Agreement(
-            type(self).__name__, roles, given, f"{told(options)}, training={self.training}", self.even
-        )
-        rows = getattr(self, self.rows)
-        numbers = torch.arange(self.classes.start, self.classes.stop, device=rows.device, dtype=torch.int64)
-        group = Group(self.group, agreement, shard=Shard(numbers, self.num_classes))
-        with agreed(group):
-            return super().forward(*tensors, **named)
+        options["training"] = self.training
+        numbers = torch.arange(
+            self.classes.start, self.classes.stop, device=getattr(self, self.rows).device, dtype=torch.int64
+        )  # fmt: skip
+        shard = Shard(numbers, self.num_classes)
+        return over_group(call, self.group, owner, roles, given, options, shard=shard, even=self.even)
+
+    def _step(self, *tensors: Any, **named: Any) -> Any:
+        value = super().forward(*tensors, **named)
+        if not self.apart:
+            self._look_apart()
+        return value
 
     def _arguments(self, tensors: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
         arguments = super()._arguments(tensors, named)
@@ -127,7 +130,6 @@ class ShardedLoss(ClassLossModule):
         for name in self._of_classes():
             own = group.owned(arguments[name])
             arguments[name] = own if at is None else own.index_select(0, at)
-        self._look_apart(group)
         return arguments
 
     def _sampled(self, target: Any, embeddings: Any, group: Group) -> Tensor | None:
@@ -142,18 +144,15 @@ class ShardedLoss(ClassLossModule):
         if count == own:
             return None
         at = group.gather(index, group.rows) - self.classes.start
-        positive = torch.zeros(own + 1, device=x.device).index_fill_(0, at.where((at >= 0) & (at < own), own), 1.0)[
-            :own
-        ]
+        here = at.where((at >= 0) & (at < own), own)
+        positive = torch.zeros(own + 1, device=x.device).index_fill_(0, here, 1.0)[:own]
         drawn = (torch.rand(own, device=x.device) + positive).topk(count).indices.sort().values
         group.shard = group.shard._replace(numbers=group.shard.numbers[drawn])
         return drawn
 
-    def _look_apart(self, group: Group) -> None:
+    def _look_apart(self) -> None:
         """Whether the shards differ, as they do unless something gave all processes the same rows; once."""
-        if self.apart:
-            return
-        first = getattr(self, self.rows).detach()[:1].flatten(1)
+        group, first = Group(self.group, None), getattr(self, self.rows).detach()[:1].flatten(1)
         all_of = group.gather(first, [1] * group.world)
         same = (all_of[1:] == all_of[:1]).all() & all_of.any()
         if bool(same):
@@ -174,6 +173,11 @@ class ShardedLoss(ClassLossModule):
                 f"{own['num_classes']}, got {state['first']} to {state['stop'] - 1} of {state['num_classes']}; join "
                 "shards with unsharded(states) and take from_unsharded"
             )
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        if (state := state_dict.get(f"{prefix}_extra_state")) is not None:
+            self.set_extra_state(state)  # before the rows are those of another shard
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def unsharded(self, states: Sequence[Mapping[str, Any]] | None = None) -> ClassLossModule:
         """The loss with the rows of all classes.
@@ -202,7 +206,7 @@ class ShardedLoss(ClassLossModule):
         if alone(self.group):
             return own
         group = Group(self.group, None)
-        return group.gather(own, [len(shard(self.num_classes, rank, group.world)) for rank in range(group.world)])
+        return group.gather(own, [len(share(self.num_classes, rank, group.world)) for rank in range(group.world)])
 
     @classmethod
     def from_unsharded(
@@ -230,7 +234,7 @@ class ShardedLoss(ClassLossModule):
         return f"{super().extra_repr()}, classes={self.classes}, sample_rate={self.sample_rate}, even={self.even}"
 
 
-def shard(num_classes: int, rank: int, world: int) -> range:
+def share(num_classes: int, rank: int, world: int) -> range:
     """The classes of a process: as many as those of the others, or one more in the first processes."""
     each, more = divmod(num_classes, world)
     first = rank * each + min(rank, more)

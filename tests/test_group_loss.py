@@ -1,0 +1,244 @@
+"""GroupLoss: in every process the loss of the whole batch, and gradients whose mean is that of one process with it."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import fusedloss
+from fusedloss.distributed import GroupLoss
+from fusedloss.distributed.agreement import OF_KEYS, OF_ROWS
+from fusedloss.losses.catalog import CATALOG, IN_BATCH, Role
+from fusedloss.options import rules_of
+from tests import grid
+from tests.compare import accumulated
+from tests.grid import LEARNABLE, covering, example, ignoring, reductions, running
+from tests.processes import run
+
+MODES = ("gather", "ring")
+SHARED = [row.function for row in CATALOG.values() if row.products is not None and not row.named(Role.CLASSES)]
+
+# How many rows each process has: some, none, all of them.
+SIZES = ((4, 4), (7, 3), (0, 6), (0, 0), (3, 3, 3), (7, 0, 5), (1, 9, 2), (8, 0, 0))
+# Labels of all classes everywhere; rows of the first process that have no positive; a class of its own for each process.
+LABELS = ("mixed", "alone", "own")
+# Moderate numbers, as in test_structured, that are above and below some of the pairs.
+NUMBERS: dict[str, dict[str, Any]] = {
+    "pairwise_contrastive_loss": dict(pos_margin=0.3, neg_margin=2.0),
+    "margin_loss": dict(margin=0.3, beta=1.3),
+    "batch_hard_triplet_loss": dict(margin=0.5),
+    "batch_semihard_triplet_loss": dict(margin=1.0),
+    "batch_all_triplet_loss": dict(margin=0.5),
+    "multi_similarity_loss": dict(alpha=1.5, beta=4.0, base=0.3),
+    "circle_loss": dict(margin=0.4, gamma=3.0),
+    "generalized_lifted_structure_loss": dict(neg_margin=1.5, pos_margin=0.2),
+    "lifted_structure_loss": dict(neg_margin=1.5, pos_margin=0.2),
+    "recall_at_k_loss": dict(k=(1, 2, 4), temperature=0.2),
+    "clip_loss": dict(logit_bias=-0.5),
+}
+# Beside the variants of the catalog: what else is exchanged, or is known by another place.
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "margin_loss": (dict(beta=(torch.arange(32) % 3 / 2 + 0.5).tolist()),),
+    "batch_hard_triplet_loss": (dict(soft_margin=True, positives="easiest"), dict(negatives="easiest")),
+    "batch_all_triplet_loss": (dict(triplets="hard"), dict(triplets="easy")),
+    "info_nce_loss": (dict(in_batch_negatives=False),),
+    "decoupled_contrastive_loss": (dict(sigma=0.5),),
+    "n_pair_loss": (dict(l2_reg=0.1),),
+    "generalized_lifted_structure_loss": (dict(normalize=False),),
+    "lifted_structure_loss": (dict(normalize=False),),
+}
+
+
+def learned(loss: Any) -> tuple[str, ...]:
+    return tuple(name for of, name in LEARNABLE if of is loss and name in loss.__kwdefaults__)
+
+
+def base(loss: Any) -> dict[str, Any]:
+    """Options of a loss: the numbers of NUMBERS, and otherwise a temperature of 0.5."""
+    return NUMBERS.get(loss.__name__, {"temperature": 0.5} if "temperature" in loss.__kwdefaults__ else {})
+
+
+def optional(loss: Any) -> list[tuple[str, ...]]:
+    """Which of the tensors that may be left out are given: none, each, all."""
+    row = CATALOG[loss.__name__]
+    of = {role: row.named(role) for role in row.tensors.values() if role.optional}
+    pairs = ((Role.REF_ROWS, Role.REF_LABELS), (Role.IDS,), (Role.IDS, Role.KEY_IDS))
+    each = [[*itertools.chain(*(of[role] for role in pair))] for pair in pairs if all(role in of for role in pair)]
+    each += [of[role] for role in (Role.QUEUE, Role.HARD_NEGATIVES, Role.KEY_BIAS) if role in of]
+    if loss is fusedloss.lifted_structure_loss:
+        return [()]
+    every = [name for name, role in row.tensors.items() if role.optional]
+    return [(), *map(tuple, each), *([tuple(every)] if len(each) > 1 else [])]
+
+
+def cases_of(loss: Any, strength: int = 2) -> list[dict[str, Any]]:
+    """A covering grid of a loss: who has which rows, and everything that it takes."""
+    rules = rules_of(loss)
+    variants = [{}, *CATALOG[loss.__name__].variants, *VARIANTS.get(loss.__name__, ())]
+    axes: dict[str, Any] = {
+        "sizes": SIZES,
+        "labels": LABELS if CATALOG[loss.__name__].named(Role.LABELS) else ("mixed",),
+        "reduction": reductions(loss) or (None,),
+        "metric": rules["metric"].keywords["allowed"] if "metric" in rules else (None,),
+        "ignored": (None, 1, 2) if "ignore_index" in rules else (None,),
+        "given": optional(loss),
+        "learned": ((), learned(loss)) if learned(loss) else ((),),
+        "variant": range(len(variants)),
+    }
+    found = []
+    for case in covering(axes, strength):
+        given = {name: case[name] for name in ("reduction", "metric") if case[name]}
+        options = base(loss) | given | variants[case.pop("variant")]
+        if not options.get("in_batch_negatives", True) and not {"negatives", "hard_negatives"} & {*case["given"]}:
+            continue
+        found.append(dict(loss=loss.__name__, options=options) | case)
+    return found
+
+
+def whole(case: Mapping[str, Any], dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    """The tensors of the whole batch, and the numbers that are learned."""
+    loss, N = getattr(fusedloss, case["loss"]), sum(case["sizes"])
+    roles = CATALOG[case["loss"]].tensors if case["loss"] in CATALOG else IN_BATCH
+    given = case["given"]
+    tensors = example(loss, N, 5, refs=bool(given))
+    tensors |= {"key_ids": tensors["ids"]} if "key_ids" in given else {}
+    tensors = {name: t for name, t in tensors.items() if name in given or not roles[name].optional}
+    if "labels" in tensors and case.get("labels", "mixed") != "mixed":
+        rank = torch.arange(len(case["sizes"])).repeat_interleave(torch.tensor(case["sizes"]))
+        alone = tensors["labels"].where(rank > 0, 10 + torch.arange(N))
+        tensors["labels"] = alone if case["labels"] == "alone" else rank
+    tensors = ignoring(case.get("ignored"), tensors)
+    for name, value in case["options"].items():
+        tensors[name] = torch.tensor(value) if name in case.get("learned", ()) or isinstance(value, list) else value
+    for name, t in tensors.items():
+        if isinstance(t, Tensor) and t.is_floating_point():
+            tensors[name] = t.to(accumulated(dtype) if name in case["options"] or not t.dim() else dtype)
+    return tensors
+
+
+def own(case: Mapping[str, Any], tensors: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    """Those of a process: of every tensor of rows its rows."""
+    return {name: t[part(case, rank)] if of_rows(case, name) else t for name, t in tensors.items()}
+
+
+def of_rows(case: Mapping[str, Any], name: str) -> bool:
+    roles = CATALOG[case["loss"]].tensors if case["loss"] in CATALOG else IN_BATCH
+    return roles.get(name) in (*OF_ROWS, *OF_KEYS)
+
+
+def part(case: Mapping[str, Any], rank: int) -> slice:
+    first = sum(case["sizes"][:rank])
+    return slice(first, first + case["sizes"][rank])
+
+
+def differentiated(loss: Any, tensors: Mapping[str, Any], weights: Tensor) -> dict[str, Tensor]:
+    """The value and the gradients of 3 times a loss, or of its terms times the weights."""
+    leaves = {
+        name: t.detach().clone().requires_grad_() if isinstance(t, Tensor) and t.is_floating_point() else t
+        for name, t in tensors.items()
+    }
+    value = loss(**leaves)
+    upstream = weights.to(value.dtype) if value.dim() else torch.tensor(3.0, dtype=value.dtype)
+    value.backward(upstream)
+    grads = {name: t.grad for name, t in leaves.items() if isinstance(t, Tensor) and t.requires_grad}
+    return {"value": value.detach()} | grads
+
+
+def expected(case: Mapping[str, Any], alone: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of the results of one process is that of this process of a group."""
+    at, value = part(case, dist.get_rank()), alone["value"]
+    value = value.view(weights(case).shape)[:, at].flatten() if value.dim() else value
+    return {name: t[at] if of_rows(case, name) else t for name, t in alone.items()} | {"value": value}
+
+
+def differentiated_alone(case: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    return differentiated(getattr(fusedloss, case["loss"]), tensors, weights(case).flatten())
+
+
+def weights(case: Mapping[str, Any]) -> Tensor:
+    """Of the terms of a loss, by view and row; they are exact in every dtype."""
+    views = 2 if case["loss"] in ("nt_xent_loss", "decoupled_contrastive_loss") else 1
+    return (torch.arange(views * sum(case["sizes"])) % 5 + 0.5).view(views, -1)
+
+
+def differentiated_in_group(case: Mapping[str, Any], tensors: Mapping[str, Any], mode: str) -> dict[str, Tensor]:
+    """The same of the own rows; gradients are scaled so that they are those of one process."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    loss = GroupLoss(getattr(fusedloss, case["loss"]), mode=mode)
+    found = differentiated(loss, own(case, tensors, rank), weights(case)[:, part(case, rank)].flatten())
+    of_terms = case["options"].get("reduction") == "none"  # what all processes make of their terms is summed
+    for name, d in found.items():
+        if name == "value":
+            continue
+        if of_rows(case, name):
+            found[name] = d if of_terms else d / world
+        elif name in case["given"]:  # each process has compared its own rows with these
+            dist.all_reduce(d)
+            found[name] = d if of_terms else d / world
+        else:
+            found[name] = d * world if of_terms else d
+    return found
+
+
+def modes(case: Mapping[str, Any]) -> tuple[str, ...]:
+    at_once = case["loss"] in CATALOG and CATALOG[case["loss"]].family in ("triplets", "ranking")
+    return MODES[:1] if at_once or case["options"].get("negatives") == "semihard" else MODES
+
+
+def compare(cases: list[dict[str, Any]]) -> Any:
+    """Cases of which something is not as in one process, and the values of all."""
+    wrong, values = [], []
+    with running("blocked", "small"):
+        for case in cases:
+            tensors = whole(case)
+            alone = differentiated_alone(case, tensors)
+            for mode in modes(case):
+                got = differentiated_in_group(case, tensors, mode)
+                values.append(got["value"])
+                wrong += [f"{mode} {case}: {text}" for text in differences(case, got, alone)]
+    return wrong, values
+
+
+def differences(case: Mapping[str, Any], got: Mapping[str, Tensor], alone: Mapping[str, Tensor]) -> list[str]:
+    want, found = expected(case, alone), []
+    if got.keys() != want.keys():
+        return [f"gradients of {[*got]} instead of {[*want]}"]
+    for name in want:
+        error = (got[name] - want[name]).abs().max() if want[name].numel() else 0.0
+        size = max(alone[name].abs().max(), 0.1) if alone[name].numel() else 0.1  # a gradient may be 0 but for rounding
+        if got[name].shape != want[name].shape or not error <= 1e-12 * size:
+            found.append(f"{name} is {got[name]}, not {want[name]}")
+    return found
+
+
+def of_worlds(cases: list[dict[str, Any]]) -> list[tuple[int, list[dict[str, Any]]]]:
+    return [(n, of) for n in (2, 3) if (of := [case for case in cases if len(case["sizes"]) == n])]
+
+
+def hold(answers: list[Any], cases: list[dict[str, Any]]) -> None:
+    """Nothing is wrong in any process, and the value of a loss is the same to the last bit in all."""
+    for rank, (wrong, _) in enumerate(answers):
+        assert not wrong, f"rank {rank}, {len(wrong)} of {len(cases)} cases: " + "\n".join(wrong[:5])
+    every = [case for case in cases for _ in modes(case)]
+    for case, *values in zip(every, *(values for _, values in answers), strict=True):
+        if values[0].dim() == 0:
+            assert all(value.equal(values[0]) for value in values), f"{case}: {values}"
+
+
+@pytest.mark.parametrize("loss", SHARED)
+def test_a_loss_of_a_group_is_that_of_one_process(loss):
+    for world, cases in of_worlds(cases_of(loss, 3 if grid.FULL else 2)):
+        hold(run(world, compare, cases), cases)
+
+
+def test_every_loss_of_a_batch_is_taken_and_every_other_refused():
+    for row in CATALOG.values():
+        if row.function in SHARED:
+            assert GroupLoss(row.function).name == row.function.__name__
+        else:
+            with pytest.raises(TypeError, match=row.function.__name__):
+                GroupLoss(row.function)
