@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fusedloss
 from fusedloss.distributed import GroupLoss
 
-from . import files
+from . import files, tables
 
 WORLDS = (2, 4)  # processes
 ROWS = 64  # of a process
@@ -119,6 +119,13 @@ def uneven(rank: int, store: str) -> None:
     gathered(torch.ones(ROWS - rank, 32))
 
 
+def table(results: dict[str, Any]) -> str:
+    """The table of docs/distributed.md."""
+    each = results["errors"]
+    rows = [[name, *(f"{errors[name]:.2g}" for errors in each.values())] for name in WAYS]
+    return tables.markdown(["way", *each], rows)
+
+
 def main(path: str | None = None) -> None:
     results: dict[str, Any] = {"meta": files.meta("cpu"), "rows_of_a_process": ROWS, "temperature": TEMPERATURE}
     results["errors"] = {}
@@ -132,9 +139,7 @@ def main(path: str | None = None) -> None:
             results["uneven_gather"] = "no error"
         except Exception as error:
             results["uneven_gather"] = str(error).strip().splitlines()[-1]
-    for world, errors in results["errors"].items():
-        for name, error in errors.items():
-            print(f"{world}: {name:48} {error:.2g}")
+    print(table(results))
     print("a gather of unequal tensors:", results["uneven_gather"])
     if path:
         files.save(Path(path), results)

@@ -45,7 +45,7 @@ def start() -> tuple[int, int, torch.device]:
 
 
 class TwoTowers(nn.Module):
-    """Images [N, 64] and texts, each a bag of words [N, words], -> embeddings [N, 32] of both, and the logits' scale."""
+    """Images [N, 64] and bags of words [N, words] -> embeddings [N, 32] of both, and the scale of logits."""
 
     def __init__(self) -> None:
         super().__init__()

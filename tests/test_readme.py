@@ -9,7 +9,11 @@ import pytest
 from bench import cpu_table, dense, files, gpu_table, report
 
 TEXT = report.README.read_text()
-PAGES = [files.ROOT / "README.md", *sorted((files.ROOT / "docs").glob("*.md"))]  # with tables
+PAGES = [  # with tables
+    page
+    for page in (report.README, *sorted((files.ROOT / "docs").glob("*.md")))
+    if report.MARKERS.search(page.read_text())
+]
 RESULTS = files.ROOT / "bench" / "results"
 
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
