@@ -103,7 +103,7 @@ def save(path: Path, results: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A result file of `bench.cpu_table` ("rows"), `bench.gpu` ("timings"), `bench.accuracy` or `bench.group_memory`."""
+    """A result file of `bench.cpu_table` ("rows"), `bench.gpu` ("timings"), `bench.accuracy`, `bench.group_memory`."""
     try:
         results = json.loads(path.read_text())
     except OSError as error:

@@ -106,7 +106,7 @@ BASE = "whole loss"  # what the others are compared with
 
 
 def inputs(name: str, rank: int, world: int, n: int, d: int) -> tuple[Tensor, Tensor]:
-    """Unit rows of a process, and what they are paired with or their labels: of a batch in which every row has mates."""
+    """Unit rows of a process, and what they are paired with or their labels; every row has mates."""
     generator = torch.Generator().manual_seed(rank)
 
     def rows() -> Tensor:

@@ -1,8 +1,8 @@
 """The README's tables and plots, from result files: `python -m bench.report bench/results/FILE.json ...`.
 
 Files of `bench.cpu_table` and of `bench.gpu`, in the order in which the README shows them; and the tables of
-docs/accuracy.md from those of `bench.accuracy`, by `--readme docs/accuracy.md`, and of docs/distributed.md from those of
-`bench.group_memory`.
+docs/accuracy.md from those of `bench.accuracy`, by `--readme docs/accuracy.md`, and that of docs/distributed.md from
+those of `bench.group_memory`.
 """
 
 from __future__ import annotations
