@@ -7,8 +7,10 @@ r"""Measurements of fusedloss against dense PyTorch, torch.compile and other lib
                           fusedloss.tools.measure (time and peak of a process)   report (the README's tables, and plots)
 
 accuracy measures errors beside those of eager PyTorch, for the rows of regimes: short, long, far from the origin.
-dense times the losses of ranks beside dense PyTorch, as far as that goes. pieces times what the CPU has of its own for
-some pieces against the device code. compile_report writes what compilers make of each loss to
+dense times the losses of ranks beside dense PyTorch, as far as that goes. group_memory measures what a process takes
+for the loss of a whole batch, group_cost says on paper what one of many GPUs would; traffic counts what a process sends
+for both; group_traps says what gradients are wrong where rows are gathered by hand. pieces times what the CPU has of
+its own for some pieces against the device code. compile_report writes what compilers make of each loss to
 results/compiled/LOSS.csv, which the tests hold the kernels to, by `python -m fusedloss report`.
 A quoted number comes from a file in results/: `python -m bench.report bench/results/FILE.json ...` writes it.
 """

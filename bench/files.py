@@ -27,6 +27,7 @@ ENVIRONMENT = (
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
 )
+SECTIONS = {"rows", "timings", "accuracy", "group_memory"}  # of which a file that has a table has one
 
 
 def meta(device: str) -> dict[str, Any]:
@@ -102,15 +103,15 @@ def save(path: Path, results: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A result file of `bench.cpu_table` ("rows"), of `bench.gpu` ("timings") or of `bench.accuracy` ("accuracy")."""
+    """A result file of `bench.cpu_table` ("rows"), `bench.gpu` ("timings"), `bench.accuracy`, `bench.group_memory`."""
     try:
         results = json.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(results, dict) or "meta" not in results or not {"rows", "timings", "accuracy"} & set(results):
-        raise ValueError(f"{path}: no result file, which has 'meta' and 'rows' (CPU), 'timings' (GPU) or 'accuracy'")
+    if not isinstance(results, dict) or "meta" not in results or not SECTIONS & set(results):
+        raise ValueError(f"{path}: no result file, which has 'meta' and one of {', '.join(sorted(SECTIONS))}")
     return results
 
 

@@ -85,7 +85,7 @@ VIEWS = {
 
 def points_of(results: dict[str, Any]) -> list[Point]:
     """What took how long, on a CPU with the most threads."""
-    rows = results["timings"] if "timings" in results else results["rows"] if "accuracy" not in results else []
+    rows = results.get("timings", results.get("rows", []))
     most = max((row.get("threads", 0) for row in rows), default=0)
     return [
         Point(row["case"], member, row["n"], row["d"], row.get("dtype", "float32"), values(row, member, results),

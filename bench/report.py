@@ -1,7 +1,8 @@
 """The README's tables and plots, from result files: `python -m bench.report bench/results/FILE.json ...`.
 
 Files of `bench.cpu_table` and of `bench.gpu`, in the order in which the README shows them; and the tables of
-docs/accuracy.md from those of `bench.accuracy`, by `--readme docs/accuracy.md`.
+docs/accuracy.md from those of `bench.accuracy`, by `--readme docs/accuracy.md`, and that of docs/distributed.md from
+those of `bench.group_memory`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import accuracy, cpu_table, files, gpu_table, tables
+from . import accuracy, cpu_table, files, gpu_table, group_memory, tables
 from .plots import draw, plots_of
 
 README = files.ROOT / "README.md"
@@ -29,7 +30,7 @@ NOTE = (
 
 def section(paths: Sequence[Path], plots: Path = PLOTS, readme: Path = README) -> str:
     """The Markdown between the README's markers."""
-    notes = [NOTE] if any("accuracy" not in files.load(path) for path in paths) else []
+    notes = [NOTE] if any({"rows", "timings"} & files.load(path).keys() for path in paths) else []
     return "\n".join([*notes, *(part for path in paths for part in of_file(path, plots, readme))])
 
 
@@ -83,7 +84,8 @@ def gpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
     yield "</details>\n"
 
 
-SECTIONS = {"rows": cpu_section, "timings": gpu_section, "accuracy": accuracy.section}
+SECTIONS = {"rows": cpu_section, "timings": gpu_section, "accuracy": accuracy.section,
+            "group_memory": group_memory.section}  # fmt: skip
 
 
 def ends(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
