@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from fusedloss import clip_loss, linear_cross_entropy_loss, supcon_loss, use_backend
+from fusedloss import clip_loss, supcon_loss, use_backend
 from fusedloss.backends.triton import tuning
 from fusedloss.backends.triton.launch import recording
-from fusedloss.distributed import GroupLoss
-from fusedloss.groups import MODES, Group, Sizes
+from fusedloss.distributed import GroupLoss, ShardedLinearCrossEntropyLoss
+from fusedloss.groups import MODES
 from fusedloss.tools.footprint import Watch
 from fusedloss.tools.roofline import LAUNCH, floor_seconds
 from fusedloss.tools.workloads import Workload
@@ -76,18 +75,12 @@ def labels(n: int) -> Tensor:
     return torch.empty(n, dtype=torch.int64, device="meta")
 
 
-def sharded(x: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
-    """What linear cross entropy takes if every process has some of the classes: the rows of all, whose states of the
-    own classes are merged, and whose gradient is summed over the processes."""
-    sizes = [x.shape[0]] * dist.get_world_size()
-    group = Group(None, lambda group: Sizes(sizes, sizes))
-    everyone, wanted = group.rows_with_gradient(x, sizes), group.gather(targets, sizes)
-    states = torch.empty(2, N, dtype=torch.float64, device="meta")
-    (
-        group.sum(states),
-        group.most(states[0]),
-    )  # a log sum exp by its largest exponent and a sum, and the logit of a class
-    return linear_cross_entropy_loss(everyone, classes, wanted)
+def sharded(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Linear cross entropy, of which every process has some of the classes."""
+    loss = ShardedLinearCrossEntropyLoss(CLASSES, D, even=True, device="meta", dtype=torch.bfloat16)
+    loss.weight = torch.nn.Parameter(weight[:0])  # the rows are given
+    loss.apart = True  # whether shards differ is looked at once, and not on the device "meta"
+    return torch.func.functional_call(loss, {"weight": weight}, (x, targets))
 
 
 CASES = [

@@ -29,11 +29,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
 import fusedloss
 from fusedloss.distributed import GroupLoss
-from fusedloss.groups import Group, Sizes
+from fusedloss.groups import Group, Sizes, all_gather
 from fusedloss.tools.console import show
 from fusedloss.tools.measure import WARM_ROWS, extra_memory, timed
 
@@ -58,7 +58,7 @@ Step = Callable[..., Tensor]
 
 
 def gathered(own: Tensor) -> Tensor:
-    return torch.cat(all_gather(own))
+    return torch.cat(all_gather_with_gradient(own))
 
 
 def reduce_scattered(own: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def reduce_scattered(own: Tensor) -> Tensor:
 
 def labels_of_all(own: Tensor) -> Tensor:
     found = own.new_empty(dist.get_world_size() * own.shape[0])
-    dist.all_gather_into_tensor(found, own)
+    all_gather(found, own, None)
     return found
 
 

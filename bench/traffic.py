@@ -37,11 +37,15 @@ class Traffic:
     def all_gather_into_tensor(self, output: Tensor, own: Tensor, group: Any = None) -> None:
         self.add(*[(self.world - 1) * own.nbytes] * 2)
 
+    all_gather_single = all_gather_into_tensor  # PyTorch's newer name
+
     def all_gather(self, outputs: Sequence[Tensor], own: Tensor, group: Any = None) -> None:
         self.add(*[(self.world - 1) * own.nbytes] * 2)
 
     def reduce_scatter_tensor(self, own: Tensor, total: Tensor, op: Any = None, group: Any = None) -> None:
         self.add(*[(self.world - 1) * own.nbytes] * 2)
+
+    reduce_scatter_single = reduce_scatter_tensor
 
     def all_reduce(self, total: Tensor, op: Any = None, group: Any = None) -> None:
         self.add(*[2 * (self.world - 1) * total.nbytes // self.world] * 2)

@@ -75,7 +75,7 @@ class Group:
             padded[: own.shape[0]] = own
         found = own.new_empty(self.world * most, *own.shape[1:])
         if found.numel():
-            dist.all_gather_into_tensor(found, padded, group=self.process_group)
+            all_gather(found, padded, self.process_group)
         if min(sizes) == most:
             return found
         return torch.cat([found[r * most : r * most + n] for r, n in enumerate(sizes)])
@@ -87,7 +87,7 @@ class Group:
         padded = total if min(sizes) == most else torch.cat([pad(part, most) for part in parts])
         own = total.new_empty(most, *total.shape[1:])
         if own.numel():
-            dist.reduce_scatter_tensor(own, padded.contiguous(), group=self.process_group)
+            reduce_scatter(own, padded.contiguous(), self.process_group)
         return own[: sizes[self.rank]]
 
     def sum(self, own: Tensor) -> Tensor:
@@ -158,6 +158,18 @@ class Group:
     def owned(self, rows: Tensor) -> Tensor:
         """Rows that no other process has: they receive the derivative of the mean of the processes' losses."""
         return _Owned.apply(rows, self)
+
+
+def all_gather(found: Tensor, own: Tensor, process_group: Any) -> None:
+    """The tensors of all processes, one after the other: by its name from PyTorch 2.13 on, or by that of before."""
+    call = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    call(found, own, group=process_group)
+
+
+def reduce_scatter(own: Tensor, parts: Tensor, process_group: Any) -> None:
+    """The sum over the processes of their part for this one."""
+    call = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    call(own, parts, group=process_group)
 
 
 def pad(rows: Tensor, n: int) -> Tensor:

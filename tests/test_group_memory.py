@@ -10,11 +10,11 @@ from bench.group_memory import FORMS, LOSSES, PAIRS, off, ran
 from bench.traffic import Traffic, imagined
 from fusedloss import use_backend
 from fusedloss.distributed import GroupLoss
-from fusedloss.distributed.agreement import FIELDS, TENSORS
+from fusedloss.distributed.agreement import MOST, Told
 
 (RESULT,) = (files.ROOT / "bench" / "results").glob("group-memory-*.json")
 ROWS = {row["loss"]: row for row in json.loads(RESULT.read_text())["group_memory"]}
-TOLD = 8 * (2 + TENSORS * FIELDS)  # bytes that a process tells before its rows
+TOLD = 8 * (2 + MOST * len(Told()))  # bytes that a process tells before its rows
 ALIKE = 1e-5  # of the largest entry, in float32
 
 

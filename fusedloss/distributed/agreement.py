@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from .. import groups
+from .. import checks, groups
 from ..groups import Group, Shard, Sizes
 from ..losses.catalog import Role
 
@@ -60,7 +59,7 @@ class Agreement:
         self.owner, self.roles, self.options, self.paired, self.even = owner, roles, options, paired, even
         self.own = {name: told(given.get(name)) for name in roles}
         device = next(given[name].device for name, one in self.own.items() if one.dtype)
-        state = f"{torch.is_grad_enabled()} {torch.is_autocast_enabled(device.type)}"
+        state = f"{torch.is_grad_enabled()} {checks.autocast(device)}"
         self.device, self.alike = device, zlib.crc32(f"{owner} {options} {state}".encode())
 
     def exchange(self, group: Group, failed: bool) -> list[list[int]]:
@@ -69,7 +68,7 @@ class Agreement:
         padded = numbers + [0] * (2 + MOST * len(Told()) - len(numbers))  # as many whatever the others call
         own = torch.tensor(padded, dtype=torch.int64).to(self.device)
         all_of = own.new_empty(group.world * own.shape[0])
-        dist.all_gather_into_tensor(all_of, own, group=group.process_group)
+        groups.all_gather(all_of, own, group.process_group)
         return all_of.view(group.world, -1).tolist()
 
     def failed(self, group: Group) -> None:
