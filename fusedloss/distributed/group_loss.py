@@ -57,7 +57,8 @@ class GroupLoss(nn.Module):
     Without DDP average the gradients of the model yourself, after the backward::
 
         for p in model.parameters():
-            dist.all_reduce(p.grad, dist.ReduceOp.AVG)
+            dist.all_reduce(p.grad)
+            p.grad /= dist.get_world_size()
 
     Compiled code is left for the call, with a graph break.
 
