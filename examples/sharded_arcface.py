@@ -58,9 +58,8 @@ def train(args: argparse.Namespace, rank: int, world: int, device: torch.device)
     print(f"rank {rank} has the classes {[*loss_function.classes]}", flush=True)
     optimizer = torch.optim.Adam([*encoder.parameters(), *loss_function.parameters()], lr=2e-3)
 
-    shuffle = torch.Generator().manual_seed(0)  # of its own: shards draw their rows, each as many as it has
     for epoch in range(3 if args.quick else args.epochs):
-        for batch in torch.randperm(len(x), generator=shuffle).split(args.batch):
+        for batch in torch.randperm(len(x)).split(args.batch):
             own = batch.tensor_split(world)[rank].to(device)  # parts need not be of one size
             loss = loss_function(encoder(x[own]), labels[own])  # labels are those of all classes
             optimizer.zero_grad()

@@ -226,14 +226,16 @@ def checkpointed():
     both = all(torch.equal(a, b) for a, b in zip(joined.parameters(), gathered.parameters(), strict=True))
     back = distributed.ShardedLinearCrossEntropyLoss.from_unsharded(joined)
     round_trip = all(torch.equal(a, b) for a, b in zip(shard.parameters(), back.parameters(), strict=True))
-    return same and kept, refused, both, round_trip, shard.weight[0].tolist(), type(joined).__name__
+    begun = shard.weight[0].tolist()
+    return same and kept, refused, both, round_trip, begun, type(joined).__name__, float(torch.rand(()))
 
 
 def test_states_are_of_shards_which_join_and_part():
     results = run(2, checkpointed)
-    for same, refused, both, round_trip, _, name in results:
+    for same, refused, both, round_trip, _, name, drawn in results:
         assert same and both and round_trip and name == "LinearCrossEntropyLoss"
         assert "0 to 5 of 11" in refused and "6 to 10 of 11" in refused
+        assert drawn == results[0][-1], "default generators are out of step"
     assert results[0][4] != results[1][4], "the shards begin with the same rows"
 
 

@@ -89,11 +89,15 @@ class ShardedLoss(ClassLossModule):
         self.apart = False  # whether the shards were seen to differ
 
     def reset_parameters(self) -> None:
-        super().reset_parameters()
         rows = getattr(self, self.rows)
-        if self.rank and not rows.is_meta:
-            seed = int(torch.randint(2**62, ()).item()) + self.rank
-            nn.init.normal_(rows, std=self.dim**-0.5, generator=torch.Generator(rows.device).manual_seed(seed))
+        nn.init.normal_(rows, std=self.dim**-0.5, generator=self._generator(rows.device))
+        if self.begins_with_bias:
+            nn.init.zeros_(self.bias)
+
+    def _generator(self, device: torch.device) -> torch.Generator | None:
+        """One of this process. Seeds are drawn as one number by all, whose default generators stay in step."""
+        seed = int(torch.randint(2**62, (), device="cpu")) + self.rank
+        return None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
 
     def forward(self, *tensors: Any, **named: Any) -> Any:
         if alone(self.group):
@@ -146,7 +150,8 @@ class ShardedLoss(ClassLossModule):
         at = group.gather(index, group.rows) - self.classes.start
         here = at.where((at >= 0) & (at < own), own)
         positive = torch.zeros(own + 1, device=x.device).index_fill_(0, here, 1.0)[:own]
-        drawn = (torch.rand(own, device=x.device) + positive).topk(count).indices.sort().values
+        chance = torch.rand(own, device=x.device, generator=self._generator(x.device))
+        drawn = (chance + positive).topk(count).indices.sort().values
         group.shard = group.shard._replace(numbers=group.shard.numbers[drawn])
         return drawn
 
