@@ -293,8 +293,8 @@ def test_a_loss_of_a_group_is_as_exact_as_one_process(loss):
         assert not wrong, f"rank {rank}: " + "\n".join(wrong)
 
 
-# One of every kind: states of the own rows alone, hinges, two states a row, columns that are anchors too, offsets of rows,
-# mined pairs, triplets, ranks.
+# One of every kind: log sums, hinges, offsets of columns too, columns that are anchors too, offsets of rows, by labels
+# and by states; mined pairs, triplets, ranks.
 ON_KERNELS = (
     ("supcon_loss", {}),
     ("pairwise_contrastive_loss", {}),
