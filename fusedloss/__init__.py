@@ -2,14 +2,17 @@ r"""Metric-learning losses fused into Triton tiles: the N x M score matrix never
 
 Layers, each importing only to its right:
 
-    tools/  ->  memory_bank  modules  ->  losses/  ->  ops/  ->  backends/  triton/   ->  kernels/ (device code)
-                                                                            blocked/  (PyTorch, any device, float64)
-    checks: arguments, at the boundary; options: rules of a loss's options, and help with their names; reference: every
-    loss in dense PyTorch, the specification; these import none of the layers
+    tools/  ->  memory_bank    ->  losses/  ->  ops/  ->  backends/  triton/   ->  kernels/ (device code)
+                distributed/                                         blocked/  (PyTorch, any device, float64)
+                modules
+    checks: arguments, at the boundary; options: rules of a loss's options, and help with their names; groups: the
+    processes that share a batch, and what they exchange; reference: every loss in dense PyTorch, the specification;
+    these import none of the layers
 
 A call of a loss checks its arguments (`checks`), puts what it asks for into a record (`backends/request.py`), whose
 leaves are the arguments of a `torch.autograd.Function` (`ops/registration.py`), and applies a closing formula to what
-the backend returns (`losses/reduce.py`).
+the backend returns (`losses/reduce.py`). Over a group of processes the record goes by `ops/shared.py`, which gives the
+backend the columns of all of them, and the closing formula's sums are those of all.
 """
 
 import os

@@ -116,13 +116,13 @@ class Group:
             """Block k - 1 goes to the process before this one, and block k comes from the one after it."""
             n = sizes[(self.rank + k) % self.world]
             coming = tuple(None if t is None else t.new_empty(n, *t.shape[1:]) for t in block)
-            sends = [
-                dist.P2POp(dist.isend, t, to, whole, i) for i, t in enumerate(block) if t is not None and t.numel()
+            ways = ((dist.isend, block, to), (dist.irecv, coming, source))
+            operations = [
+                dist.P2POp(way, t, peer, whole, tag)
+                for way, tensors, peer in ways
+                for tag, t in enumerate(tensors)
+                if t is not None and t.numel()
             ]
-            receives = (
-                dist.P2POp(dist.irecv, t, source, whole, i) for i, t in enumerate(coming) if t is not None and t.numel()
-            )
-            operations = [*sends, *receives]
             return dist.batch_isend_irecv(operations) if operations else [], coming
 
         works, coming = passed_on(tuple(None if t is None else t.detach().contiguous() for t in own), 1)

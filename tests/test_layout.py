@@ -14,6 +14,7 @@ import torch
 
 import fusedloss
 from fusedloss import reference
+from fusedloss.distributed import GroupLoss
 
 ROOT = Path(fusedloss.__file__).parent.parent
 FUNCTIONS = [
@@ -171,7 +172,7 @@ def test_public_names_are_sorted_and_exist():
     assert {f.__name__ for f in FUNCTIONS} <= set(fusedloss.__all__)
 
 
-@pytest.mark.parametrize("documented", [*FUNCTIONS, fusedloss.MemoryBank])
+@pytest.mark.parametrize("documented", [*FUNCTIONS, fusedloss.MemoryBank, GroupLoss])
 def test_docstring_examples_hold(documented):
     names = dict(vars(sys.modules[documented.__module__]), torch=torch, fusedloss=fusedloss)
     tests = doctest.DocTestFinder().find(documented, globs=names)

@@ -82,7 +82,7 @@ class Fold(NamedTuple):
         if v is None or self.batch.y is None:
             return v, v
         if self.offsets_of == "both":
-            N = len(self.batch.x)
+            N = self.batch.x.shape[0]
             return v[:N], v[N:]
         return (v, None) if self.offsets_of == "rows" else (None, v)
 

@@ -33,6 +33,8 @@ class Told(NamedTuple):
     depth: int = 0
 
     def __str__(self) -> str:
+        if not self.dtype:
+            return "None"
         shape = (self.rows, self.width, self.depth)[: self.dim]
         return f"{DTYPES[self.dtype]} {shape}{' that wants a gradient' if self.wanted else ''}"
 

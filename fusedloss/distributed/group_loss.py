@@ -107,11 +107,6 @@ class GroupLoss(nn.Module):
         offset = given.get("offset", _option(self.loss, "offset"))
         if "offset" in self.options and self.name != "info_nce_loss" and offset != 0:
             raise ValueError(f"GroupLoss of {self.name}: offset must be 0, of own pairs, got {offset!r}")
-        if self.name == "lifted_structure_loss" and given.get("ref_embeddings") is not None:
-            raise ValueError(
-                f"GroupLoss of {self.name}: ref_embeddings must be None: the negatives of a reference would be rows of "
-                "all processes"
-            )
 
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}, even={self.even}"

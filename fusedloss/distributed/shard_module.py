@@ -96,9 +96,9 @@ class ShardedLoss(ClassLossModule):
             nn.init.normal_(rows, std=self.dim**-0.5, generator=torch.Generator(rows.device).manual_seed(seed))
 
     def forward(self, *tensors: Any, **named: Any) -> Any:
-        call, owner = partial(super().forward, *tensors, **named), type(self).__name__
         if alone(self.group):
-            return call()
+            return super().forward(*tensors, **named)
+        call, owner = partial(self._step, *tensors, **named), type(self).__name__
         given = self.called.bind(f"{owner}.forward", tensors, named)
         tensors_of = CATALOG[self.function.__name__].tensors
         roles = {name: role for name, role in tensors_of.items() if role is not Role.CLASSES}
@@ -109,6 +109,12 @@ class ShardedLoss(ClassLossModule):
         )  # fmt: skip
         shard = Shard(numbers, self.num_classes)
         return over_group(call, self.group, owner, roles, given, options, shard=shard, even=self.even)
+
+    def _step(self, *tensors: Any, **named: Any) -> Any:
+        value = super().forward(*tensors, **named)
+        if not self.apart:
+            self._look_apart()
+        return value
 
     def _arguments(self, tensors: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
         arguments = super()._arguments(tensors, named)
@@ -124,7 +130,6 @@ class ShardedLoss(ClassLossModule):
         for name in self._of_classes():
             own = group.owned(arguments[name])
             arguments[name] = own if at is None else own.index_select(0, at)
-        self._look_apart(group)
         return arguments
 
     def _sampled(self, target: Any, embeddings: Any, group: Group) -> Tensor | None:
@@ -139,18 +144,15 @@ class ShardedLoss(ClassLossModule):
         if count == own:
             return None
         at = group.gather(index, group.rows) - self.classes.start
-        positive = torch.zeros(own + 1, device=x.device).index_fill_(0, at.where((at >= 0) & (at < own), own), 1.0)[
-            :own
-        ]
+        here = at.where((at >= 0) & (at < own), own)
+        positive = torch.zeros(own + 1, device=x.device).index_fill_(0, here, 1.0)[:own]
         drawn = (torch.rand(own, device=x.device) + positive).topk(count).indices.sort().values
         group.shard = group.shard._replace(numbers=group.shard.numbers[drawn])
         return drawn
 
-    def _look_apart(self, group: Group) -> None:
+    def _look_apart(self) -> None:
         """Whether the shards differ, as they do unless something gave all processes the same rows; once."""
-        if self.apart:
-            return
-        first = getattr(self, self.rows).detach()[:1].flatten(1)
+        group, first = Group(self.group, None), getattr(self, self.rows).detach()[:1].flatten(1)
         all_of = group.gather(first, [1] * group.world)
         same = (all_of[1:] == all_of[:1]).all() & all_of.any()
         if bool(same):
@@ -171,6 +173,11 @@ class ShardedLoss(ClassLossModule):
                 f"{own['num_classes']}, got {state['first']} to {state['stop'] - 1} of {state['num_classes']}; join "
                 "shards with unsharded(states) and take from_unsharded"
             )
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        if (state := state_dict.get(f"{prefix}_extra_state")) is not None:
+            self.set_extra_state(state)  # before the rows are those of another shard
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def unsharded(self, states: Sequence[Mapping[str, Any]] | None = None) -> ClassLossModule:
         """The loss with the rows of all classes.

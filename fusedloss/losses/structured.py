@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import checks, ops
+from .. import checks, groups, ops
 from ..options import flag, integer, label, number, one_of, optional, options
 from .reduce import OF_HINGES, REDUCTIONS, reduce, similarity, softplus
 
@@ -195,6 +195,7 @@ def lifted_structure_loss(
         embeddings, labels, ref_offset, ignore_index: as for `multi_similarity_loss`.
         ref_embeddings, ref_labels: [M, D] and [M], the set to compare with; the negatives of a reference are then the
             anchors with another label (pytorch-metric-learning takes those of the anchor with the reference's index).
+            Not over a group of processes.
         neg_margin, pos_margin, normalize: as for `generalized_lifted_structure_loss`.
         reduction: "mean" over the ordered positive pairs, "active" (the mean over those whose value is above 0),
             "sum", or "none" ([N]: the sum of each anchor's pairs).
@@ -221,6 +222,10 @@ def lifted_structure_loss(
     tensor([2.5968, 2.5968, 0.0000])
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    if batch.y is not None and groups.current() is not None:
+        raise ValueError(
+            "ref_embeddings must be None over a group: the negatives of a reference are rows of all its processes"
+        )
     metric = "chord" if normalize else "euclidean"
     neg = ops.of("lse", scale=-1.0, bias=neg_margin)
     (push,) = ops.fold(batch, "softmax", metric, neg=neg, columns=batch.y is not None)

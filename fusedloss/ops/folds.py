@@ -28,8 +28,8 @@ def _fold_grad_fake(g: FoldGrad) -> tuple[Tensor, ...]:
     tensors = ((b.x, g.want_x), (b.y, g.want_y), (g.fold.numbers, g.want_numbers))
     rows = (b.x.new_empty(0) if t is None or not wanted else t.new_empty(t.shape) for t, wanted in tensors)
     sides = zip(g.fold.split_offsets, (g.want_x_offsets, g.want_y_offsets and b.y is not None), strict=True)
-    offsets = [v.new_empty(v.shape) for v, wanted in sides if v is not None and wanted]
-    return (*rows, torch.cat(offsets) if offsets else b.x.new_empty(0))
+    shifted = [v for v, wanted in sides if v is not None and wanted]
+    return (*rows, (shifted[0] if shifted else b.x).new_empty(sum(v.shape[0] for v in shifted)))
 
 
 fold_grad_op = Operation("fold_grad", FoldGrad, "(Tensor, Tensor, Tensor, Tensor)", _fold_grad_fake)

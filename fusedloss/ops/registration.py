@@ -91,6 +91,24 @@ def on_device_of(x: Tensor) -> Iterator[None]:
         yield
 
 
+def keep(ctx: Any, leaves: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+    """For the backward: leaves, of which some are tensors, and tensors that the forward made."""
+    ctx.leaves, ctx.places = [*leaves], [i for i, value in enumerate(leaves) if isinstance(value, Tensor)]
+    ctx.save_for_backward(*(leaves[i] for i in ctx.places), *outputs)
+    for i in ctx.places:
+        ctx.leaves[i] = None
+
+
+def kept(ctx: Any) -> tuple[list[Any], Sequence[Tensor]]:
+    saved, leaves = (
+        ctx.saved_tensors,
+        [*ctx.leaves],
+    )  # read once: activation checkpointing unpacks them as they are read
+    for i, tensor in zip(ctx.places, saved, strict=False):
+        leaves[i] = tensor
+    return leaves, saved[len(ctx.places) :]
+
+
 def as_tensor(values: Any) -> Any:
     """A float, or a list of them, as the op takes it; a product is what compiled code keeps as a product."""
     if isinstance(values, list):
@@ -177,20 +195,13 @@ class Operation:
             return
         outputs = output if isinstance(output, tuple) else (output,)
         ctx.mark_non_differentiable(*filterfalse(torch.is_floating_point, outputs))
-        ctx.leaves, ctx.places = [*inputs], [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
-        ctx.save_for_backward(*(inputs[i] for i in ctx.places), *(outputs if self.saves_outputs else ()))
-        for i in ctx.places:
-            ctx.leaves[i] = None
+        keep(ctx, inputs, outputs if self.saves_outputs else ())
 
     def gradients(self, ctx: Any, *derivatives: Tensor) -> tuple[Tensor | None, ...]:
         if self.backward is None:
             raise RuntimeError("fusedloss losses can be differentiated once: double backward is not implemented")
-        saved = ctx.saved_tensors  # read once: activation checkpointing unpacks them as they are read
-        *values, backend = ctx.leaves
-        for i, tensor in zip(ctx.places, saved, strict=False):
-            values[i] = tensor
+        (*values, backend), outputs = kept(ctx)
         *needed, _ = ctx.needs_input_grad
-        outputs = saved[len(ctx.places) :]
         found = self.backward(rebuilt(self.kind, values), rebuilt(self.kind, needed), backend, outputs, derivatives)
         by_leaf = [found.get(name) if wanted else None for name, wanted in zip(leaves(self.kind), needed, strict=True)]
         return (*by_leaf, None)

@@ -29,7 +29,7 @@ from ..backends.request import (
 )
 from ..checks import Batch
 from ..groups import Group
-from .registration import flat, on_device_of, rebuilt
+from .registration import flat, keep, kept, on_device_of, rebuilt
 
 Sizes = Sequence[int]
 
@@ -122,17 +122,19 @@ class Way:
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """dx of the own rows, and by numbers and by the rows' offsets: of anchors among rows and columns, of which this
         process has its own."""
-        alone = self.own.batch.y is None
+        self_batch = self.own.batch.y is None
         others = self.others(columns)
         if self.at_once and columns is not None:
             columns = unpacked(self.group.gather(packed(columns), self.columns))
-        sides = [of for of in (rows, columns if self.at_once or not alone else None) if of is not None]
+        if self_batch and not self.at_once:  # own columns are the rows
+            columns = None
+        sides = [of for of in (rows, columns) if of is not None]
         anchors = "both" if len(sides) == 2 else "columns" if rows is None else "rows"
         states, dstates = (torch.cat(parts, 1) for parts in zip(*sides, strict=True))
         want_x, want_numbers, want_offsets = wants
         request = FoldGrad(self.fold, states, dstates, want_x, False, want_numbers, want_offsets, False, anchors)
         dx, _, by_numbers, by_offsets = backends.module(backend).fold_grad(request, others)
-        if alone and self.at_once:  # the other process of a pair counts it too
+        if self_batch and self.at_once:  # the other process of a pair counts it too
             by_numbers = by_numbers / 2
         return dx, by_numbers, by_offsets
 
@@ -170,20 +172,13 @@ class SharedFold(torch.autograd.Function):
                 ways.append(Way(flipped(f), group, rows, moved))
             states = torch.cat([module.fold(way.fold, way.others()) for way in ways], 1)
         ctx.group, ctx.backend, ctx.sizes, ctx.moved, ctx.columns = group, backend, (rows, columns), moved, f.columns
-        ctx.leaves = [leaf for kept in (f, *(way.fold for way in ways)) for leaf in flat(kept)]
-        ctx.places = [i for i, leaf in enumerate(ctx.leaves) if isinstance(leaf, Tensor)]
-        ctx.save_for_backward(states, *(ctx.leaves[i] for i in ctx.places))
-        for i in ctx.places:
-            ctx.leaves[i] = None
+        keep(ctx, [leaf for fold in (f, *(way.fold for way in ways)) for leaf in flat(fold)], [states])
         return states
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dstates: Tensor) -> Any:
-        states, *tensors = ctx.saved_tensors
-        leaves = [*ctx.leaves]
-        for i, tensor in zip(ctx.places, tensors, strict=True):
-            leaves[i] = tensor
+        leaves, (states,) = kept(ctx)
         count = len(leaves) // (3 if ctx.columns else 2)
         f, *folds = (rebuilt(Fold, leaves[i : i + count]) for i in range(0, len(leaves), count))
         b, group, (rows, columns), N = f.batch, ctx.group, ctx.sizes, f.batch.x.shape[0]
