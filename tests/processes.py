@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+TIMEOUT = timedelta(seconds=60)  # of a group
 GRACE = 3.0  # seconds that the others have when one of them has failed: they may wait for it
 
 
@@ -27,12 +28,10 @@ class Process(NamedTuple):
 RUNNING: list[Process] = []  # of this process; they end with it
 
 
-def run(
-    world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0, limit: float = 240.0
-) -> list[Any]:
+def run(world: int, function: Callable[..., Any], *arguments: Any, limit: float = 240.0) -> list[Any]:
     """What a function of a module returns in each of `world` processes, by rank: the whole of a new Gloo group.
 
-    timeout: of the group; limit: of the whole call; seconds both.
+    limit: of the whole call, in seconds.
 
     Raises:
         AssertionError: with the traceback of every process that failed. Where one has died, or others still wait, all
@@ -40,10 +39,11 @@ def run(
     """
     while len(RUNNING) < world:
         RUNNING.append(started())
+    call = pickle.dumps((function, arguments))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for rank, one in enumerate(RUNNING[:world]):
-            group = dict(rank=rank, world_size=world, timeout=timedelta(seconds=timeout))
-            one.connection.send_bytes(pickle.dumps((f"file://{folder}/store", group, function, arguments)))
+            group = dict(rank=rank, world_size=world, timeout=TIMEOUT)
+            one.connection.send_bytes(pickle.dumps((f"file://{folder}/store", group, call)))
         answers, failures = collected(dict(enumerate(RUNNING[:world])), limit)
     if len(answers) + len(failures) < world or None in failures.values():
         stop()
@@ -100,13 +100,13 @@ def serve(connection: Connection) -> None:
             request = connection.recv_bytes()
         except EOFError:
             return
+        store, group, call = pickle.loads(request)
+        dist.init_process_group("gloo", init_method=store, **group)
         try:
-            store, group, function, arguments = pickle.loads(request)
-            dist.init_process_group("gloo", init_method=store, **group)
-            try:
-                answer = pickle.dumps((True, function(*arguments)))
-            finally:
-                dist.destroy_process_group()
+            dist.barrier()  # nobody leaves before all are connected: half a group would be in the way of the next
+            function, arguments = pickle.loads(call)
+            answer = pickle.dumps((True, function(*arguments)))
         except Exception:
             answer = pickle.dumps((False, traceback.format_exc()))
+        dist.destroy_process_group()
         connection.send_bytes(answer)

@@ -10,12 +10,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 import fusedloss
+from fusedloss import reference
 from fusedloss.distributed import GroupLoss
-from fusedloss.distributed.agreement import OF_KEYS, OF_ROWS
+from fusedloss.distributed.agreement import AS_MANY
 from fusedloss.losses.catalog import CATALOG, IN_BATCH, Role
 from fusedloss.options import rules_of
 from tests import grid
-from tests.compare import accumulated
+from tests.compare import ATOL, accumulated, distance, rounding
 from tests.grid import LEARNABLE, covering, example, ignoring, reductions, running
 from tests.processes import run
 
@@ -24,7 +25,7 @@ SHARED = [row.function for row in CATALOG.values() if row.products is not None a
 
 # How many rows each process has: some, none, all of them.
 SIZES = ((4, 4), (7, 3), (0, 6), (0, 0), (3, 3, 3), (7, 0, 5), (1, 9, 2), (8, 0, 0))
-# Labels of all classes everywhere; rows of the first process that have no positive; a class of its own for each process.
+# Labels of all classes everywhere; rows of the first process that have no positive; one class for each process.
 LABELS = ("mixed", "alone", "own")
 # Moderate numbers, as in test_structured, that are above and below some of the pairs.
 NUMBERS: dict[str, dict[str, Any]] = {
@@ -88,6 +89,7 @@ def cases_of(loss: Any, strength: int = 2) -> list[dict[str, Any]]:
         "given": optional(loss),
         "learned": ((), learned(loss)) if learned(loss) else ((),),
         "variant": range(len(variants)),
+        "mode": MODES,
     }
     found = []
     for case in covering(axes, strength):
@@ -127,7 +129,7 @@ def own(case: Mapping[str, Any], tensors: Mapping[str, Any], rank: int) -> dict[
 
 def of_rows(case: Mapping[str, Any], name: str) -> bool:
     roles = CATALOG[case["loss"]].tensors if case["loss"] in CATALOG else IN_BATCH
-    return roles.get(name) in (*OF_ROWS, *OF_KEYS)
+    return roles.get(name) in itertools.chain(*AS_MANY)
 
 
 def part(case: Mapping[str, Any], rank: int) -> slice:
@@ -185,8 +187,9 @@ def differentiated_in_group(case: Mapping[str, Any], tensors: Mapping[str, Any],
 
 
 def modes(case: Mapping[str, Any]) -> tuple[str, ...]:
-    at_once = case["loss"] in CATALOG and CATALOG[case["loss"]].family in ("triplets", "ranking")
-    return MODES[:1] if at_once or case["options"].get("negatives") == "semihard" else MODES
+    """Those of a case: that of its grid, otherwise both; of a loss that wants all rows at once there is one."""
+    at_once = CATALOG[case["loss"]].family in ("triplets", "ranking") or case["options"].get("negatives") == "semihard"
+    return MODES[:1] if at_once else (case["mode"],) if "mode" in case else MODES
 
 
 def compare(cases: list[dict[str, Any]]) -> Any:
@@ -194,12 +197,10 @@ def compare(cases: list[dict[str, Any]]) -> Any:
     wrong, values = [], []
     with running("blocked", "small"):
         for case in cases:
-            tensors = whole(case)
-            alone = differentiated_alone(case, tensors)
-            for mode in modes(case):
-                got = differentiated_in_group(case, tensors, mode)
-                values.append(got["value"])
-                wrong += [f"{mode} {case}: {text}" for text in differences(case, got, alone)]
+            tensors, (mode,) = whole(case), modes(case)
+            got = differentiated_in_group(case, tensors, mode)
+            values.append(got["value"])
+            wrong += [f"{case}: {text}" for text in differences(case, got, differentiated_alone(case, tensors))]
     return wrong, values
 
 
@@ -223,8 +224,7 @@ def hold(answers: list[Any], cases: list[dict[str, Any]]) -> None:
     """Nothing is wrong in any process, and the value of a loss is the same to the last bit in all."""
     for rank, (wrong, _) in enumerate(answers):
         assert not wrong, f"rank {rank}, {len(wrong)} of {len(cases)} cases: " + "\n".join(wrong[:5])
-    every = [case for case in cases for _ in modes(case)]
-    for case, *values in zip(every, *(values for _, values in answers), strict=True):
+    for case, *values in zip(cases, *(values for _, values in answers), strict=True):
         if values[0].dim() == 0:
             assert all(value.equal(values[0]) for value in values), f"{case}: {values}"
 
@@ -233,6 +233,137 @@ def hold(answers: list[Any], cases: list[dict[str, Any]]) -> None:
 def test_a_loss_of_a_group_is_that_of_one_process(loss):
     for world, cases in of_worlds(cases_of(loss, 3 if grid.FULL else 2)):
         hold(run(world, compare, cases), cases)
+
+
+POINTS = dict(labels="mixed", given=(), learned=(), ignored=None)
+
+
+def of_dtypes(loss: Any) -> list[dict[str, Any]]:
+    """What a loss and its variants are of a batch that some of the processes have."""
+    variants = [{}, *CATALOG[loss.__name__].variants, *VARIANTS.get(loss.__name__, ())]
+    found = []
+    for variant, sizes in zip(variants, itertools.cycle(((7, 0, 5), (4, 3, 4)))):
+        options = base(loss) | variant
+        given = () if options.get("in_batch_negatives", True) else ("negatives",)
+        found.append(dict(loss=loss.__name__, options=options, sizes=sizes) | POINTS | dict(given=given))
+    return found
+
+
+def exactness(cases: list[dict[str, Any]], dtypes: list[torch.dtype], backend: str, plan: str, offset: float) -> Any:
+    """Cases in which an error is larger than that of one process, beside the reference in float64."""
+    wrong = []
+    with running(backend, plan):
+        for case, dtype in itertools.product(cases, dtypes):
+            tensors = whole(case, dtype)
+            if offset:
+                tensors["embeddings"] = (tensors["embeddings"].double() + offset).to(dtype)
+            wide = {
+                name: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t
+                for name, t in tensors.items()
+            }
+            exact = differentiated(getattr(reference, case["loss"]), wide, weights(case).flatten())
+            alone = differentiated_alone(case, tensors)
+            for mode in modes(case):
+                got = differentiated_in_group(case, tensors, mode)
+                wrong += [f"{mode} {dtype} {case}: {text}" for text in less_exact(case, got, alone, exact, dtype)]
+    return wrong
+
+
+def less_exact(
+    case: Mapping[str, Any], got: Mapping[str, Tensor], alone: Mapping[str, Tensor], exact: Mapping[str, Tensor],
+    dtype: torch.dtype,
+) -> list[str]:  # fmt: skip
+    found, want = [], expected(case, exact)
+    for name, t in want.items():
+        assert got[name].dtype is alone[name].dtype and t.isfinite().all()
+        stored = dtype if exact[name].dim() else accumulated(dtype)
+        atol = (ATOL[accumulated(dtype)] + rounding(stored)) * exact[name].abs().max()
+        bound = 1.5 * distance(alone[name], exact[name], torch.inf) + atol
+        error = distance(got[name], t, torch.inf) if t.numel() else 0.0
+        if not error <= bound:
+            found.append(f"{name} has error {error:.3g} > {bound:.3g}")
+    return found
+
+
+@pytest.mark.parametrize("loss", SHARED)
+def test_a_loss_of_a_group_is_as_exact_as_one_process(loss):
+    dtypes = [torch.float32, torch.float16, torch.bfloat16]
+    for rank, wrong in enumerate(run(3, exactness, of_dtypes(loss), dtypes, "blocked", "small", 0.0)):
+        assert not wrong, f"rank {rank}: " + "\n".join(wrong)
+
+
+# One of every kind: log sums, hinges, offsets of columns too, columns that are anchors too, offsets of rows, by labels
+# and by states; mined pairs, triplets, ranks.
+ON_KERNELS = (
+    ("supcon_loss", {}),
+    ("pairwise_contrastive_loss", {}),
+    ("lifted_structure_loss", {}),
+    ("clip_loss", {}),
+    ("margin_loss", VARIANTS["margin_loss"][0]),
+    ("pairwise_nt_xent_loss", {}),
+    ("batch_hard_triplet_loss", {}),
+    ("batch_semihard_triplet_loss", {}),
+    ("smooth_ap_loss", {}),
+)
+
+
+def point(loss: str, sizes: tuple[int, ...] = (7, 0, 5), **options: Any) -> dict[str, Any]:
+    """One case of a loss."""
+    return dict(loss=loss, options=base(getattr(fusedloss, loss)) | options, sizes=sizes) | POINTS
+
+
+@pytest.mark.parametrize(("loss", "options"), ON_KERNELS)
+def test_a_loss_of_a_group_is_as_exact_as_one_process_on_kernels(loss, options):
+    cases = [point(loss, (5, 3), **options)]
+    for rank, wrong in enumerate(run(2, exactness, cases, [torch.float32], "triton", "small", 0.0)):
+        assert not wrong, f"rank {rank}: " + "\n".join(wrong)
+
+
+def test_rows_far_from_the_origin_are_as_exact_as_in_one_process():
+    """In both modes they are moved by the box of the rows of all processes."""
+    losses = ("pairwise_contrastive_loss", "batch_hard_triplet_loss", "batch_all_triplet_loss")
+    cases = [point(loss, sizes) for loss in losses for sizes in ((7, 0, 5), (4, 3, 4))]
+    cases += [point("nca_loss", metric=metric) for metric in ("euclidean", "sqeuclidean", "manhattan")]
+    for rank, wrong in enumerate(run(3, exactness, cases, [torch.float32], "blocked", "small", 1000.0)):
+        assert not wrong, f"rank {rank}: " + "\n".join(wrong)
+
+
+def pairs_of_a_group(sizes: tuple[int, ...], options: dict[str, Any], mode: str) -> list[str]:
+    """What differs from the pairs of one process: indices, distances, and the gradient through both of them."""
+    case = dict(loss="hardest_pairs", sizes=sizes, options={}) | POINTS
+    wrong = []
+    with running("blocked", "small"):
+        for D, grid_of in ((5, False), (2, True)):
+            x, labels = grid.batch(sum(sizes), D, classes=3)
+            x = (4 * x).round() if grid_of else x  # many equal distances
+            rank, at = dist.get_rank(), part(case, dist.get_rank())
+            whole_x, own_x = x.clone().requires_grad_(), x[at].clone().requires_grad_()
+            want = fusedloss.hardest_pairs(whole_x, labels, **options)
+            got = GroupLoss(fusedloss.hardest_pairs, mode=mode)(own_x, labels[at], **options)
+            for name, g, w in zip(got._fields, got, (t[at] for t in want), strict=True):
+                if not torch.allclose(g, w, rtol=1e-12, atol=1e-12, equal_nan=True):
+                    wrong.append(f"{name} {g}, not {w}")
+            factor = torch.arange(1.0, 1 + sum(sizes))
+            (want.positive_distance.nan_to_num() - 2 * want.negative_distance.nan_to_num()).mul(factor).sum().backward()
+            own_sum = (
+                (got.positive_distance.nan_to_num() - 2 * got.negative_distance.nan_to_num()).mul(factor[at]).sum()
+            )
+            own_sum.backward()
+            if not torch.allclose(own_x.grad, whole_x.grad[at], rtol=1e-12, atol=1e-12):
+                wrong.append(f"gradient {own_x.grad}, not {whole_x.grad[at]} of rank {rank}")
+    return wrong
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("sizes", [(7, 3), (0, 6), (5, 0, 8)])
+@pytest.mark.parametrize("negatives", ["hardest", "easiest", "semihard"])
+def test_pairs_are_those_of_the_whole_batch(sizes, negatives, mode):
+    if (mode, negatives) == ("ring", "semihard"):
+        pytest.skip("gathers")
+    for metric, positives in (("euclidean", "hardest"), ("cosine", "easiest"), ("manhattan", "hardest")):
+        options = dict(metric=metric, positives=positives, negatives=negatives)
+        for rank, wrong in enumerate(run(len(sizes), pairs_of_a_group, sizes, options, mode)):
+            assert not wrong, f"rank {rank}, {options}: " + "\n".join(wrong)
 
 
 def test_every_loss_of_a_batch_is_taken_and_every_other_refused():
