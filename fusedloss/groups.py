@@ -242,7 +242,11 @@ _current: ContextVar[Group | None] = ContextVar("fusedloss_group", default=None)
 
 def alone(process_group: Any) -> bool:
     """Whether there is no other process."""
-    return not dist.is_available() or not dist.is_initialized() or dist.get_world_size(process_group) == 1
+    if not dist.is_available() or not dist.is_initialized():
+        return True
+    if dist.get_rank(process_group) < 0:
+        raise ValueError(f"group must have this process, of rank {dist.get_rank()}, among its own, got one without it")
+    return dist.get_world_size(process_group) == 1
 
 
 def current() -> Group | None:

@@ -426,6 +426,11 @@ def failing(name: str) -> tuple[str, float]:
         named["temperature"] = torch.tensor(0.5, requires_grad=second)
     elif name == "a tensor":
         named["temperature"] = torch.tensor(0.5) if second else 0.5
+    elif name == "offsets":
+        loss, of_own = fusedloss.ClipLoss(logit_scale=2.0), own.detach()
+        named["offset"] = rank
+    elif name == "boundaries":
+        loss = fusedloss.MarginLoss(beta=torch.ones(4 + rank, dtype=torch.float64))
     else:
         raise ValueError(name)
 
@@ -461,6 +466,11 @@ def failing(name: str) -> tuple[str, float]:
         ("option of one", "RuntimeError: .*the arguments of rank 1 are wrong", "ValueError: temperature must be"),
         ("references of one", "ValueError: .*ref_embeddings must be alike", None),
         ("unknown", "RuntimeError: .*the arguments of rank 1 are wrong", "TypeError: .*temprature"),
+        ("no tensors", "RuntimeError: .*the arguments of rank 1 are wrong", "TypeError: embeddings must be a tensor"),
+        ("a wish to learn", "ValueError: .*requires_grad=False", "ValueError: .*requires_grad=True"),
+        ("a tensor", "ValueError: .*temperature=0.5", "ValueError: .*temperature=Tensor"),
+        ("offsets", "RuntimeError: .*the arguments of rank 1 are wrong", "ValueError: .*offset must be 0"),
+        ("boundaries", r"ValueError: .*beta=Tensor\(shape=\(4,\)", r"ValueError: .*beta=Tensor\(shape=\(5,\)"),
     ],
 )
 def test_errors_of_one_process_are_errors_of_all(name, first, second):
@@ -468,6 +478,18 @@ def test_errors_of_one_process_are_errors_of_all(name, first, second):
         pattern = second if rank and second else first
         assert re.match(pattern, text), f"rank {rank}: {text}"
         assert seconds < 5, f"rank {rank}: {seconds}"
+
+
+def outside() -> str:
+    """A process that is not in the group."""
+    group = dist.new_group([0])
+    x, labels, at = rows(2)
+    return outcome(lambda: GroupLoss(fusedloss.SupConLoss(), group)(x[at], labels[at]))[0]
+
+
+def test_a_process_outside_of_the_group_is_told_so():
+    inside, error = run(2, outside)
+    assert not inside and "group must have this process, of rank 1" in error
 
 
 def absent() -> tuple[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .. import checks, groups
@@ -48,19 +49,20 @@ def told(tensor: Any) -> Told:
 class Agreement:
     """The exchange before a loss over a group: of what every process gives, by the roles of its tensors.
 
-    owner: whose call it is, for errors. options: what has to be alike in all processes, see `text`.
+    owner: whose call it is, for errors. options: what has to be alike in all processes, see `text`. device: where it is
+    exchanged if a call gives no tensors.
     paired: whether there is a key for every row. even: nothing is told, every process has as many rows as this one.
     """
 
     def __init__(
-        self, owner: str, roles: Mapping[str, Role], given: Mapping[str, Any], options: str, *, paired: bool = False,
-        even: bool = False,
+        self, owner: str, roles: Mapping[str, Role], given: Mapping[str, Any], options: str, device: torch.device, *,
+        paired: bool = False, even: bool = False,
     ) -> None:  # fmt: skip
         self.owner, self.roles, self.options, self.paired, self.even = owner, roles, options, paired, even
         self.own = {name: told(given.get(name)) for name in roles}
-        device = next(given[name].device for name, one in self.own.items() if one.dtype)
-        state = f"{torch.is_grad_enabled()} {checks.autocast(device)}"
-        self.device, self.alike = device, zlib.crc32(f"{owner} {options} {state}".encode())
+        self.device = next((given[name].device for name, one in self.own.items() if one.dtype), device)
+        state = f"{torch.is_grad_enabled()} {checks.autocast(self.device)}"
+        self.alike = zlib.crc32(f"{owner} {options} {state}".encode())
 
     def exchange(self, group: Group, failed: bool) -> list[list[int]]:
         """Of every process whether it failed, its options as a number, and what it tells of its tensors."""
@@ -126,9 +128,20 @@ class Agreement:
 
 
 def text(options: Mapping[str, Any]) -> str:
-    """Options, of which tensors may be learned or of the rows of a process: they need not be alike."""
-    values = (f"{k}={'a tensor' if isinstance(v, Tensor) else repr(v)}" for k, v in sorted(options.items()))
-    return ", ".join(values)
+    """Options; of tensors not their values, which would have to be read."""
+
+    def shown(value: Any) -> str:
+        if not isinstance(value, Tensor):
+            return repr(value)
+        return f"Tensor(shape={tuple(value.shape)}, requires_grad={value.requires_grad})"
+
+    return ", ".join(f"{name}={shown(value)}" for name, value in sorted(options.items()))
+
+
+def device_of(process_group: Any) -> torch.device:
+    """Where tensors are that a group exchanges, for a call that gives none."""
+    on_gpu = "nccl" in dist.get_backend(process_group)
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 @torch.compiler.disable
@@ -138,7 +151,8 @@ def over_group(
     even: bool = False,
 ) -> Any:  # fmt: skip
     """The call of a loss over a group. If it raises before it asks what the others have, they are told so."""
-    agreement = Agreement(owner, roles, given, text(options), paired=paired, even=even)
+    device = device_of(process_group)
+    agreement = Agreement(owner, roles, given, text(options), device, paired=paired, even=even)
     group = Group(process_group, agreement, mode, shard)
     with groups.over(group):
         try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .. import checks
 from ..groups import MODES, alone
@@ -92,22 +92,19 @@ class GroupLoss(nn.Module):
         if alone(self.group):
             return self.loss(*tensors, **named)
         given = dict(zip(self.places, tensors, strict=False)) | named
-        if not any(isinstance(given.get(name), Tensor) for name in self.roles):
-            return self.loss(*tensors, **named)  # which raises
-        self._check(given)
         options = {name: _option(self.loss, name) for name in self.options}
         options |= {name: value for name, value in given.items() if name not in self.roles} | {"mode": self.mode}
         paired = self.name != "info_nce_loss"  # whose other keys are negatives
         return over_group(
-            partial(self.loss, *tensors, **named), self.group, f"GroupLoss of {self.name}", self.roles, given, options,
+            partial(self._step, *tensors, **named), self.group, f"GroupLoss of {self.name}", self.roles, given, options,
             mode=self.mode, paired=paired, even=self.even,
         )  # fmt: skip
 
-    def _check(self, given: Mapping[str, Any]) -> None:
-        """What a loss takes alone and not over a group."""
-        offset = given.get("offset", _option(self.loss, "offset"))
+    def _step(self, *tensors: Any, **named: Any) -> Any:
+        offset = named.get("offset", _option(self.loss, "offset"))
         if "offset" in self.options and self.name != "info_nce_loss" and offset != 0:
             raise ValueError(f"GroupLoss of {self.name}: offset must be 0, of own pairs, got {offset!r}")
+        return self.loss(*tensors, **named)
 
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}, even={self.even}"

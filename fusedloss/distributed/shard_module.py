@@ -106,8 +106,11 @@ class ShardedLoss(ClassLossModule):
         given = self.called.bind(f"{owner}.forward", tensors, named)
         tensors_of = CATALOG[self.function.__name__].tensors
         roles = {name: role for name, role in tensors_of.items() if role is not Role.CLASSES}
-        options = {name: given.get(name, getattr(self, name)) for name in self.options}
-        options["training"] = self.training
+        options = {name: given.get(name, getattr(self, name)) for name in self.options} | {"training": self.training}
+        for name in self._of_classes():
+            options.pop(name, None)  # which are those of a shard
+        if isinstance(margin := given.get("margin"), Tensor) and margin.dim() == 1:
+            options["margin"] = "one a row"
         numbers = torch.arange(
             self.classes.start, self.classes.stop, device=getattr(self, self.rows).device, dtype=torch.int64
         )  # fmt: skip
