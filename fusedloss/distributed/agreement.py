@@ -49,26 +49,25 @@ def told(tensor: Any) -> Told:
 class Agreement:
     """The exchange before a loss over a group: of what every process gives, by the roles of its tensors.
 
-    owner: whose call it is, for errors. options: what has to be alike in all processes, see `text`. device: where it is
-    exchanged if a call gives no tensors.
+    owner: whose call it is, for errors. options: what has to be alike in all processes, see `text`.
     paired: whether there is a key for every row. even: nothing is told, every process has as many rows as this one.
     """
 
     def __init__(
-        self, owner: str, roles: Mapping[str, Role], given: Mapping[str, Any], options: str, device: torch.device, *,
-        paired: bool = False, even: bool = False,
+        self, owner: str, roles: Mapping[str, Role], given: Mapping[str, Any], options: str, *, paired: bool = False,
+        even: bool = False,
     ) -> None:  # fmt: skip
         self.owner, self.roles, self.options, self.paired, self.even = owner, roles, options, paired, even
         self.own = {name: told(given.get(name)) for name in roles}
-        self.device = next((given[name].device for name, one in self.own.items() if one.dtype), device)
-        state = f"{torch.is_grad_enabled()} {checks.autocast(self.device)}"
+        self.device = next((given[name].device for name, one in self.own.items() if one.dtype), None)
+        state = f"{torch.is_grad_enabled()} {self.device is not None and checks.autocast(self.device)}"
         self.alike = zlib.crc32(f"{owner} {options} {state}".encode())
 
     def exchange(self, group: Group, failed: bool) -> list[list[int]]:
         """Of every process whether it failed, its options as a number, and what it tells of its tensors."""
         numbers = [int(failed), self.alike, *(n for name in self.roles for n in self.own[name])]
         padded = numbers + [0] * (2 + MOST * len(Told()) - len(numbers))  # as many whatever the others call
-        own = torch.tensor(padded, dtype=torch.int64).to(self.device)
+        own = torch.tensor(padded, dtype=torch.int64).to(self.device or device_of(group.process_group))
         all_of = own.new_empty(group.world * own.shape[0])
         groups.all_gather(all_of, own, group.process_group)
         return all_of.view(group.world, -1).tolist()
@@ -151,8 +150,7 @@ def over_group(
     even: bool = False,
 ) -> Any:  # fmt: skip
     """The call of a loss over a group. If it raises before it asks what the others have, they are told so."""
-    device = device_of(process_group)
-    agreement = Agreement(owner, roles, given, text(options), device, paired=paired, even=even)
+    agreement = Agreement(owner, roles, given, text(options), paired=paired, even=even)
     group = Group(process_group, agreement, mode, shard)
     with groups.over(group):
         try:
