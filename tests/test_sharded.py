@@ -124,6 +124,22 @@ def test_it_is_the_loss_of_one_process_with_all_classes(name, dtype, bound):
             assert max(errors.values()) <= bound, (k, sizes, rank, errors)
 
 
+def of_large_logits():
+    """Logits of some thousands, of which no exponential is finite."""
+    rank, sizes = dist.get_rank(), (4, 3)
+    x, target = whole_batch(sizes)
+    loss = whole_loss("ShardedLinearCrossEntropyLoss", {})
+    shard = distributed.ShardedLinearCrossEntropyLoss.from_unsharded(loss)
+    at, x = own(sizes, rank), 5000 * x
+    (value, dx, _), (found, of_x, _) = step(loss, x, target), step(shard, x[at], target[at])
+    return float(value), apart(found, value, value), apart(of_x / 2, dx[at], dx)
+
+
+def test_large_logits_do_not_overflow():
+    for value, *errors in run(2, of_large_logits):
+        assert value > 1000 and max(errors) < 1e-12
+
+
 def on_kernels(name, options, sizes):
     return beside_one_process(name, options, sizes, torch.float32, 0, backend="triton")
 
