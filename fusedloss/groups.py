@@ -8,7 +8,7 @@ all, in the same order.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -43,7 +43,10 @@ class Group:
     shard: of a loss with a row a class, the classes of this process.
     """
 
-    def __init__(self, process_group: Any, told: Any, mode: str = "gather", shard: Shard | None = None) -> None:
+    def __init__(
+        self, process_group: Any, told: Callable[[Group], Sizes] | None = None, mode: str = "gather",
+        shard: Shard | None = None,
+    ) -> None:  # fmt: skip
         self.process_group, self.mode, self.shard = process_group, mode, shard
         self.rank, self.world = dist.get_rank(process_group), dist.get_world_size(process_group)
         self.told, self.asked = told, False
@@ -51,6 +54,7 @@ class Group:
     @functools.cached_property
     def sizes(self) -> Sizes:
         """Asked for before anything else is exchanged."""
+        assert self.told is not None, "this group has no sizes: they are given to each exchange"
         self.asked = True
         return self.told(self)
 

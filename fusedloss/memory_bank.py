@@ -181,17 +181,18 @@ class MemoryBank(nn.Module):
         if ids is not None:
             ids = checks.integers("ids", ids, rows).long()
         at = None if store is None else chosen(store, rows)
-        own = rows, row_labels, ids
+        own, every = (rows, row_labels, ids), None
         if row_labels is None:
             past = self.embeddings[: self.filled].to(rows.dtype, copy=True)  # the backward needs the rows of now
             value = self.loss(embeddings, labels, negatives=past)
         else:
-            references, options = self._references(*map(of_all, own))
+            every = [*map(of_all, own)]
+            references, options = self._references(*every)
             if keys is None:
                 options["ref_offset"] = groups.first_key()
             value = self.loss(embeddings, labels, *references, **options)
         if self.training:
-            self._put(*(map(of_all, own) if at is None else selected(own, at)))
+            self._put(*(selected(own, at) if at is not None else every or map(of_all, own)))
         return value
 
     def _rows(self, name: str, given: Tensor) -> Tensor:
@@ -217,7 +218,7 @@ class MemoryBank(nn.Module):
 
     def _ignored(self) -> int:
         """The label that the loss ignores, or is to ignore."""
-        own = getattr(self.loss, "keywords", {}).get("ignore_index", getattr(self.loss, "ignore_index", None))
+        own = catalog.option_of(self.loss, "ignore_index")
         return NONE if own is None else own
 
     @torch.no_grad()

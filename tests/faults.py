@@ -375,8 +375,8 @@ FAULTS = (
           "a process without ignored rows compares with those of others", "test_group_loss.py"),
     Fault("fusedloss/losses/softmax.py", "own = 2 * groups.first_row()", "own = groups.first_row()",
           "views of two processes are taken for one sample", "test_group_loss.py"),
-    Fault("fusedloss/losses/classes.py", "high = high.where(high.isfinite(), 0.0)", "high = high.where(high < 0, 0.0)",
-          "logits of sharded classes overflow", "test_sharded.py"),
+    Fault("fusedloss/losses/classified.py", "high = high.where(high.isfinite(), 0.0)",
+          "high = high.where(high < 0, 0.0)", "logits of sharded classes overflow", "test_sharded.py"),
     Fault("fusedloss/losses/classes.py", "low, high = group.most(torch.stack([-low, high])).unbind()",
           "low, high = torch.stack([-low, high]).unbind()", "every shard takes another constant from its biases",
           "test_sharded.py"),
@@ -386,7 +386,7 @@ FAULTS = (
           "processes wait for one that has raised", "test_group_use.py test_sharded.py"),
     Fault("fusedloss/memory_bank.py", "options[\"ref_offset\"] = groups.first_key()", "options[\"ref_offset\"] = 0",
           "rows of a bank over processes are their own positives", "test_bank_over_group.py"),
-    Fault("fusedloss/memory_bank.py", "self._put(*(map(of_all, own) if", "self._put(*(own if",
+    Fault("fusedloss/memory_bank.py", "every or map(of_all, own)))", "own))",
           "every process keeps rows of its own", "test_bank_over_group.py"),
 )  # fmt: skip
 

@@ -13,7 +13,7 @@ from torch import nn
 from .. import checks
 from ..groups import MODES, alone
 from ..losses import catalog
-from ..losses.catalog import IN_BATCH, Role
+from ..losses.catalog import IN_BATCH, Role, function_of, option_of
 from ..losses.triplets import hardest_pairs
 from .agreement import over_group
 
@@ -81,9 +81,9 @@ class GroupLoss(nn.Module):
         self.loss, self.group = loss, group
         self.mode, self.even = checks.one_of("mode", mode, MODES), checks.flag("even", even)
         self.name, self.roles, self.places = _taken(loss)
-        self.options = [*(_function(loss).__kwdefaults__ or ())]
+        self.options = [*(function_of(loss).__kwdefaults__ or ())]
         family = row.family if (row := catalog.find(loss)) else "mined"
-        at_once = family in AT_ONCE or _option(loss, "negatives") == "semihard"
+        at_once = family in AT_ONCE or option_of(loss, "negatives") == "semihard"
         if at_once and mode == "ring":
             warnings.warn(f"{self.name} wants all rows of a batch at once: mode 'ring' gathers them", stacklevel=2)
             self.mode = "gather"
@@ -92,7 +92,7 @@ class GroupLoss(nn.Module):
         if alone(self.group):
             return self.loss(*tensors, **named)
         given = dict(zip(self.places, tensors, strict=False)) | named
-        options = {name: _option(self.loss, name) for name in self.options}
+        options = {name: option_of(self.loss, name) for name in self.options}
         options |= {name: value for name, value in given.items() if name not in self.roles} | {"mode": self.mode}
         paired = self.name != "info_nce_loss"  # whose other keys are negatives
         return over_group(
@@ -101,7 +101,7 @@ class GroupLoss(nn.Module):
         )  # fmt: skip
 
     def _step(self, *tensors: Any, **named: Any) -> Any:
-        offset = named.get("offset", _option(self.loss, "offset"))
+        offset = named.get("offset", option_of(self.loss, "offset"))
         if "offset" in self.options and self.name != "info_nce_loss" and offset != 0:
             raise ValueError(f"GroupLoss of {self.name}: offset must be 0, of own pairs, got {offset!r}")
         return self.loss(*tensors, **named)
@@ -110,25 +110,9 @@ class GroupLoss(nn.Module):
         return f"mode={self.mode!r}, even={self.even}"
 
 
-def _function(loss: Any) -> Any:
-    while isinstance(loss, partial):
-        loss = loss.func
-    return getattr(loss, "function", loss)
-
-
-def _option(loss: Any, name: str) -> Any:
-    """The value of an option that a call does not give."""
-    while isinstance(loss, partial):
-        if name in loss.keywords:
-            return loss.keywords[name]
-        loss = loss.func
-    defaults = getattr(_function(loss), "__kwdefaults__", None) or {}
-    return getattr(loss, name, defaults.get(name))
-
-
 def _taken(loss: Any) -> tuple[str, dict[str, Role], list[str]]:
     """The name of a loss, its tensors but for the rows of its classes, and the names of what it takes by place."""
-    function, row = _function(loss), catalog.find(loss)
+    function, row = function_of(loss), catalog.find(loss)
     if function is hardest_pairs:
         roles = IN_BATCH
     elif row is not None and row.products is not None and not row.named(Role.CLASSES):

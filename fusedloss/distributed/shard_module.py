@@ -160,7 +160,7 @@ class ShardedLoss(ClassLossModule):
 
     def _look_apart(self) -> None:
         """Whether the shards differ, as they do unless something gave all processes the same rows; once."""
-        group, first = Group(self.group, None), getattr(self, self.rows).detach()[:1].flatten(1)
+        group, first = Group(self.group), getattr(self, self.rows).detach()[:1].flatten(1)
         all_of = group.gather(first, [1] * group.world)
         same = (all_of[1:] == all_of[:1]).all() & all_of.any()
         if bool(same):
@@ -213,7 +213,7 @@ class ShardedLoss(ClassLossModule):
             return torch.cat([state[name] for state in states])
         if alone(self.group):
             return own
-        group = Group(self.group, None)
+        group = Group(self.group)
         return group.gather(own, [len(share(self.num_classes, rank, group.world)) for rank in range(group.world)])
 
     @classmethod

@@ -150,10 +150,25 @@ _LOSSES = (
 CATALOG: dict[str, Loss] = {loss.function.__name__: loss for loss in _LOSSES}
 
 
-def find(loss: object) -> Loss | None:
-    """The row of a loss of fusedloss: a function, a module (its class or an object), or a `partial` of these."""
+def function_of(loss: object) -> Any:
+    """The function of a loss: of one, a module (its class or an object), or a `partial` of these."""
     while isinstance(loss, partial):
         loss = loss.func
-    function = getattr(loss, "function", loss)
+    return getattr(loss, "function", loss)
+
+
+def option_of(loss: object, name: str) -> Any:
+    """The value of an option of a loss where a call does not give it; None if it has no such option."""
+    while isinstance(loss, partial):
+        if name in loss.keywords:
+            return loss.keywords[name]
+        loss = loss.func
+    defaults = getattr(function_of(loss), "__kwdefaults__", None) or {}
+    return getattr(loss, name, defaults.get(name))
+
+
+def find(loss: object) -> Loss | None:
+    """The row of a loss of fusedloss, of whatever `function_of` takes."""
+    function = function_of(loss)
     row = CATALOG.get(getattr(function, "__name__", ""))
     return row if row is not None and row.function is function else None

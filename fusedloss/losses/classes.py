@@ -1,127 +1,22 @@
-"""Losses of embeddings and one learned row a class: the logits [N, C] never exist.
+"""Losses of embeddings and one learned row a class: the logits [N, C] never exist, see `classified`.
 
-The classes are the other side of the score matrix, each with a label of its own: a row's positive is its class, and its
-negatives are all others. As in `towers` the loss is softplus(log sum exp of the others - the own logit).
+As in `towers` the loss is softplus(log sum exp of the others - the own logit).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import checks, groups, ops
+from .. import checks, groups
 from ..backends.dtypes import loss_dtype
 from ..options import integer, label, learnable, learnables, number, one_of, optional, options, tensor
+from .classified import Classified, Logits, centered, class_logits, classified, cosine_logits
 from .reduce import REDUCTIONS, at_least_one, focal, reduce_rows, softplus
 
 SUB_CENTERS = 8  # most of a class: as many columns as every tile has
-
-
-class Classified(NamedTuple):
-    """Rows, zeros where they are ignored, the class of each, and the rows of classes to compare them with."""
-
-    x: Tensor
-    target: Tensor  # [N], negative where a row has no class
-    classes: Tensor  # [group C, D]
-    C: int
-    group: int = 1  # neighbours among them that are of one class, whose cosine is that of the nearest
-
-
-def classified(
-    embeddings: object, name: str, classes: object, target: object, ignore_index: int | None
-) -> Classified:  # fmt: skip
-    x = checks.rows("embeddings", embeddings)
-    rows = checks.same_dimensions("embeddings", x, name, classes)
-    C = total(rows.shape[0])
-    x, index = checks.with_classes(x, target, C, ignore_index)
-    return Classified(x, index, rows, C)
-
-
-def _centered(embeddings: object, weight: object, target: object, ignore_index: int, sub_centers: int) -> Classified:
-    """The same of [C, K, D] sub-centers; a power of 2 of them, the last one repeated, which is never the first of the
-    nearest."""
-    if sub_centers == 1:
-        return classified(embeddings, "weight", weight, target, ignore_index)
-    x = checks.rows("embeddings", embeddings)
-    centers = checks.tensor("weight", weight)
-    if centers.dim() != 3 or centers.shape[1] != sub_centers:
-        wanted = f"(C, {sub_centers}, {x.shape[1]}), {sub_centers} sub_centers a class"
-        raise ValueError(f"weight must have shape {wanted}, got {tuple(centers.shape)}")
-    group = 1 << (sub_centers - 1).bit_length()
-    padded = torch.cat([centers, *[centers[:, -1:]] * (group - sub_centers)], 1)
-    rows = checks.same_dimensions("embeddings", x, "weight", padded.flatten(0, 1))
-    C = total(centers.shape[0])
-    x, index = checks.with_classes(x, target, C, ignore_index)
-    return Classified(x, index, rows, C, group)
-
-
-def total(classes: int) -> int:
-    """How many classes there are, of which this process may have a shard."""
-    group = groups.sharded()
-    return classes if group is None or group.shard is None else group.shard.total
-
-
-def class_of(c: Classified) -> Tensor:
-    """The class of every row of the classes. [group C]"""
-    group = groups.sharded()
-    if group is None or group.shard is None:
-        return torch.arange(c.classes.shape[0], device=c.x.device, dtype=torch.int64) // c.group
-    return group.shard.numbers.repeat_interleave(c.group)
-
-
-def compared(c: Classified) -> tuple[Tensor, Tensor]:
-    """The rows that meet the classes, and the class of each: over a group those of all processes."""
-    group = groups.sharded()
-    if group is None:
-        return c.x, c.target
-    return group.rows_with_gradient(c.x, group.rows), group.gather(c.target, group.rows)
-
-
-def merged(found: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
-    """States of the own rows over the classes of all processes, from those of the rows of all over the own classes."""
-    group = groups.sharded()
-    if group is None:
-        return [*found]
-    high = group.most(torch.stack([*found]))
-    high = high.where(high.isfinite(), 0.0)  # -inf - -inf would be NaN
-    terms = [state if of == "sum" else (state - h).exp() for state, h, of in zip(found, high, kinds, strict=True)]
-    sums = group.scattered(torch.stack(terms, 1), group.rows).unbind(1)
-    first = group.first(group.rows)
-    own = high[:, first : first + group.rows[group.rank]]
-    none = (total == 0 for total in sums)  # whose logarithm has no derivative
-    return [
-        total if of == "sum" else (total.masked_fill(no, 1.0).log() + h).masked_fill(no, -torch.inf)
-        for total, h, no, of in zip(sums, own, none, kinds, strict=True)
-    ]
-
-
-class Logits(NamedTuple):
-    """What is known of the logits of every row [N]."""
-
-    own: Tensor  # that of its class
-    others: Tensor  # log sum exp of the other classes
-    total: Tensor | None  # the sum of the others' logits, times the weights of the classes if they have some
-
-
-def _fold(
-    c: Classified, loss: str, metric: str, numbers: Mapping[str, float | Tensor], own: Mapping[str, float | Tensor], *,
-    bias: Tensor | None = None, smooth: bool = False, class_weight: Tensor | None = None,
-) -> Logits:  # fmt: skip
-    """The logits by a loss of `kernels/losses.py` and its numbers, those of the own class by others; their total if
-    they are to be smoothed."""
-    (x, target), labels = compared(c), class_of(c)
-    batch = checks.Batch(x, c.classes, target, labels, None, y_sorted=True)
-    weights = None if class_weight is None or not smooth else class_weight[labels]
-    neg = ops.of("lse", "sum", **numbers) if smooth else ops.of("lse", **numbers)
-    states = ops.fold(
-        batch, loss, metric, pos=ops.of("sum", **own), neg=neg, offsets=bias, weights=weights, group=c.group
-    )  # fmt: skip
-    found = merged(states, ["sum", *neg.folds])
-    return Logits(found[0], found[1], found[2] if smooth else None)
 
 
 def _weights(class_weight: Tensor | None, c: Classified) -> tuple[Tensor | None, Tensor | None]:
@@ -201,7 +96,7 @@ def linear_cross_entropy_loss(
         cut = None if softcap else _constant(b)  # a constant changes no softmax, but is no constant once it is capped
         b = b if cut is None else b - cut
     loss, numbers = ("softmax", {"scale": 1.0}) if softcap is None else ("capped", {"cap": softcap})
-    z = _fold(c, loss, "dot", numbers, numbers, bias=b, smooth=label_smoothing > 0, class_weight=weights)
+    z = class_logits(c, loss, "dot", numbers, numbers, bias=b, smooth=label_smoothing > 0, class_weight=weights)
     terms = _entropy(z, label_smoothing, c.C, weights, of_row)
     if gamma:
         terms = terms * focal(z.others - z.own, gamma)
@@ -286,7 +181,7 @@ def arcface_loss(
     >>> arcface_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.5, scale=1.0)
     tensor(0.3477)
     """
-    c = _centered(embeddings, weight, target, ignore_index, sub_centers)
+    c = centered(embeddings, weight, target, ignore_index, sub_centers)
     weights, of_row = _weights(class_weight, c)
     z = _cosines(c, scale, label_smoothing > 0, weights)
     sin_squared = 1 - z.own.square()
@@ -302,7 +197,7 @@ def arcface_loss(
 def _cosines(c: Classified, scale: float | Tensor, smooth: bool, class_weight: Tensor | None) -> Logits:
     """Logits that are scaled cosines, but for that of the own class, which is its cosine."""
     numbers = {"scale": scale}
-    return _fold(c, "softmax", "similarity", numbers, {"scale": 1.0}, smooth=smooth, class_weight=class_weight)
+    return class_logits(c, "softmax", "similarity", numbers, {"scale": 1.0}, smooth=smooth, class_weight=class_weight)
 
 
 def _margins(margin: float | Tensor, c: Classified, like: Tensor) -> Tensor:
@@ -372,7 +267,7 @@ def cosface_loss(
     >>> cosface_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.5, scale=1.0)
     tensor(0.4741)
     """
-    c = _centered(embeddings, weight, target, ignore_index, sub_centers)
+    c = centered(embeddings, weight, target, ignore_index, sub_centers)
     weights, of_row = _weights(class_weight, c)
     z = _cosines(c, scale, label_smoothing > 0, weights)
     own = scale * (z.own - _margins(margin, c, z.own))
@@ -424,15 +319,7 @@ def normalized_softmax_loss(
     >>> normalized_softmax_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), temperature=1.0)
     tensor(0.3133)
     """
-    c = _centered(embeddings, weight, target, ignore_index, sub_centers)
+    c = centered(embeddings, weight, target, ignore_index, sub_centers)
     weights, of_row = _weights(class_weight, c)
     z = cosine_logits(c, 1 / temperature, label_smoothing > 0, weights)
     return reduce_rows(_entropy(z, label_smoothing, c.C, weights, of_row), reduction, c.target, c.x, of_row)
-
-
-def cosine_logits(
-    c: Classified, scale: float | Tensor, smooth: bool = False, class_weight: Tensor | None = None
-) -> Logits:  # fmt: skip
-    """Logits that are scaled cosines."""
-    numbers = {"scale": scale}
-    return _fold(c, "softmax", "similarity", numbers, numbers, smooth=smooth, class_weight=class_weight)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks, ops
 from ..options import label, learnable, one_of, optional, options
-from .classes import class_of, classified, compared, cosine_logits
+from .classified import class_of, classified, compared, cosine_logits
 from .reduce import REDUCTIONS, reduce, reduce_rows, softplus
 
 

@@ -149,6 +149,7 @@ def hardest_pairs(
     (tensor([ 1,  0, -1]), tensor([2, 2, 1]))
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    batch = ops.minable(batch, NEGATIVES[negatives])
     index = ops.mine(batch, metric, POSITIVES[positives], NEGATIVES[negatives])
     distance = ops.mined_distances(batch, index, metric)
     return HardestPairs(distance[0], index[0], distance[1], index[1])
@@ -202,6 +203,7 @@ def batch_hard_triplet_loss(
     tensor([0., 1., 0.])
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    batch = ops.minable(batch, NEGATIVES[negatives])
     index = ops.mine(batch, metric, POSITIVES[positives], NEGATIVES[negatives])
     d_ap, d_an = _to_compare(lambda of: ops.mined_distances(batch, index, of), metric)
     counts = (index >= 0).all(0)

@@ -29,6 +29,15 @@ def _mine_fake(m: Mining) -> Tensor:
 mine_op = Operation("mine", Mining, "Tensor", _mine_fake)
 
 
+def minable(batch: Batch, negatives: str) -> Batch:
+    """The batch that `mine` and `mined_distances` take: over a group with the rows of all processes, if they come at
+    once, as they have to for negatives "beyond" the positive of all rows."""
+    group = group_of(batch)
+    if group is None or (group.mode == "ring" and negatives != "beyond"):
+        return batch
+    return shared.gathered(batch, group)
+
+
 def mine(batch: Batch, metric: str, positives: str, negatives: str) -> Tensor:
     """Index of every anchor's positive and negative, -1 where there is none. [2, N] int64
 
@@ -69,12 +78,11 @@ mined_distances_op = Operation(
 def mined_distances(batch: Batch, index: Tensor, metric: str) -> Tensor:
     """Exact distances of every anchor to its mined pairs, NaN where there is none. [2, N]"""
     x, group = batch.x, group_of(batch)
-    if group is not None and group.mode == "ring":
-        rows, _ = shared.sizes(batch, group)
-        of_positive, of_negative = shared.taken(x, index, group, rows).unbind()
-        return row_distances(x, of_positive, of_negative, metric, pairs=2).masked_fill(index < 0, torch.nan)
-    y = batch.y if group is None else shared.gathered(batch, group).y
-    return mined_distances_op(MinedDistances(x, y, index, metric), resolve_backend(x))
+    if group is None:
+        return mined_distances_op(MinedDistances(x, batch.y, index, metric), resolve_backend(x))
+    rows, _ = shared.sizes(batch, group)
+    of_positive, of_negative = shared.taken(x, index, group, rows).unbind()
+    return row_distances(x, of_positive, of_negative, metric, pairs=2).masked_fill(index < 0, torch.nan)
 
 
 def _row_grad_fake(g: RowDistancesGrad) -> tuple[Tensor, Tensor, Tensor]:

@@ -215,12 +215,10 @@ class SharedFold(torch.autograd.Function):
 
 
 def mine(m: Mining, group: Group, backend: str) -> Tensor:
-    """Numbers of every own anchor's positive and negative among the rows of all processes. [2, N]"""
+    """Numbers of every own anchor's positive and negative among the rows of all processes, which come one process after
+    the other. [2, N]"""
     b, module = m.batch, backends.module(backend)
     rows, _ = sizes(b, group)
-    if group.mode == "gather" or m.negatives == "beyond":  # which is a comparison with the positive of all rows
-        y, labels = group.gather(b.x, rows), group.gather(b.x_labels, rows)
-        return module.mine(m._replace(batch=b._replace(y=y, y_labels=labels, ref_offset=group.first(rows))))
     best = torch.full((2, b.x.shape[0]), torch.inf, dtype=torch.float64, device=b.x.device)
     number = torch.full_like(best, -1, dtype=torch.int64)
     signs = best.new_tensor([[-1.0 if of == "farthest" else 1.0] for of in (m.positives, m.negatives)])
