@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 
 from .libraries import library as installed
 
 pml = installed("pytorch_metric_learning", "pytorch-metric-learning")
 
-from pytorch_metric_learning import distances, losses, miners, reducers  # noqa: E402
+from pytorch_metric_learning import distances, losses, reducers  # noqa: E402
 
-from fusedloss.compat import fused_calls, pytorch_metric_learning as compat  # noqa: E402
+from fusedloss.compat import fused_calls  # noqa: E402
+from fusedloss.compat import pytorch_metric_learning as compat  # noqa: E402
 
 SEED = 19
 CALLS = 1_600  # of the losses, drawn from everything below
@@ -166,24 +166,37 @@ def test_values_and_gradients_of_random_calls() -> None:
     ran = fused = 0
     while ran < CALLS:
         call = draw(rng)
-        (want, want_grads), before = outcome(losses, call), fused_calls(reset=True)
-        assert not before, "the library itself is no drop-in"
+        want, want_grads = outcome(losses, call)
+        assert not fused_calls(reset=True), "the library itself is no drop-in"
         got, grads = outcome(compat.losses, call)
         calls = fused_calls(reset=True)
+        if differs_on_purpose(call, want):
+            continue
         if isinstance(want, type):
             assert got is want, (call, want, got)
             continue
         assert not isinstance(got, type), (call, got)
         ran, fused = ran + 1, fused + all(c.fused for c in calls)
-        if known_difference(call, want):
-            continue
-        torch.testing.assert_close(got.reshape(()), want.reshape(()), rtol=1e-8, atol=1e-9, msg=lambda m: f"{call}\n{m}")
+        tolerance = 1e-8 if want.dtype == torch.float64 else 1e-5  # its SmoothAPLoss is float32 whatever the rows are
+        close(call, got.reshape(()), want.reshape(()), tolerance)
         for a, b in zip(grads, want_grads, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8, msg=lambda m: f"gradient of {call}\n{m}")
-    assert fused >= 0.7 * ran, f"{fused} of {ran} fused"
+            close(call, a, b, max(tolerance, 1e-6))
     print(f"{ran} calls, {fused} fused ({fused / ran:.0%})")
+    assert fused >= 0.7 * ran
 
 
-def known_difference(call: dict[str, Any], want: torch.Tensor) -> bool:
-    """Where docs/from_pytorch_metric_learning.md says that values differ: the library's NaN of an empty mean."""
-    return bool(want.isnan().any())
+def close(call: dict[str, Any], got: torch.Tensor, want: torch.Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(
+        got.double(), want.double(), rtol=tolerance, atol=tolerance * 0.1, msg=lambda m: f"{m}\n{call}"
+    )  # fmt: skip
+
+
+def differs_on_purpose(call: dict[str, Any], want: Any) -> bool:
+    """Where the library fails, or its value is another than its formula's: docs/from_pytorch_metric_learning.md."""
+    name, reducer = call["kind"].name, call["reducer"] or ""
+    if isinstance(want, type):  # pairs with more references than rows, and losses in a column, do not fit its N x N
+        return reducer.startswith("anchor") and want in (IndexError, RuntimeError)
+    in_a_column = ("MultiSimilarityLoss", "CircleLoss", "GeneralizedLiftedStructureLoss", "LiftedStructureLoss")
+    if reducer == "weighted" and name in in_a_column:  # each loss is multiplied by every weight
+        return True
+    return bool(want.isnan().any())  # NCALoss without any positive pair

@@ -246,8 +246,16 @@ def lifted_structure_loss(
             "ref_embeddings must be None over a group: the negatives of a reference are rows of all its processes"
         )
     metric = "chord" if normalize else "euclidean"
+    terms, active, count = lifted_sums(batch, metric, pos_margin, neg_margin)
+    return reduce(terms, reduction, count.sum(), batch.x, active)
+
+
+def lifted_sums(
+    batch: checks.Batch, metric: str, pos_margin: float, neg_margin: float
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Of every anchor's positive pairs the sum, how many are above 0, and how many they are. [N] each"""
     neg = ops.of("lse", scale=-1.0, bias=neg_margin)
     (push,) = ops.fold(batch, "softmax", metric, neg=neg, columns=batch.y is not None)
     hinges = ops.of("sum", "sum", "sum", margin=pos_margin)  # half their squares, those that are active, and 1 each
     terms, active, count = ops.fold(batch, "contrastive", metric, pos=hinges, offsets=push, offsets_of="both")
-    return reduce(terms, reduction, count.detach().sum(), batch.x, active)
+    return terms, active, count.detach()

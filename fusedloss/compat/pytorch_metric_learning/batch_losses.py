@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_metric_learning import reducers
 from pytorch_metric_learning import losses as library
+from pytorch_metric_learning import reducers
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
@@ -17,7 +17,6 @@ from ... import ops
 from ...losses import softmax, structured
 from ...losses.ranking import smooth_ap_loss
 from ...losses.reduce import reduce, softplus
-from ...losses.structured import lifted_structure_loss
 from ..calls import NotFused, attempt
 from .compared import AllPairs, ByLabels, Compared, Indices, Listed, compared, score_of
 from .reducing import Loss, Sums, elements, reduced, reducer_of, summed, zero
@@ -121,16 +120,14 @@ class ContrastiveLoss(OfPairs, library.ContrastiveLoss):
     """Contrastive loss: fused by labels and of listed pairs."""
 
     def by_labels(self, given: ByLabels, labels: Tensor) -> Losses:
-        metric, margins = given.compared.score, [self.pos_margin, self.neg_margin]
-        if metric == "dot":
-            raise NotFused("dot products that are not normalised")
-        if metric == "similarity":  # which is less than its margin where 1 - cos is more than 1 - margin
-            metric, margins = "cosine", [1 - margin for margin in margins]
+        metric, margins = given.compared.metric(self.pos_margin, self.neg_margin)
         pos, neg = (ops.of("sum", "sum", margin=margin) for margin in margins)
         states = ops.fold(given.batch, "linear_contrastive", metric, pos=pos, neg=neg)
         kinds = {"pos_loss": (*states[:2], given.positives), "neg_loss": (*states[2:], given.negatives)}
         return {
-            name: summed(reducer_of(self, name), Sums(terms, counts, partial(Tensor.detach, active)), given.batch.x, labels)
+            name: summed(
+                reducer_of(self, name), Sums(terms, counts, partial(Tensor.detach, active)), given.batch.x, labels
+            )
             for name, (terms, active, counts) in kinds.items()
         }
 
@@ -164,17 +161,18 @@ class NTXentLoss(OfPairs, library.NTXentLoss):
         return {"loss": {"losses": terms, "indices": (pos.anchors, pos.others), "reduction_type": "pos_pair"}}
 
 
-ROUNDED = "a reducer with a threshold, of losses that are above it or not by their rounding"
+ROUNDED = "a reducer of losses above 0, of a softmax: the library's are 0 or not by their rounding"
 
 
 def not_countable() -> Tensor:
     raise NotFused(ROUNDED)
 
 
-def without_threshold(reducer: Any) -> None:
+def refuse_above_zero(reducer: Any) -> None:
     """For losses of a softmax, which are never 0 here."""
-    if any(isinstance(part, reducers.ThresholdReducer) for part in reducer.modules()):
-        raise NotFused(ROUNDED)
+    for part in reducer.modules():
+        if isinstance(part, reducers.ThresholdReducer) and part.low is not None and part.low <= 0:
+            raise NotFused(ROUNDED)
 
 
 class SupConLoss(OfRows, library.SupConLoss):
@@ -194,7 +192,7 @@ class MultiSimilarityLoss(OfRows, library.MultiSimilarityLoss):
     """Multi-similarity loss: fused by labels and of listed pairs, for every reducer."""
 
     def terms(self, given: ByLabels | Listed) -> Tensor:
-        without_threshold(self.reducer)
+        refuse_above_zero(self.reducer)
         if self.alpha <= 0 or self.beta <= 0:
             raise NotFused("alpha or beta that are not above 0")
         sign = given.compared.sign
@@ -221,23 +219,16 @@ class GeneralizedLiftedStructureLoss(OfRows, library.GeneralizedLiftedStructureL
 
 
 class LiftedStructureLoss(OfPairs, library.LiftedStructureLoss):
-    """Lifted structure loss: fused by labels within a batch, with euclidean distances, and of listed pairs."""
+    """Lifted structure loss: fused by labels within a batch, and of listed pairs."""
 
     def by_labels(self, given: ByLabels, labels: Tensor) -> Losses:
-        batch, metric = given.batch, given.compared.score
+        batch = given.batch
         if batch.y is not None:
             raise NotFused("references, whose negatives are those of the row with the same number, by labels")
-        if metric != "euclidean":
-            raise NotFused(f"{metric} in place of euclidean distances, by labels")
-        loss = partial(
-            lifted_structure_loss, batch.x, batch.x_labels, neg_margin=float(self.neg_margin),
-            pos_margin=float(self.pos_margin), normalize=False,
-        )  # fmt: skip
-        reducer = reducer_of(self, "loss")
-        if type(reducer) is reducers.AvgNonZeroReducer:
-            return {"loss": reduced(loss(reduction="active"))}
-        sums = Sums(loss(reduction="none"), given.positives, not_countable)
-        return {"loss": summed(reducer, sums, batch.x, labels)}
+        metric, (pos_margin, neg_margin) = given.compared.metric(self.pos_margin, self.neg_margin)
+        terms, active, counts = structured.lifted_sums(batch, metric, pos_margin, neg_margin)
+        sums = Sums(terms, counts, partial(Tensor.detach, active))
+        return {"loss": summed(reducer_of(self, "loss"), sums, batch.x, labels)}
 
     def listed(self, given: Listed) -> Losses:
         pos, neg, sign = given.pos, given.neg, -given.compared.sign
@@ -274,6 +265,7 @@ class OfTriplets(Fused):
         ref_labels: Tensor | None,
     ) -> Losses:  # fmt: skip
         c = compared(self.distance, embeddings, ref_emb)
+        self.refuse(c)
         if indices is None and self.triplets_per_anchor != "all":
             if labels is None:
                 raise NotFused("neither labels nor indices_tuple")
@@ -286,6 +278,9 @@ class OfTriplets(Fused):
         if not a.shape[0]:
             return {name: zero() for name in self.sub_loss_names()}  # type: ignore[attr-defined]
         return self.listed(c, (a, p, n), labels)
+
+    def refuse(self, c: Compared) -> None:
+        """What is not fused of any triplets: known before some are drawn."""
 
     @abstractmethod
     def by_labels(self, given: ByLabels, labels: Tensor) -> Losses: ...
@@ -314,15 +309,16 @@ class TripletMarginLoss(OfTriplets, library.TripletMarginLoss):
     A NaN among the losses is NaN here; the library's default reducer drops it, and its gradients alone are NaN.
     """
 
+    def refuse(self, c: Compared) -> None:
+        if self.swap and c.y is not None:
+            raise NotFused("swap with references, for which the library takes rows of the batch")
+
     def by_labels(self, given: ByLabels, labels: Tensor) -> Losses:
-        metric = given.compared.score
-        if metric == "dot":
-            raise NotFused("dot products that are not normalised")
+        metric, _ = given.compared.metric()
         if self.swap:
             raise NotFused("swap of all triplets of a batch")
         if self.margin < 0:
             raise NotFused("a margin below 0")
-        metric = "cosine" if metric == "similarity" else metric
         terms, chosen, active = ops.fold_triplets(given.batch, float(self.margin), metric, "all", self.smooth_loss)
         sums = Sums(terms, chosen.detach(), partial(Tensor.detach, active))
         return {"loss": summed(reducer_of(self, "loss"), sums, given.batch.x, labels, triplets=True)}
@@ -331,8 +327,6 @@ class TripletMarginLoss(OfTriplets, library.TripletMarginLoss):
         a, p, n = triplets
         d_ap, d_an = c.of_pairs(a, p), c.of_pairs(a, n)
         if self.swap:
-            if c.y is not None:
-                raise NotFused("swap with references, for which the library takes rows of the batch")
             d_an = self.distance.smallest_dist(d_an, c.of_pairs(p, n))
         gap = self.distance.margin(d_ap, d_an) + self.margin
         losses = F.softplus(gap) if self.smooth_loss else F.relu(gap)
@@ -340,30 +334,40 @@ class TripletMarginLoss(OfTriplets, library.TripletMarginLoss):
 
 
 class MarginLoss(OfTriplets, library.MarginLoss):
-    """Margin loss with a boundary that may be learned, one for all or one a class: fused by labels, with the default
-    reducer, and of listed triplets."""
+    """Margin loss with a boundary that may be learned, one for all or one a class: fused by labels and of listed
+    triplets."""
 
     def by_labels(self, given: ByLabels, labels: Tensor) -> Losses:
-        c, x = given.compared, given.batch.x
-        if type(reducer_of(self, "margin_loss")) is not reducers.DivisorReducer:
-            raise NotFused("a reducer of triplets other than DivisorReducer, by labels")
-        if c.score == "dot":
-            raise NotFused("dot products that are not normalised")
+        x, positives, negatives = given.batch.x, given.positives, given.negatives
         beta = self.of_anchors(labels, x)
-        metric, boundary = ("cosine", 1 - beta) if c.score == "similarity" else (c.score, beta)
-        offsets = -boundary.expand(x.shape[0])
+        metric, (boundary,) = given.compared.metric(beta)
         pos, neg = (ops.of("sum", "sum", margin=m) for m in (-self.margin, self.margin))
         far, too_far, near, too_near = ops.fold(
-            given.batch, "linear_contrastive", metric, pos=pos, neg=neg, offsets=offsets, offsets_of="rows"
+            given.batch, "linear_contrastive", metric, pos=pos, neg=neg, offsets=-boundary.expand(x.shape[0]),
+            offsets_of="rows",
         )  # fmt: skip
         # A pair is in as many triplets as its anchor has pairs of the other kind.
-        terms = given.negatives * far + given.positives * near
-        divisor = (given.negatives * too_far + given.positives * too_near).detach().sum()
-        triplets = given.positives * given.negatives
-        losses = {"margin_loss": reduced(reduce(terms, "mean", divisor, x)), "beta_reg_loss": zero()}
-        if self.learn_beta:
-            losses["beta_reg_loss"] = self.regularised(beta, triplets, divisor, x)
+        terms, triplets = negatives * far + positives * near, positives * negatives
+        divisor = (negatives * too_far + positives * too_near).detach().sum()
+        losses = {"margin_loss": self.divided("margin_loss", terms, triplets, divisor, x, labels)}
+        if not self.learn_beta:
+            losses["beta_reg_loss"] = zero()
+        elif self.beta.shape[0] == 1:
+            losses["beta_reg_loss"] = reduced((beta * self.nu).where(triplets.sum() > 0, 0.0))
+        else:
+            losses["beta_reg_loss"] = self.divided(
+                "beta_reg_loss", beta * self.nu * triplets, triplets, divisor, x, labels
+            )  # fmt: skip
         return losses
+
+    def divided(
+        self, part: str, terms: Tensor, triplets: Tensor, divisor: Tensor, x: Tensor, labels: Tensor
+    ) -> Loss:  # fmt: skip
+        """What the reducer of a part of the loss makes of the sums of every anchor's triplets."""
+        reducer = reducer_of(self, part)
+        if type(reducer) is reducers.DivisorReducer:
+            return reduced(reduce(terms, "mean", divisor, x))
+        return summed(reducer, Sums(terms, triplets, not_countable), x, labels, triplets=True)
 
     def of_anchors(self, labels: Tensor | None, x: Tensor) -> Tensor:
         """The boundary, [1] or one an anchor [N]."""
@@ -373,11 +377,6 @@ class MarginLoss(OfTriplets, library.MarginLoss):
                 raise NotFused("a boundary of each class without labels")
             beta = beta[labels.to(beta.device)]
         return beta.to(x)
-
-    def regularised(self, beta: Tensor, triplets: Tensor, divisor: Tensor, x: Tensor) -> Loss:
-        if self.beta.shape[0] == 1:
-            return reduced((beta * self.nu).where(triplets.sum() > 0, 0.0))
-        return reduced(reduce(beta * self.nu * triplets, "mean", divisor, x))
 
     def listed(self, c: Compared, triplets: tuple[Tensor, Tensor, Tensor], labels: Tensor | None) -> Losses:
         a, p, n = triplets
@@ -435,6 +434,7 @@ class SmoothAPLoss(Fused, library.SmoothAPLoss):
         self, embeddings: Tensor, labels: Tensor | None, indices: Any, ref_emb: Tensor, ref_labels: Tensor | None
     ) -> Losses:  # fmt: skip
         labels = of_batch(embeddings, labels, ref_emb, ref_labels)
+        refuse_above_zero(self.reducer)
         if score_of(self.distance) != "similarity":
             raise NotFused("a distance that is no cosine")
         if labels.unique(return_counts=True)[1].unique().shape[0] != 1:

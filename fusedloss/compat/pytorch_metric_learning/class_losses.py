@@ -15,7 +15,7 @@ from ...checks import Batch
 from ...losses.classes import arcface_loss, cosface_loss, normalized_softmax_loss
 from ...losses.reduce import softplus
 from ..calls import NotFused
-from .batch_losses import Fused, Losses, NCALoss, of_batch, without_threshold
+from .batch_losses import Fused, Losses, NCALoss, of_batch, refuse_above_zero
 from .compared import compared, score_of
 from .reducing import elements
 
@@ -29,7 +29,7 @@ class OfClasses(Fused):
         self, embeddings: Tensor, labels: Tensor | None, indices: Any, ref_emb: Tensor, ref_labels: Tensor | None
     ) -> Losses:  # fmt: skip
         labels = of_batch(embeddings, labels, ref_emb, ref_labels)
-        without_threshold(self.reducer)
+        refuse_above_zero(self.reducer)
         if score_of(self.distance) != "similarity":
             raise NotFused("a distance that is no cosine")
         weight = moved(self.W, embeddings).t()
@@ -97,7 +97,7 @@ class ProxyNCALoss(NCALoss, library.ProxyNCALoss):
         self, embeddings: Tensor, labels: Tensor | None, indices: Any, ref_emb: Tensor, ref_labels: Tensor | None
     ) -> Losses:  # fmt: skip
         labels = of_batch(embeddings, labels, ref_emb, ref_labels)
-        without_threshold(self.reducer)
+        refuse_above_zero(self.reducer)
         proxies = moved(self.proxies, embeddings)
         classes = self.proxy_labels.to(labels.device)
         found = self.neighbours(embeddings, proxies.to(embeddings.dtype), labels, classes, indices)
@@ -112,7 +112,7 @@ class ProxyAnchorLoss(Fused, library.ProxyAnchorLoss):
         self, embeddings: Tensor, labels: Tensor | None, indices: Any, ref_emb: Tensor, ref_labels: Tensor | None
     ) -> Losses:  # fmt: skip
         labels = of_batch(embeddings, labels, ref_emb, ref_labels).long()
-        without_threshold(self.reducer)
+        refuse_above_zero(self.reducer)
         if self.alpha <= 0:
             raise NotFused("alpha that is not above 0")
         proxies = moved(self.proxies, embeddings)

@@ -1,4 +1,4 @@
-"""What a loss or a miner of the library compares: pairs by labels, which the engine folds, or pairs that were listed."""
+"""What a loss or a miner of the library compares: pairs by labels, which the engine folds, or listed pairs."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ class Compared(NamedTuple):
     @property
     def loss_dtype(self) -> torch.dtype:
         return loss_dtype(self.x)
+
+    def metric(self, *margins: Any) -> tuple[str, list[Any]]:
+        """The same as a distance, and these margins: a cosine is below one where 1 - cos is above 1 less it."""
+        if self.score == "dot":
+            raise NotFused("dot products that are not normalised, by labels")
+        if self.score == "similarity":
+            return "cosine", [1 - margin for margin in margins]
+        return self.score, [*margins]
 
     def of_pairs(self, anchors: Tensor, others: Tensor) -> Tensor:
         """The scores of listed pairs. [P]"""
@@ -201,7 +209,10 @@ def circle_terms(s: Tensor, positive: bool, margin: float, gamma: float) -> list
     return [gamma * (s.detach() + margin).clamp(min=0) * (s - margin)]
 
 
-TERMS: dict[str, Callable[..., list[Tensor]]] = {"softmax": softmax_terms, "circle": circle_terms}  # as those of `kernels/losses.py`
+TERMS: dict[str, Callable[..., list[Tensor]]] = {
+    "softmax": softmax_terms,
+    "circle": circle_terms,
+}  # as those of `kernels/losses.py`
 
 
 def total(z: Tensor, lengths: Tensor) -> Tensor:

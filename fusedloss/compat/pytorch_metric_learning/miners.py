@@ -40,10 +40,8 @@ class BatchEasyHardMiner(_library.BatchEasyHardMiner):
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, positives: str, negatives: str
     ) -> Indices:  # fmt: skip
         c = compared(self.distance, embeddings, ref_emb)
-        if c.score == "dot":
-            raise NotFused("dot products that are not normalised")
+        metric, _ = c.metric()
         given = ByLabels(c, labels, ref_labels, 0 if ref_labels is labels else None)
-        metric = "cosine" if c.score == "similarity" else c.score
         p, n = ops.mine(given.batch, metric, positives, negatives)
         a = torch.where((p >= 0) & (n >= 0))[0]
         p, n = p[a], n[a]
