@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from fusedloss import use_backend
 from fusedloss.compat import fused_calls
 from fusedloss.compat.library import require
 
@@ -208,6 +209,24 @@ def differs_on_purpose(call: dict[str, Any], want: Any) -> bool:
     if reducer == "weighted" and name in in_a_column:  # each loss is multiplied by every weight
         return True
     return bool(want.isnan().any())  # NCALoss without any positive pair
+
+
+@pytest.mark.parametrize("indices", [None, 3, 4])
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
+def test_kernels(kind: Kind, indices: int | None) -> None:
+    """The same on interpreted kernels, in float32."""
+    options = {"num_classes": C, "embedding_size": D} if kind.classes else {}
+    call = {"kind": kind, "N": 9, "refs": None, "tuple": indices, "few": False, "without_labels": False, "seed": 5}
+    given, values = inputs(call), []
+    for module, dtype, backend in ((losses, torch.float64, "auto"), (compat.losses, torch.float32, "triton")):
+        torch.manual_seed(1)
+        loss = getattr(module, kind.name)(**options).to(dtype)
+        x = given["embeddings"].detach().to(dtype).requires_grad_()
+        with use_backend(backend):
+            value = loss(**(given | {"embeddings": x}))
+        values.append([value, *torch.autograd.grad(value, x)])
+    for want, got in zip(*values, strict=True):
+        torch.testing.assert_close(got.double(), want.double(), rtol=2e-4, atol=2e-5)
 
 
 # ------------------------------------------------------------------------------------------------ miners and wrappers
