@@ -1,14 +1,16 @@
-"""The libraries that `fusedloss.compat` stands in for, as they are installed."""
+"""The libraries that `fusedloss.compat` stands in for, as they are installed, and what comparing with them means."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import warnings
+from collections.abc import Mapping
 from types import ModuleType
 
 import pytest
 import torch
+from torch import Tensor
 
 
 def library(name: str, extra: str) -> ModuleType:
@@ -41,3 +43,27 @@ def complete_torchvision() -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         importlib.import_module("torchvision")
+
+
+Outcome = Mapping[str, Tensor]  # values, gradients and what a loss keeps, by name
+
+
+def assert_same(found: Outcome, wanted: Outcome, context: object = "") -> None:
+    """In float64: to 1e-10 of the largest number, or of 0.1."""
+    assert found.keys() == wanted.keys(), context
+    for name, want in wanted.items():
+        assert (found[name].shape, found[name].dtype) == (want.shape, want.dtype), (context, name)
+        error = (found[name] - want).abs().max()
+        assert error <= 1e-10 * max(0.1, want.abs().max()), (context, name, float(error))
+
+
+def assert_closer(
+    found: Outcome, rounded: Outcome, exact: Outcome, dtype: torch.dtype, context: object = ""
+) -> None:  # fmt: skip
+    """What a dtype rounds is as near to what it should be as what the library makes of it, and a few roundings."""
+    assert found.keys() == rounded.keys() == exact.keys(), context
+    for name, want in exact.items():
+        error, its = ((t[name].double() - want).abs().max() for t in (found, rounded))
+        roundings = 1 if dtype == torch.bfloat16 else 8
+        bound = 1.5 * its + roundings * torch.finfo(dtype).eps * want.abs().max()
+        assert error <= bound, (context, name, float(error), float(its))

@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from .grid import running
+from .libraries import assert_closer, assert_same
 from .libraries import library as installed
 from .processes import run
 
@@ -30,7 +32,6 @@ ours = compat.loss
 # DCLWLoss makes a tensor of a tensor.
 pytestmark = pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}  # relative to the largest number
 D = 12
 
 
@@ -81,27 +82,14 @@ def arguments(name: str, given: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     return given[:1] if name == "KoLeoLoss" else given
 
 
-def outcome(loss: Any, given: tuple[Tensor, ...]) -> list[Tensor]:
+def outcome(loss: Any, given: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """The value of a loss, its gradients, and what its bank holds then."""
     leaves = [t.detach().clone().requires_grad_() for t in given]
     value = loss(*leaves)
     (1.5 * value).backward()
-    banks = [buffer.clone() for name, buffer in loss.named_buffers() if buffer.dim() == 2]
-    return [value.detach(), *(leaf.grad for leaf in leaves), *banks]
-
-
-def assert_same(found: list[Tensor], wanted: list[Tensor], dtype: torch.dtype, context: object = "") -> None:
-    for i, (got, want) in enumerate(zip(found, wanted, strict=True)):
-        assert got.shape == want.shape, (context, i)
-        error = (got.double() - want.double()).abs().max()
-        assert error <= TOLERANCE[dtype] * max(1e-2, want.double().abs().max()), (context, i, float(error))
-
-
-def assert_closer(found: list[Tensor], rounded: list[Tensor], exact: list[Tensor], context: object = "") -> None:
-    """What bfloat16 rounds is as near to what it should be as what the library makes of it, or within a rounding."""
-    for i, (got, other, want) in enumerate(zip(found, rounded, exact, strict=True)):
-        error, its = ((t.double() - want).abs().max() for t in (got, other))
-        assert error <= max(1.5 * its, 2**-8 * want.abs().max()), (context, i, float(error), float(its))
+    gradients = {f"gradient {i}": leaf.grad for i, leaf in enumerate(leaves)}
+    banks = {name: buffer.clone() for name, buffer in loss.named_buffers() if buffer.dim() == 2}
+    return {"value": value.detach()} | gradients | banks
 
 
 def fused() -> bool:
@@ -109,26 +97,42 @@ def fused() -> bool:
     return bool(calls) and all(call.fused for call in calls)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
-def test_a_call_is_that_of_the_library(name, options, dtype):
-    mine, its = both(name, dtype, **options)
+def test_a_call_is_that_of_the_library(name, options):
+    mine, its = both(name, **options)
     for seed in range(3):  # a bank is updated
-        given = arguments(name, views(seed, dtype))
-        assert_same(outcome(mine, given), outcome(its, given), dtype)
+        given = arguments(name, views(seed))
+        assert_same(outcome(mine, given), outcome(its, given))
     assert fused()
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
-def test_in_bfloat16_it_is_as_near_to_the_exact_value_as_the_library(name, options, autocast):
-    dtype = torch.float32 if autocast else torch.bfloat16
-    mine, its = both(name, dtype, **options)
-    exact = both(name, dtype, **options)[1].double()  # with the same bank
-    given = arguments(name, views(0, dtype))
+def compare_rounded(
+    name: str, options: dict[str, Any], dtype: torch.dtype, autocast: bool = False, seed: int = 0
+) -> None:
+    """In float32 or, by autocast or not, in bfloat16, with what the library makes of the same rows in float64."""
+    kept = torch.float32 if autocast else dtype
+    mine, its = both(name, kept, **options)
+    exact = both(name, kept, **options)[1].double()  # with the same bank
+    given = arguments(name, views(seed, kept))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found, rounded = outcome(mine, given), outcome(its, given)
-    assert_closer(found, rounded, outcome(exact, tuple(t.double() for t in given)))
+    assert_closer(found, rounded, outcome(exact, tuple(t.double() for t in given)), dtype, (name, options))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)], ids=str
+)
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_what_is_rounded_is_as_near_to_the_exact_value_as_in_the_library(name, options, dtype, autocast):
+    compare_rounded(name, options, dtype, autocast)
+    assert fused()
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_kernels(name, options):
+    """The same on interpreted kernels."""
+    with running("triton", "small"):
+        compare_rounded(name, options, torch.float32)
     assert fused()
 
 
@@ -141,7 +145,7 @@ def test_rows_of_zeros_and_of_next_to_no_length(name, options):
             t[4] *= 1e-10 / t[4].norm()
     mine, its = both(name, **options)
     found, wanted = outcome(mine, arguments(name, given)), outcome(its, arguments(name, given))
-    assert_same(found, wanted, torch.float64)
+    assert_same(found, wanted)
     assert fused()
 
 
@@ -173,7 +177,7 @@ def test_cosines_of_more_dimensions():
     x, y = (torch.stack(views(seed)) for seed in (0, 1))
     for dim in (2, -1):
         mine, its = both("NegativeCosineSimilarity", dim=dim)
-        assert_same(outcome(mine, (x, y)), outcome(its, (x, y)), torch.float64)
+        assert_same(outcome(mine, (x, y)), outcome(its, (x, y)))
     assert fused()
 
 
@@ -287,11 +291,11 @@ def in_a_group() -> int:
     rank = torch.distributed.get_rank()
     fused_calls(reset=True)
     for (name, options), gather in itertools.product(GATHERED, (True, False)):
-        for dtype in (torch.float64, torch.float32):
-            mine, its = both(name, dtype, **options, gather_distributed=gather)
-            for step in range(2):
-                given = views(10 * step + rank, dtype)
-                assert_same(outcome(mine, given), outcome(its, given), dtype, (name, options, gather))
+        mine, its = both(name, **options, gather_distributed=gather)
+        for step in range(2):
+            given = views(10 * step + rank)
+            assert_same(outcome(mine, given), outcome(its, given), (name, options, gather))
+        compare_rounded(name, options | dict(gather_distributed=gather), torch.float32, seed=rank)
     assert fused()
     return len(GATHERED)
 
