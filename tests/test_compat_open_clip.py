@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import re
 import sys
 from argparse import Namespace
+from functools import partial
 from inspect import signature
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +24,7 @@ from .processes import run
 
 open_clip = installed("open_clip", "open-clip")
 
+import fusedloss  # noqa: E402
 from fusedloss.compat import fused_calls  # noqa: E402
 from fusedloss.compat import library as compat_library  # noqa: E402
 from fusedloss.compat import open_clip as compat  # noqa: E402
@@ -325,20 +329,23 @@ def test_every_mode_over_a_group(world):
     assert run(world, in_a_group, world) == [16] * world
 
 
-def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    """As if that drop-in had not been imported."""
-    for name in [name for name in sys.modules if name.startswith(f"fusedloss.compat.{package}")]:
-        monkeypatch.delitem(sys.modules, name)
+def test_the_code_of_the_page_runs(capsys):
+    page = (Path(fusedloss.__file__).parent.parent / "docs" / "from_open_clip.md").read_text()
+    exec("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), {})
+    (printed,) = capsys.readouterr().out.splitlines()
+    assert printed == "Call(loss='ClipLoss', fused=True, why='', times=1)" and printed in page
 
 
 def test_the_extra_is_named_where_the_library_is_absent_or_old(monkeypatch):
-    without(monkeypatch, "open_clip")
+    for name in [name for name in sys.modules if name.startswith("fusedloss.compat.open_clip")]:
+        monkeypatch.delitem(sys.modules, name)
+    load = partial(importlib.import_module, "fusedloss.compat.open_clip")
     with monkeypatch.context() as old:
         old.setattr(compat_library, "version", lambda package: "2.32.0")
         with pytest.raises(
             ImportError, match=r"open-clip-torch>=3.0, found 2.32.0: pip install 'fusedloss\[open-clip\]'"
         ):
-            importlib.import_module("fusedloss.compat.open_clip")
+            load()
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ImportError, match=r"cannot be imported .*: pip install 'fusedloss\[open-clip\]'"):
-        importlib.import_module("fusedloss.compat.open_clip")
+        load()
