@@ -31,7 +31,6 @@ f.NTXentLoss()(x, x, temperature=0.2)
 f.NTXentLoss()(x, x, tau=0.2)  # error: Unexpected keyword argument "tau"
 f.NTXentLoss().forward(x, [1.0])  # error: incompatible type "list[float]"
 f.TripletMarginLoss(0.5)(x, x, x)
-f.TripletMarginLoss(1.0, 2)  # error: Too many positional arguments
 f.TripletMarginLoss()(x, x, x, 1.0)  # error: Too many positional arguments
 f.triplet_margin_loss(x, x, x, 0.5, swap=True)
 f.SupConLoss()(x, labels, x, labels, ref_offset=0)
