@@ -11,7 +11,7 @@ from typing import Any
 
 
 def require(name: str, package: str, least: str, extra: str) -> ModuleType:
-    """The library's module of that name, from its package of at least that version, or an error that names the extra."""
+    """The library's module of that name, from its package, or an error that names the extra."""
     advice = f"pip install 'fusedloss[{extra}]'"
     try:
         module = importlib.import_module(name)

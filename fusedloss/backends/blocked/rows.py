@@ -1,4 +1,4 @@
-"""Given and mined pairs and triplets: exact distances, row by row."""
+"""Given, listed and mined pairs and triplets: exact distances, row by row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..dtypes import loss_dtype
-from ..request import MinedDistances, MinedDistancesGrad, RowDistances, RowDistancesGrad
+from ..request import ListedDistances, ListedDistancesGrad, RowDistances, RowDistancesGrad
 from .parallel import Tasks, single_threaded, spread
 from .tiles import slices, widen
 
@@ -92,19 +92,25 @@ def row_distances_grad(g: RowDistancesGrad) -> tuple[Tensor, ...]:
     return *grads, *([a.new_empty(0)] if c is None else [])
 
 
-@single_threaded(lambda m: m.x)
-def mined_distances(m: MinedDistances) -> Tensor:
-    x, refs = m.x, m.x if m.y is None else m.y
-    found = torch.full(m.mined.shape, torch.nan, dtype=loss_dtype(x), device=x.device)
+def met(of: ListedDistances) -> Tensor:
+    """As many elements as the anchors of its pairs have together, which take no memory."""
+    return of.others[0, :, None].expand(-1, of.x.shape[1])
 
-    def of_rows(n: slice) -> None:
-        for k, i in enumerate(m.mined[:, n]):
+
+@single_threaded(met)
+def listed_distances(of: ListedDistances) -> Tensor:
+    x, refs, anchors = of.x, of.x if of.y is None else of.y, of.anchors
+    found = torch.full(of.others.shape, torch.nan, dtype=loss_dtype(x), device=x.device)
+
+    def of_pairs(n: slice) -> None:
+        a = widen(x[n if anchors is None else anchors[n]])
+        for k, i in enumerate(of.others[:, n]):
             if not none_of(i):
-                d = pair_distance(widen(x[n]), widen(refs[i.clamp(min=0)]), m.metric, 0.0)
+                d = pair_distance(a, widen(refs[i.clamp(min=0)]), of.metric, 0.0)
                 found[k, n] = d.masked_fill_(i < 0, torch.nan)
 
     if len(refs):
-        by_rows(x, of_rows)
+        by_rows(met(of), of_pairs)
     return found
 
 
@@ -113,31 +119,37 @@ def none_of(index: Tensor) -> bool:
     return index.device.type == "cpu" and bool((index < 0).all())
 
 
-@single_threaded(lambda g: g.forward.x)
-def mined_distances_grad(g: MinedDistancesGrad) -> tuple[Tensor, Tensor]:
-    x, y, mined, metric = g.forward
+@single_threaded(lambda g: met(g.forward))
+def listed_distances_grad(g: ListedDistancesGrad) -> tuple[Tensor, Tensor]:
+    x, y, anchors, others, metric = g.forward
     refs = x if y is None else y
     dx = torch.zeros_like(x, dtype=loss_dtype(x))
     dy = dx if y is None else torch.zeros_like(refs, dtype=dx.dtype)
     tasks = Tasks()
-    blocks = row_blocks(x) if len(refs) else []
+    blocks = row_blocks(met(g.forward)) if len(refs) else []
 
-    def of_rows(b: int) -> None:
+    def of_pairs(b: int) -> None:
         n, found = blocks[b], []
-        for k, i in enumerate(mined[:, n]):
+        own = n if anchors is None else anchors[n]
+        a = widen(x[own])
+        for k, i in enumerate(others[:, n]):
             if not none_of(i):
                 d = g.ddistances[k, n].masked_fill(i < 0, 0.0)
                 at = i.clamp(min=0)
-                di, dj = pair_grad(widen(x[n]), widen(refs[at]), d, metric, 0.0)
+                di, dj = pair_grad(a, widen(refs[at]), d, metric, 0.0)
                 found.append((at, di, dj.masked_fill_(i[:, None] < 0, 0.0)))
         with tasks.turn(0, b):
             for at, di, dj in found:
-                dx[n] += di
+                if isinstance(own, slice):
+                    dx[own] += di
+                elif g.want_x:
+                    dx.index_put_((own,), di, accumulate=True)
                 if y is None or g.want_y:
                     dy.index_put_((at,), dj, accumulate=True)
 
-    tasks.run(len(blocks), of_rows)
-    return dx.to(x.dtype), dy.to(y.dtype) if y is not None and g.want_y else x.new_empty(0)
+    tasks.run(len(blocks), of_pairs)
+    nothing = x.new_empty(0)
+    return dx.to(x.dtype) if g.want_x else nothing, dy.to(y.dtype) if y is not None and g.want_y else nothing
 
 
 def row_blocks(x: Tensor) -> list[slice]:
