@@ -3,14 +3,13 @@
 Rows x [N, D] are compared with y [M, D], or with themselves where y is None, see `checks.Batch`.
 """
 
-from .folds import NOTHING, Of, fold, of
+from .folds import Of, fold, of
 from .logits import fold_elements, fold_logits
 from .ranking import rank
 from .rows import listed_distances, minable, mine, mined_distances, row_distances
 from .triplets import fold_triplets
 
 __all__ = [
-    "NOTHING",
     "Of",
     "fold",
     "fold_elements",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -99,51 +99,58 @@ def met(of: ListedDistances) -> Tensor:
 
 @single_threaded(met)
 def listed_distances(of: ListedDistances) -> Tensor:
-    x, refs, anchors = of.x, of.x if of.y is None else of.y, of.anchors
+    x, refs = of.x, of.x if of.y is None else of.y
     found = torch.full(of.others.shape, torch.nan, dtype=loss_dtype(x), device=x.device)
 
     def of_pairs(n: slice) -> None:
-        a = widen(x[n if anchors is None else anchors[n]])
-        for k, i in enumerate(of.others[:, n]):
-            if not none_of(i):
-                d = pair_distance(a, widen(refs[i.clamp(min=0)]), of.metric, 0.0)
-                found[k, n] = d.masked_fill_(i < 0, torch.nan)
+        a = anchors_of(of, n)
+        for k, at, none in there(of, n):
+            d = pair_distance(a, widen(refs.index_select(0, at)), of.metric, 0.0)
+            found[k, n] = d if none is None else d.masked_fill_(none, torch.nan)
 
     if len(refs):
         by_rows(met(of), of_pairs)
     return found
 
 
-def none_of(index: Tensor) -> bool:
-    """Whether nothing was mined, where looking is no sync."""
-    return index.device.type == "cpu" and bool((index < 0).all())
+def anchors_of(of: ListedDistances, n: slice) -> Tensor:
+    return widen(of.x[n] if of.anchors is None else of.x.index_select(0, of.anchors[n]))
+
+
+def there(of: ListedDistances, n: slice) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Which of its pairs there are of some anchors, their other rows, and where there are none, if they may be mined;
+    not those that nothing was mined for, where looking is no sync."""
+    for k, at in enumerate(of.others[:, n]):
+        none = at < 0 if of.anchors is None else None
+        if none is None:
+            yield k, at, None
+        elif at.device.type != "cpu" or not bool(none.all()):
+            yield k, at.clamp(min=0), none
 
 
 @single_threaded(lambda g: met(g.forward))
 def listed_distances_grad(g: ListedDistancesGrad) -> tuple[Tensor, Tensor]:
-    x, y, anchors, others, metric = g.forward
+    of, x, y = g.forward, g.forward.x, g.forward.y
     refs = x if y is None else y
     dx = torch.zeros_like(x, dtype=loss_dtype(x))
     dy = dx if y is None else torch.zeros_like(refs, dtype=dx.dtype)
     tasks = Tasks()
-    blocks = row_blocks(met(g.forward)) if len(refs) else []
+    blocks = row_blocks(met(of)) if len(refs) else []
 
     def of_pairs(b: int) -> None:
         n, found = blocks[b], []
-        own = n if anchors is None else anchors[n]
-        a = widen(x[own])
-        for k, i in enumerate(others[:, n]):
-            if not none_of(i):
-                d = g.ddistances[k, n].masked_fill(i < 0, 0.0)
-                at = i.clamp(min=0)
-                di, dj = pair_grad(a, widen(refs[at]), d, metric, 0.0)
-                found.append((at, di, dj.masked_fill_(i[:, None] < 0, 0.0)))
+        a = anchors_of(of, n)
+        for k, at, none in there(of, n):
+            d = g.ddistances[k, n]
+            d = d if none is None else d.masked_fill(none, 0.0)
+            di, dj = pair_grad(a, widen(refs.index_select(0, at)), d, of.metric, 0.0)
+            found.append((at, di, dj if none is None else dj.masked_fill_(none[:, None], 0.0)))
         with tasks.turn(0, b):
             for at, di, dj in found:
-                if isinstance(own, slice):
-                    dx[own] += di
+                if of.anchors is None:
+                    dx[n] += di
                 elif g.want_x:
-                    dx.index_put_((own,), di, accumulate=True)
+                    dx.index_put_((of.anchors[n],), di, accumulate=True)
                 if y is None or g.want_y:
                     dy.index_put_((at,), dj, accumulate=True)
 

@@ -18,6 +18,7 @@ from ...ops import Of
 from ..calls import NotFused
 
 METRICS = {(2, 1): "euclidean", (2, 2): "sqeuclidean", (1, 1): "manhattan"}  # of LpDistance, by p and power
+NOTHING = ops.of()
 Indices = Sequence[Tensor]  # of anchors, positives and negatives; or of anchors, positives, anchors, negatives
 
 
@@ -104,7 +105,7 @@ class ByLabels:
         self.compared = c._replace(y=y)
         self.batch = Batch(x, y, x_labels, y_labels, first)
 
-    def fold(self, loss: str, *, pos: Of = ops.NOTHING, neg: Of = ops.NOTHING, **options: Any) -> tuple[Tensor, ...]:
+    def fold(self, loss: str, *, pos: Of = NOTHING, neg: Of = NOTHING, **options: Any) -> tuple[Tensor, ...]:
         return ops.fold(self.batch, loss, self.compared.score, pos=pos, neg=neg, **options)
 
     @cached_property
@@ -163,7 +164,7 @@ class Listed:
         counts = (torch.tensor(self.indices[i].shape[0], device=self.compared.x.device) for i in (0, 2))
         return next(counts), next(counts)
 
-    def fold(self, loss: str, *, pos: Of = ops.NOTHING, neg: Of = ops.NOTHING) -> tuple[Tensor, ...]:
+    def fold(self, loss: str, *, pos: Of = NOTHING, neg: Of = NOTHING) -> tuple[Tensor, ...]:
         return (*self.pos.fold(loss, pos, True), *self.neg.fold(loss, neg, False))
 
 
