@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -54,3 +55,10 @@ def attempt(loss: str, ours: Callable[[], T], library: Callable[[], T]) -> T:
         return library()
     _counts[loss, ""] += 1
     return found
+
+
+def unchanged(loss: object, library: ModuleType, *methods: str) -> None:
+    """What a subclass computes otherwise than that module of the library is not fused."""
+    for name in methods:
+        if getattr(loss, name).__module__ != library.__name__:
+            raise NotFused(f"{name} is overridden")

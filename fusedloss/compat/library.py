@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from types import ModuleType
@@ -24,7 +25,7 @@ def require(name: str, package: str, least: str, extra: str) -> ModuleType:
 
 
 def _numbers(version: str) -> list[int]:
-    return [int(part) for part in version.split(".")[:2]]
+    return [int(part) for part in re.findall(r"\d+", version)[:3]]
 
 
 def handed_through(library: ModuleType, names: list[str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
