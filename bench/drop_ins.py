@@ -64,10 +64,9 @@ def labelled(n: int, classes: int) -> tuple[Tensor, ...]:
 
 
 def two(n: int, classes: int) -> tuple[Tensor, ...]:
-    """Two rows of each of n things, which are near each other."""
-    x = batch(n, D, classes, "cpu", "float32")[0]
-    y = nn.functional.normalize(x.detach() + 0.1 * batch(n, D, classes, "cpu", "float32", seed=1)[0].detach())
-    return x, y.requires_grad_()
+    """Two unit rows of each of n things, whose cosine is about a half."""
+    x, noise = (batch(n, D, classes, "cpu", "float32", seed=seed)[0].detach() for seed in range(2))
+    return x.requires_grad_(), nn.functional.normalize(x.detach() + 2 * noise).requires_grad_()
 
 
 def graded(n: int, classes: int) -> tuple[Tensor, ...]:
@@ -96,7 +95,7 @@ loss = lambda *given: of([{{"sentence_embedding": x}} for x in given if x.dim() 
 
 def towers(name: str, scale: str) -> Case:
     """A loss of open_clip, and what it takes after the features."""
-    script = f"from open_clip import {name}\nof = {name}()\nloss = lambda image, text: of(image, text, {scale})"
+    script = f"from open_clip.loss import {name}\nof = {name}()\nloss = lambda image, text: of(image, text, {scale})"
     return Case("open_clip", name, script, two)
 
 
