@@ -143,7 +143,7 @@ def cosine_similarity_loss(
 
 @options(margin=learnable(low=-1.0), similar=one_of(0, 1), reduction=one_of(*OF_HINGES))
 def cosine_embedding_loss(
-    x1: Tensor, x2: Tensor, target: Tensor, *, margin: float | Tensor = 0.0, similar: int = 1, reduction: str = "mean"
+    x1: Tensor, x2: Tensor, target: Tensor, margin: float | Tensor = 0.0, *, similar: int = 1, reduction: str = "mean"
 ) -> Tensor:
     r"""Cosine embedding loss of given pairs; equals `torch.nn.functional.cosine_embedding_loss`.
 
