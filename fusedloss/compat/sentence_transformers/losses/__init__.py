@@ -3,9 +3,10 @@
 Every class takes the constructor of the library's class of its name, is a subclass of it, and computes from the model's
 embeddings what that one does. The others are the library's, and wrappers such as `MatryoshkaLoss` take these.
 
-In all of them a loss of 16-bit embeddings is float32, as are the sums of which it is made; rows shorter than 1e-8 count
-as that long where the library has cosines of rows of at least 1e-12; and euclidean distances are exact where the
-library subtracts large squares, which loses small distances of float32 rows.
+In all of them distances, similarities and sums of 16-bit embeddings are float32, where the library rounds some to 16
+bits; rows shorter than 1e-8 have cosines as if they were that long, where the library has most down to 1e-12; and
+euclidean distances of batches are exact, where the library subtracts large squares, which loses small distances of
+float32 rows.
 """
 
 from sentence_transformers.sentence_transformer import losses as _library

@@ -20,6 +20,7 @@ from sentence_transformers.util import (
 from torch import Tensor
 
 from .... import checks, ops
+from ....backends.dtypes import loss_dtype
 from ....losses.pairs import in_order
 from ...calls import NotFused
 from .embeddings import OfEmbeddings, each_has_one, known
@@ -100,9 +101,9 @@ def angle(embeddings: list[Tensor]) -> Tensor:
     x, y = checks.given_rows(("embeddings[0]", "embeddings[1]"), embeddings)
     if x.shape[1] % 2:
         x, y = F.pad(x, (0, 1)), F.pad(y, (0, 1))
-    real, imaginary = x.chunk(2, dim=1)
+    real, imaginary = x.to(loss_dtype(x)).chunk(2, dim=1)
     turned = torch.cat([real + imaginary, imaginary - real], dim=1)
-    return math.sqrt(2) * compared([turned, y], "similarity").abs()
+    return math.sqrt(2) * compared([turned, y.to(turned.dtype)], "similarity").abs()
 
 
 SIMILARITIES: dict[Any, Callable[[list[Tensor]], Tensor]] = {

@@ -82,7 +82,8 @@ class BatchSemiHardTripletLoss(OfEmbeddings, library.BatchSemiHardTripletLoss):
     """The library's `BatchSemiHardTripletLoss`; fused for the distances of `BatchHardTripletLossDistanceFunction`.
 
     A batch of one class has no negatives. The library then takes negatives at distance 0; on a GPU, where looking at
-    the labels would wait for them, the loss is 0 here.
+    the labels would wait for them, the loss is 0 here. Of negatives at the same distance that of the lowest label has
+    the gradient, there the first.
     """
 
     def _fused(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
