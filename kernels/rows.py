@@ -1,4 +1,4 @@
-"""Distances (or similarities) of given rows: pairs, triplets and mined pairs, exact in fp32 from the original rows.
+"""Distances (or similarities) of given rows, and of rows named by their index, exact in fp32 from the original rows.
 
 A pair's distance and gradient come from up to three sums over D (`stats`), then
     gradient by a = alpha (a - b + eps)   or   alpha sign(a - b + eps)   or, for products,   alpha b + beta a.
@@ -81,7 +81,7 @@ def pull(a, b, alpha, beta, in_row, eps, METRIC: tl.constexpr):
 
 @triton.jit
 def locate(ptr, rows, n, INDEXED: tl.constexpr):
-    """Where a pair's other end is, the row itself or the index stored for it, and whether there is one. [BM] each"""
+    """Where an end of pair i is, row i itself or the index stored for it, and whether there is one. [BM] each"""
     if INDEXED:
         at = tl.load(ptr + rows, mask=rows < n, other=-1)
         return at, at >= 0
@@ -119,17 +119,21 @@ def triplet_stats(
 
 
 # The second of two rows of indices is aligned or not by the parity of N.
-@triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["b_index", "c_index"])
+@triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["a_index", "b_index", "c_index"])
 def row_distances(
-    a_ptr, b_ptr, c_ptr, b_index, c_index, out_ptr, N, D, eps,  # out [PAIRS, N]
+    a_ptr, b_ptr, c_ptr, a_index, b_index, c_index, out_ptr, N, D, eps,  # out [PAIRS, N]
     METRIC: tl.constexpr, PAIRS: tl.constexpr, INDEXED: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """d(a, b), d(a, c), d(b, c) of row i, or of a_i with rows b_index[i], c_index[i]; NaN where there is none."""
+    """d(a, b), d(a, c), d(b, c) of row i; NaN where there is none.
+
+    INDEXED: "" for the rows themselves, "others" for a_i with rows b_index[i] and c_index[i], "all" for a_index[i] too.
+    """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     live = r < N
-    rb, ok_b = locate(b_index, r, N, INDEXED)
-    rc, ok_c = locate(c_index, r, N, INDEXED)
-    ab, ac, bc = triplet_stats(a_ptr, b_ptr, c_ptr, r, rb, rc, live, ok_b, ok_c, D, eps, METRIC, PAIRS, BM, BD)
+    ra, ok_a = locate(a_index, r, N, INDEXED == "all")
+    rb, ok_b = locate(b_index, r, N, INDEXED != "")
+    rc, ok_c = locate(c_index, r, N, INDEXED != "")
+    ab, ac, bc = triplet_stats(a_ptr, b_ptr, c_ptr, ra, rb, rc, ok_a, ok_b, ok_c, D, eps, METRIC, PAIRS, BM, BD)
     step = N.to(tl.int64)
     tl.store(out_ptr + r, tl.where(ok_b, pair_distance(ab, METRIC), float("nan")), mask=live)
     if PAIRS > 1:
@@ -138,60 +142,64 @@ def row_distances(
         tl.store(out_ptr + 2 * step + r, pair_distance(bc, METRIC), mask=live)
 
 
-@triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["b_index", "c_index"])
+@triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["a_index", "b_index", "c_index"])
 def row_distances_grad(
-    a_ptr, b_ptr, c_ptr, b_index, c_index, dout_ptr, da_ptr, db_ptr, dc_ptr, N, D, eps,
+    a_ptr, b_ptr, c_ptr, a_index, b_index, c_index, dout_ptr, da_ptr, db_ptr, dc_ptr, N, D, eps,
     METRIC: tl.constexpr, PAIRS: tl.constexpr, INDEXED: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """da, db, dc of given rows. INDEXED: da, and in db [4, N] the alphas and betas of the mined pairs."""
+    """da, db, dc of given rows. INDEXED: for `gather_grad` in db [4, N] two alphas and two betas of each i.
+
+    "others": those of rows b and c, and da of a_i. "all": those of either end of the one pair, and nothing else.
+    """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     live = r < N
     step = N.to(tl.int64)
-    rb, ok_b = locate(b_index, r, N, INDEXED)
-    rc, ok_c = locate(c_index, r, N, INDEXED)
-    ab, ac, bc = triplet_stats(a_ptr, b_ptr, c_ptr, r, rb, rc, live, ok_b, ok_c, D, eps, METRIC, PAIRS, BM, BD)
+    ra, ok_a = locate(a_index, r, N, INDEXED == "all")
+    rb, ok_b = locate(b_index, r, N, INDEXED != "")
+    rc, ok_c = locate(c_index, r, N, INDEXED != "")
+    ab, ac, bc = triplet_stats(a_ptr, b_ptr, c_ptr, ra, rb, rc, ok_a, ok_b, ok_c, D, eps, METRIC, PAIRS, BM, BD)
     ab_alpha, ab_a, ab_b = pair_slopes(ab, tl.load(dout_ptr + r, mask=live & ok_b, other=0.0), METRIC)
     if PAIRS > 1:
         ac_alpha, ac_a, ac_c = pair_slopes(ac, tl.load(dout_ptr + step + r, mask=live & ok_c, other=0.0), METRIC)
     if PAIRS > 2:
         bc_alpha, bc_b, bc_c = pair_slopes(bc, tl.load(dout_ptr + 2 * step + r, mask=live, other=0.0), METRIC)
-    if INDEXED:
-        tl.store(db_ptr + r, ab_alpha, mask=live)
-        tl.store(db_ptr + step + r, ac_alpha, mask=live)
-        tl.store(db_ptr + 2 * step + r, ab_b, mask=live)
-        tl.store(db_ptr + 3 * step + r, ac_c, mask=live)
+    if INDEXED != "":
+        slopes = (ab_alpha, ab_alpha, ab_a, ab_b) if INDEXED == "all" else (ab_alpha, ac_alpha, ab_b, ac_c)
+        for k in tl.static_range(4):
+            tl.store(db_ptr + k * step + r, slopes[k], mask=live)
 
-    for first in range(0, D, BD):
-        dims = first + tl.arange(0, BD)
-        in_row = (dims < D)[None, :]
-        at = r.to(tl.int64)[:, None] * D + dims[None, :]
-        a = load_chunk(a_ptr, r, live, dims, D)
-        b = load_chunk(b_ptr, rb, ok_b, dims, D)
-        da = pull(a, b, ab_alpha, ab_a, in_row, eps, METRIC)
-        db = pull(b, a, ab_alpha, ab_b, in_row, -eps, METRIC)
-        if PAIRS > 1:
-            c = load_chunk(c_ptr, rc, ok_c, dims, D)
-            da += pull(a, c, ac_alpha, ac_a, in_row, eps, METRIC)
-            dc = pull(c, a, ac_alpha, ac_c, in_row, -eps, METRIC)
-        if PAIRS > 2:
-            db += pull(b, c, bc_alpha, bc_b, in_row, eps, METRIC)
-            dc += pull(c, b, bc_alpha, bc_c, in_row, -eps, METRIC)
-        tl.store(da_ptr + at, da.to(da_ptr.dtype.element_ty), mask=live[:, None] & in_row)
-        if not INDEXED:
-            tl.store(db_ptr + at, db.to(db_ptr.dtype.element_ty), mask=live[:, None] & in_row)
+    if INDEXED != "all":
+        for first in range(0, D, BD):
+            dims = first + tl.arange(0, BD)
+            in_row = (dims < D)[None, :]
+            at = r.to(tl.int64)[:, None] * D + dims[None, :]
+            a = load_chunk(a_ptr, r, live, dims, D)
+            b = load_chunk(b_ptr, rb, ok_b, dims, D)
+            da = pull(a, b, ab_alpha, ab_a, in_row, eps, METRIC)
+            db = pull(b, a, ab_alpha, ab_b, in_row, -eps, METRIC)
             if PAIRS > 1:
-                tl.store(dc_ptr + at, dc.to(dc_ptr.dtype.element_ty), mask=live[:, None] & in_row)
+                c = load_chunk(c_ptr, rc, ok_c, dims, D)
+                da += pull(a, c, ac_alpha, ac_a, in_row, eps, METRIC)
+                dc = pull(c, a, ac_alpha, ac_c, in_row, -eps, METRIC)
+            if PAIRS > 2:
+                db += pull(b, c, bc_alpha, bc_b, in_row, eps, METRIC)
+                dc += pull(c, b, bc_alpha, bc_c, in_row, -eps, METRIC)
+            tl.store(da_ptr + at, da.to(da_ptr.dtype.element_ty), mask=live[:, None] & in_row)
+            if INDEXED == "":
+                tl.store(db_ptr + at, db.to(db_ptr.dtype.element_ty), mask=live[:, None] & in_row)
+                if PAIRS > 1:
+                    tl.store(dc_ptr + at, dc.to(dc_ptr.dtype.element_ty), mask=live[:, None] & in_row)
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["ends_ptr", "alpha_ptr", "beta_ptr"])
 def gather_grad(
-    x_ptr, y_ptr, entries_ptr, starts_ptr, slopes_ptr, base_ptr, out_ptr, N, D,
-    METRIC: tl.constexpr, ADD: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
+    x_ptr, y_ptr, entries_ptr, starts_ptr, ends_ptr, alpha_ptr, beta_ptr, base_ptr, out_ptr, N, D,
+    METRIC: tl.constexpr, LISTED: tl.constexpr, ADD: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """dy_j from the anchors that mined row j, plus base_j if ADD. Grid: (rows of y, chunks of D).
+    """dy_j from the rows of x that are in a pair with it, plus base_j if ADD. Grid: (rows of y, chunks of D).
 
-    entries [2N] are the mined pairs ordered by the row they mined (e < N: anchor e's positive, else anchor e - N's
-    negative), starts [M + 1] where each row's run begins, slopes [4, N] from `row_distances_grad`. One program owns one
+    entries are the pairs ordered by their row of y, starts [M + 1] where each row's run begins. Pair e has row
+    ends[e] of x if LISTED, otherwise e % N, and alpha[e] and beta[e] from `row_distances_grad`. One program owns one
     row, so the sum has a fixed order and needs no atomics.
     """
     j = tl.program_id(0)
@@ -207,8 +215,9 @@ def gather_grad(
         at = first + tl.arange(0, BE)
         valid = at < end
         entry = tl.load(entries_ptr + at, mask=valid, other=0)
-        x = load_chunk(x_ptr, entry % N, valid, dims, D)
-        alpha = tl.load(slopes_ptr + entry, mask=valid, other=0.0)
-        beta = tl.load(slopes_ptr + 2 * N.to(tl.int64) + entry, mask=valid, other=0.0)
+        row = tl.load(ends_ptr + entry, mask=valid, other=0) if LISTED else entry % N
+        x = load_chunk(x_ptr, row, valid, dims, D)
+        alpha = tl.load(alpha_ptr + entry, mask=valid, other=0.0)
+        beta = tl.load(beta_ptr + entry, mask=valid, other=0.0)
         acc += tl.sum(pull(y[None, :], x, alpha, beta, in_row[None, :], 0.0, METRIC), 0)
     tl.store(out_ptr + own, acc.to(out_ptr.dtype.element_ty), mask=in_row)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group: that of its import is the default of its functions
 
 TIMEOUT = timedelta(seconds=60)  # of a group
 GRACE = 3.0  # seconds that the others have when one of them has failed: they may wait for it

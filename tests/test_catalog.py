@@ -24,6 +24,7 @@ FAMILIES = {
     "fold_triplets": "triplets",
     "rank": "ranking",
     "mine": "mined",
+    "listed_distances": "rows",
     "mined_distances": "mined",
     "row_distances": "rows",
     "fold_logits": "logits",

@@ -14,10 +14,10 @@ from fusedloss.backends.request import (
     ElementsGrad,
     Fold,
     FoldGrad,
+    ListedDistances,
+    ListedDistancesGrad,
     Logits,
     LogitsGrad,
-    MinedDistances,
-    MinedDistancesGrad,
     Mining,
     Ranking,
     RankingGrad,
@@ -100,11 +100,13 @@ def op_inputs(device):
     yield ranking.rank_grad_op, RankingGrad(of_precision, states[:1], True, False)
 
     index = torch.tensor([[1, -1, 2, 3, 0, 0, 0, 5, 6], [2, 3, 4, -1, 6, 0, 1, 1, 1]], device=device)
-    yield rows.mined_distances_op, MinedDistances(x, None, index.abs(), "euclidean")  # opcheck finds NaN not equal
-    yield rows.mined_distances_op, MinedDistances(x, y, index.abs(), "cosine")
-    for refs, metric, want_y in ((None, "euclidean", True), (y, "cosine", True), (y, "manhattan", False)):
-        grad = MinedDistancesGrad(MinedDistances(x, refs, index, metric), states, want_y)
-        yield rows.mined_distances_grad_op, grad
+    mined, listed = (None, index.abs()), (index[0].abs(), index[1:].abs())  # opcheck finds NaN not equal
+    yield rows.listed_distances_op, ListedDistances(x, None, *mined, "euclidean")
+    yield rows.listed_distances_op, ListedDistances(x, y, *listed, "cosine")
+    for refs, metric, want_y in ((None, "euclidean", False), (y, "cosine", True), (y, "manhattan", False)):
+        for pairs in ((None, index), listed):
+            of, derivatives = ListedDistances(x, refs, *pairs, metric), states[: len(pairs[1])]
+            yield rows.listed_distances_grad_op, ListedDistancesGrad(of, derivatives, metric != "cosine", want_y)
     a, b = (batch(5, 9, seed=seed)[0].float().to(device).t() for seed in range(2))
     every = RowDistances(x, a, b, "euclidean", 1e-6, 3)
     yield rows.row_distances_op, RowDistances(x, a, b, "cosine", 0.0, 3)
@@ -142,7 +144,7 @@ CHECKED = [("blocked", op) for op in OPS] + [("triton", op) for op in OPS if FUL
 
 
 DIFFERENTIABLE = (
-    folds.fold_op, triplets.fold_triplets_op, ranking.rank_op, rows.mined_distances_op, rows.row_distances_op,
+    folds.fold_op, triplets.fold_triplets_op, ranking.rank_op, rows.listed_distances_op, rows.row_distances_op,
 )  # fmt: skip
 
 
@@ -155,7 +157,7 @@ def test_every_custom_op_passes_opcheck(backend, device, op):
             folds.fold_op,
             triplets.fold_triplets_op,
             ranking.rank_op,
-            rows.mined_distances_op,
+            rows.listed_distances_op,
             rows.row_distances_op,
         ):
             arguments = [differentiable(v) for v in arguments]

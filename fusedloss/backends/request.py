@@ -225,20 +225,26 @@ class Mining(NamedTuple):
     negatives: str  # these two, or "beyond": the nearest farther than the positive
 
 
-class MinedDistances(NamedTuple):
-    """Exact distances of every row to its mined pairs, NaN where there is none (-1). [2, N]"""
+class ListedDistances(NamedTuple):
+    """Exact distances of pairs of rows that are named by their index. [others.shape]
+
+    Without anchors each row of x is in two pairs, with the rows that it mined: NaN where it has none. They may be
+    listed in any order, and more than once.
+    """
 
     x: Tensor
     y: Tensor | None
-    mined: Tensor  # rows of y, the positives and the negatives [2, N]
+    anchors: Tensor | None  # rows of x [P]; None: each row, in order
+    others: Tensor  # rows of y [1, P]; without anchors the positives and the negatives [2, N], -1 for none
     metric: str
 
 
-class MinedDistancesGrad(NamedTuple):
-    """dx, and dy if there is a y and it is wanted: a gather over the anchors that mined each row."""
+class ListedDistancesGrad(NamedTuple):
+    """dx and dy: a gather, for every row, over the pairs that it is in; empty tensors for those not wanted."""
 
-    forward: MinedDistances
+    forward: ListedDistances
     ddistances: Tensor
+    want_x: bool
     want_y: bool
 
 

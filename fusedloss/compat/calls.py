@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -19,18 +20,22 @@ class Call(NamedTuple):
 
     loss: str  # the name of the class
     fused: bool
-    why: str  # it was not fused
+    why: str  # why it was not fused, or ""
     times: int
 
 
 def fused_calls(*, reset: bool = False) -> list[Call]:
     """What the drop-ins of `fusedloss.compat` have run in this process, by class, the most frequent first.
 
-    reset: count from 0 again.
+    Args:
+        reset: count from 0 again.
 
-    >>> from fusedloss.compat import fused_calls
-    >>> fused_calls(reset=True)
-    []
+    Returns:
+        A list of `Call(loss, fused, why, times)`::
+
+            loss = losses.TripletMarginLoss(margin=0.1, swap=True)
+            loss(embeddings, labels)
+            fused_calls()  # [Call('TripletMarginLoss', False, 'swap of all triplets of a batch', 1)]
     """
     found = [Call(loss, not why, why, count) for (loss, why), count in _counts.most_common()]
     if reset:
@@ -50,3 +55,10 @@ def attempt(loss: str, ours: Callable[[], T], library: Callable[[], T]) -> T:
         return library()
     _counts[loss, ""] += 1
     return found
+
+
+def unchanged(loss: object, library: ModuleType, *methods: str) -> None:
+    """What a subclass computes otherwise than that module of the library is not fused."""
+    for name in methods:
+        if getattr(loss, name).__module__ != library.__name__:
+            raise NotFused(f"{name} is overridden")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from types import ModuleType
@@ -11,7 +12,7 @@ from typing import Any
 
 
 def require(name: str, package: str, least: str, extra: str) -> ModuleType:
-    """The library's module of that name, from its package of at least that version, or an error that names the extra."""
+    """The library's module of that name, from its package, or an error that names the extra."""
     advice = f"pip install 'fusedloss[{extra}]'"
     try:
         module = importlib.import_module(name)
@@ -24,7 +25,7 @@ def require(name: str, package: str, least: str, extra: str) -> ModuleType:
 
 
 def _numbers(version: str) -> list[int]:
-    return [int(part) for part in version.split(".")[:2]]
+    return [int(part) for part in re.findall(r"\d+", version)[:3]]
 
 
 def handed_through(library: ModuleType, names: list[str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

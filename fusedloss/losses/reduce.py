@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +14,7 @@ from ..checks import IGNORED, WRONG
 
 REDUCTIONS = ("mean", "sum", "none")
 OF_HINGES = (*REDUCTIONS, "active")
+Folding = Callable[..., tuple[Tensor, ...]]  # `ops.fold` of one batch and metric, or what does the same of other pairs
 
 
 def similarity(metric: str) -> tuple[str, float]:

@@ -6,13 +6,15 @@ no 1 - p in its gradient; those of two towers are in `towers`.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .. import checks, groups, ops
 from ..checks import SIMILARITIES, Batch
 from ..options import integer, label, learnable, number, one_of, optional, options
-from .reduce import REDUCTIONS, mean_shares, reduce, similarity, softplus
+from .reduce import REDUCTIONS, Folding, mean_shares, reduce, similarity, softplus
 
 
 @options(temperature=learnable(above=True), reduction=one_of(*REDUCTIONS))
@@ -177,17 +179,19 @@ def supcon_loss(
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     score, sign = similarity(metric)
-    scale = sign / temperature
-    total, positive, count, negative = ops.fold(
-        batch, "softmax", score,
-        pos=ops.of("sum", "lse", "sum", scale=scale), neg=ops.of("lse", scale=scale),
-    )  # fmt: skip
+    terms, counts = supcon_terms(partial(ops.fold, batch, metric=score), sign / temperature)
+    return reduce(terms, reduction, counts.sum(), batch.x)
+
+
+def supcon_terms(fold: Folding, scale: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of every anchor, and whether it has a positive. [N] each"""
+    pos, neg = ops.of("sum", "lse", "sum", scale=scale), ops.of("lse", scale=scale)
+    total, positive, count, negative = fold("softmax", pos=pos, neg=neg)
     count = count.detach()
     positive = positive.masked_fill(count == 0, 0.0)
     # How much the positives differ, exactly 0 of one, and how they compare with the negatives.
     spread = torch.where(count > 1, positive - total / count.clamp(min=1), 0.0)
-    terms = torch.where(count > 0, spread + softplus(negative - positive), 0.0)
-    return reduce(terms, reduction, (count > 0).sum(), batch.x)
+    return torch.where(count > 0, spread + softplus(negative - positive), 0.0), count > 0
 
 
 @options(
@@ -237,11 +241,17 @@ def pairwise_nt_xent_loss(
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     score, sign = similarity(metric)
     scale = sign / temperature
-    (negative,) = ops.fold(batch, "softmax", score, neg=ops.of("lse", scale=scale))
+    terms, count = nt_xent_sums(partial(ops.fold, batch, metric=score), scale)
+    return reduce(terms, reduction, count.sum(), batch.x)
+
+
+def nt_xent_sums(fold: Folding, scale: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of every anchor's positive pairs, and how many they are. [N] each"""
+    (negative,) = fold("softmax", neg=ops.of("lse", scale=scale))
     against = negative.clamp(min=-1e30)  # of none -inf, with which slopes of 0 would be NaN
     pairs = ops.of("sum", "sum", scale=-scale)  # log(1 + exp(against - scale s)), and 1 each
-    terms, count = ops.fold(batch, "sigmoid", score, pos=pairs, offsets=-against / scale, offsets_of="rows")
-    return reduce(terms, reduction, count.detach().sum(), batch.x)
+    terms, count = fold("sigmoid", pos=pairs, offsets=-against / scale, offsets_of="rows")
+    return terms, count.detach()
 
 
 @options(
@@ -288,9 +298,13 @@ def nca_loss(
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     score, sign = similarity(metric)
-    scale = sign / temperature
-    pos, neg = ops.of("lse", "sum", "sum", scale=scale), ops.of("lse", scale=scale)
-    positive, _total, count, negative = ops.fold(batch, "softmax", score, pos=pos, neg=neg)
-    counts = count.detach() > 0
-    terms = torch.where(counts, softplus(negative - positive.masked_fill(~counts, 0.0)), 0.0)
+    terms, counts = nca_terms(partial(ops.fold, batch, metric=score), sign / temperature)
     return reduce(terms, reduction, counts.sum(), batch.x)
+
+
+def nca_terms(fold: Folding, scale: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of every anchor, and whether it has a positive. [N] each"""
+    pos, neg = ops.of("lse", "sum", "sum", scale=scale), ops.of("lse", scale=scale)
+    positive, _total, count, negative = fold("softmax", pos=pos, neg=neg)
+    counts = count.detach() > 0
+    return torch.where(counts, softplus(negative - positive.masked_fill(~counts, 0.0)), 0.0), counts

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks, groups, ops
 from ..options import flag, integer, label, number, one_of, optional, options
-from .reduce import OF_HINGES, REDUCTIONS, reduce, similarity, softplus
+from .reduce import OF_HINGES, REDUCTIONS, Folding, reduce, similarity, softplus
 
 PRODUCTS = ("cosine", "dot")  # metrics of losses whose margins are similarities
 
@@ -64,9 +66,16 @@ def multi_similarity_loss(
     tensor([0.5557, 0.5557, 0.6181])
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
+    score, sign = similarity(metric)
+    terms = multi_similarity_terms(partial(ops.fold, batch, metric=score), sign * alpha, sign * beta, base)
+    return reduce(terms, reduction, batch.anchors, batch.x)
+
+
+def multi_similarity_terms(fold: Folding, alpha: float, beta: float, base: float) -> Tensor:
+    """The loss of every anchor [N]; alpha and beta are below 0 where the scores are distances."""
     pos, neg = ops.of("lse", scale=-alpha, bias=alpha * base), ops.of("lse", scale=beta, bias=-beta * base)
-    pull, push = ops.fold(batch, "softmax", similarity(metric)[0], pos=pos, neg=neg)
-    return reduce(softplus(pull) / alpha + softplus(push) / beta, reduction, batch.anchors, batch.x)
+    pull, push = fold("softmax", pos=pos, neg=neg)
+    return softplus(pull) / abs(alpha) + softplus(push) / abs(beta)
 
 
 @options(
@@ -116,10 +125,15 @@ def circle_loss(
     tensor([0.7133, 0.7133, 0.0000])
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
-    folded = ops.of("lse", margin=margin, gamma=gamma)
-    pull, push = ops.fold(batch, "circle", similarity(metric)[0], pos=folded, neg=folded)
-    terms = softplus(pull + push)  # 0 where a kind is missing: its log sum exp is -inf
+    terms = circle_terms(partial(ops.fold, batch, metric=similarity(metric)[0]), margin, gamma)
     return reduce(terms, reduction, (terms.detach() > 0).sum(), batch.x)
+
+
+def circle_terms(fold: Folding, margin: float, gamma: float) -> Tensor:
+    """The loss of every anchor, 0 where a kind is missing: its log sum exp is -inf. [N]"""
+    folded = ops.of("lse", margin=margin, gamma=gamma)
+    pull, push = fold("circle", pos=folded, neg=folded)
+    return softplus(pull + push)
 
 
 @options(
@@ -168,10 +182,15 @@ def generalized_lifted_structure_loss(
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     metric = "chord" if normalize else "euclidean"
-    pos, neg = ops.of("lse", scale=1.0, bias=-pos_margin), ops.of("lse", scale=-1.0, bias=neg_margin)
-    states = ops.fold(batch, "softmax", metric, pos=pos, neg=neg)
-    pull, push = (state.masked_fill(state == -float("inf"), 0.0) for state in states)
-    return reduce(F.relu(pull + push), reduction, batch.anchors, batch.x)
+    terms = generalized_lifted_terms(partial(ops.fold, batch, metric=metric), 1.0, pos_margin, neg_margin)
+    return reduce(terms, reduction, batch.anchors, batch.x)
+
+
+def generalized_lifted_terms(fold: Folding, sign: float, pos_margin: float, neg_margin: float) -> Tensor:
+    """The loss of every anchor [N]; the sign is -1 where the scores are similarities."""
+    pos, neg = ops.of("lse", scale=sign, bias=-sign * pos_margin), ops.of("lse", scale=-sign, bias=sign * neg_margin)
+    pull, push = (state.masked_fill(state == -float("inf"), 0.0) for state in fold("softmax", pos=pos, neg=neg))
+    return F.relu(pull + push)
 
 
 @options(
@@ -227,8 +246,16 @@ def lifted_structure_loss(
             "ref_embeddings must be None over a group: the negatives of a reference are rows of all its processes"
         )
     metric = "chord" if normalize else "euclidean"
+    terms, active, count = lifted_sums(batch, metric, pos_margin, neg_margin)
+    return reduce(terms, reduction, count.sum(), batch.x, active)
+
+
+def lifted_sums(
+    batch: checks.Batch, metric: str, pos_margin: float, neg_margin: float
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Of every anchor's positive pairs the sum, how many are above 0, and how many they are. [N] each"""
     neg = ops.of("lse", scale=-1.0, bias=neg_margin)
     (push,) = ops.fold(batch, "softmax", metric, neg=neg, columns=batch.y is not None)
     hinges = ops.of("sum", "sum", "sum", margin=pos_margin)  # half their squares, those that are active, and 1 each
     terms, active, count = ops.fold(batch, "contrastive", metric, pos=hinges, offsets=push, offsets_of="both")
-    return reduce(terms, reduction, count.detach().sum(), batch.x, active)
+    return terms, active, count.detach()

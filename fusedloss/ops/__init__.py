@@ -6,7 +6,7 @@ Rows x [N, D] are compared with y [M, D], or with themselves where y is None, se
 from .folds import Of, fold, of
 from .logits import fold_elements, fold_logits
 from .ranking import rank
-from .rows import minable, mine, mined_distances, row_distances
+from .rows import listed_distances, minable, mine, mined_distances, row_distances
 from .triplets import fold_triplets
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "fold_elements",
     "fold_logits",
     "fold_triplets",
+    "listed_distances",
     "minable",
     "mine",
     "mined_distances",

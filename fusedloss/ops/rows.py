@@ -1,4 +1,4 @@
-"""Mined and given pairs: which they are, and their exact distances."""
+"""Mined, listed and given pairs: which they are, and their exact distances."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from ..backends import resolve_backend
 from ..backends.dtypes import loss_dtype
 from ..backends.request import (
-    MinedDistances,
-    MinedDistancesGrad,
+    ListedDistances,
+    ListedDistancesGrad,
     Mining,
     RowDistances,
     RowDistancesGrad,
@@ -48,38 +48,47 @@ def mine(batch: Batch, metric: str, positives: str, negatives: str) -> Tensor:
     return mine_op(request, backend) if group is None else shared.mine(request, group, backend)
 
 
-def _mined_grad_fake(g: MinedDistancesGrad) -> tuple[Tensor, Tensor]:
+def _listed_grad_fake(g: ListedDistancesGrad) -> tuple[Tensor, Tensor]:
     x, y = g.forward.x, g.forward.y
-    return x.new_empty(x.shape), x.new_empty(0) if y is None or not g.want_y else y.new_empty(y.shape)
+    dx = x.new_empty(x.shape if g.want_x else 0)
+    return dx, x.new_empty(0) if y is None or not g.want_y else y.new_empty(y.shape)
 
 
-mined_distances_grad_op = Operation(
-    "mined_distances_grad", MinedDistancesGrad, "(Tensor, Tensor)", _mined_grad_fake
+listed_distances_grad_op = Operation(
+    "listed_distances_grad", ListedDistancesGrad, "(Tensor, Tensor)", _listed_grad_fake
 )  # fmt: skip
 
 
-def _mined_fake(m: MinedDistances) -> Tensor:
-    return m.x.new_empty(m.mined.shape, dtype=loss_dtype(m.x))
+def _listed_fake(of: ListedDistances) -> Tensor:
+    return of.x.new_empty(of.others.shape, dtype=loss_dtype(of.x))
 
 
-def _mined_backward(
-    m: MinedDistances, wanted: Any, backend: str, outputs: Any, derivatives: Any
+def _listed_backward(
+    of: ListedDistances, wanted: Any, backend: str, outputs: Any, derivatives: Any
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Gathers, for every row, from the anchors that mined it."""
-    dx, dy = mined_distances_grad_op(MinedDistancesGrad(m, derivatives[0], wanted.y), backend)
+    """Gathers, for every row, from the pairs that it is in."""
+    dx, dy = listed_distances_grad_op(ListedDistancesGrad(of, derivatives[0], wanted.x, bool(wanted.y)), backend)
     return {"x": dx, "y": dy}
 
 
-mined_distances_op = Operation(
-    "mined_distances", MinedDistances, "Tensor", _mined_fake, _mined_backward, saves_outputs=False
+listed_distances_op = Operation(
+    "listed_distances", ListedDistances, "Tensor", _listed_fake, _listed_backward, saves_outputs=False
 )  # fmt: skip
+
+
+def listed_distances(x: Tensor, y: Tensor | None, anchors: Tensor, others: Tensor, metric: str) -> Tensor:
+    """Exact distances of listed pairs: rows of x, by their index, to rows of y, or of x if there is no y. [P]
+
+    They may be listed in any order, and count as often as they are. No index is checked.
+    """
+    return listed_distances_op(ListedDistances(x, y, anchors, others[None], metric), resolve_backend(x))[0]
 
 
 def mined_distances(batch: Batch, index: Tensor, metric: str) -> Tensor:
     """Exact distances of every anchor to its mined pairs, NaN where there is none. [2, N]"""
     x, group = batch.x, group_of(batch)
     if group is None:
-        return mined_distances_op(MinedDistances(x, batch.y, index, metric), resolve_backend(x))
+        return listed_distances_op(ListedDistances(x, batch.y, None, index, metric), resolve_backend(x))
     rows, _ = shared.sizes(batch, group)
     of_positive, of_negative = shared.taken(x, index, group, rows).unbind()
     return row_distances(x, of_positive, of_negative, metric, pairs=2).masked_fill(index < 0, torch.nan)

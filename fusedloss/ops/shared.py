@@ -21,7 +21,7 @@ from ..backends.request import (
     Block,
     Fold,
     FoldGrad,
-    MinedDistances,
+    ListedDistances,
     Mining,
     Others,
     States,
@@ -226,7 +226,7 @@ def mine(m: Mining, group: Group, backend: str) -> Tensor:
     def consider(block: Batch, first: int) -> None:
         nonlocal best, number
         index = module.mine(m._replace(batch=block))
-        cost = signs * module.mined_distances(MinedDistances(block.x, block.y, index, m.metric))
+        cost = signs * module.listed_distances(ListedDistances(block.x, block.y, None, index, m.metric))
         cost = cost.masked_fill(cost.isnan(), -torch.inf)  # NaN wins so that it shows
         there = index + first
         better = (cost < best) | ((cost == best) & (there < number)) | (number < 0)

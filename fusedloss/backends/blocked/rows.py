@@ -1,14 +1,14 @@
-"""Given and mined pairs and triplets: exact distances, row by row."""
+"""Given, listed and mined pairs and triplets: exact distances, row by row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from ..dtypes import loss_dtype
-from ..request import MinedDistances, MinedDistancesGrad, RowDistances, RowDistancesGrad
+from ..request import ListedDistances, ListedDistancesGrad, RowDistances, RowDistancesGrad
 from .parallel import Tasks, single_threaded, spread
 from .tiles import slices, widen
 
@@ -92,52 +92,71 @@ def row_distances_grad(g: RowDistancesGrad) -> tuple[Tensor, ...]:
     return *grads, *([a.new_empty(0)] if c is None else [])
 
 
-@single_threaded(lambda m: m.x)
-def mined_distances(m: MinedDistances) -> Tensor:
-    x, refs = m.x, m.x if m.y is None else m.y
-    found = torch.full(m.mined.shape, torch.nan, dtype=loss_dtype(x), device=x.device)
+def met(of: ListedDistances) -> Tensor:
+    """As many elements as the anchors of its pairs have together, which take no memory."""
+    return of.others[0, :, None].expand(-1, of.x.shape[1])
 
-    def of_rows(n: slice) -> None:
-        for k, i in enumerate(m.mined[:, n]):
-            if not none_of(i):
-                d = pair_distance(widen(x[n]), widen(refs[i.clamp(min=0)]), m.metric, 0.0)
-                found[k, n] = d.masked_fill_(i < 0, torch.nan)
+
+@single_threaded(met)
+def listed_distances(of: ListedDistances) -> Tensor:
+    x, refs = of.x, of.x if of.y is None else of.y
+    found = torch.full(of.others.shape, torch.nan, dtype=loss_dtype(x), device=x.device)
+
+    def of_pairs(n: slice) -> None:
+        a = anchors_of(of, n)
+        for k, at, none in there(of, n):
+            d = pair_distance(a, widen(refs.index_select(0, at)), of.metric, 0.0)
+            found[k, n] = d if none is None else d.masked_fill_(none, torch.nan)
 
     if len(refs):
-        by_rows(x, of_rows)
+        by_rows(met(of), of_pairs)
     return found
 
 
-def none_of(index: Tensor) -> bool:
-    """Whether nothing was mined, where looking is no sync."""
-    return index.device.type == "cpu" and bool((index < 0).all())
+def anchors_of(of: ListedDistances, n: slice) -> Tensor:
+    return widen(of.x[n] if of.anchors is None else of.x.index_select(0, of.anchors[n]))
 
 
-@single_threaded(lambda g: g.forward.x)
-def mined_distances_grad(g: MinedDistancesGrad) -> tuple[Tensor, Tensor]:
-    x, y, mined, metric = g.forward
+def there(of: ListedDistances, n: slice) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Which of its pairs there are of some anchors, their other rows, and where there are none, if they may be mined;
+    not those that nothing was mined for, where looking is no sync."""
+    for k, at in enumerate(of.others[:, n]):
+        none = at < 0 if of.anchors is None else None
+        if none is None:
+            yield k, at, None
+        elif at.device.type != "cpu" or not bool(none.all()):
+            yield k, at.clamp(min=0), none
+
+
+@single_threaded(lambda g: met(g.forward))
+def listed_distances_grad(g: ListedDistancesGrad) -> tuple[Tensor, Tensor]:
+    of, x, y = g.forward, g.forward.x, g.forward.y
     refs = x if y is None else y
     dx = torch.zeros_like(x, dtype=loss_dtype(x))
     dy = dx if y is None else torch.zeros_like(refs, dtype=dx.dtype)
     tasks = Tasks()
-    blocks = row_blocks(x) if len(refs) else []
+    blocks = row_blocks(met(of)) if len(refs) else []
 
-    def of_rows(b: int) -> None:
+    def of_pairs(b: int) -> None:
         n, found = blocks[b], []
-        for k, i in enumerate(mined[:, n]):
-            if not none_of(i):
-                d = g.ddistances[k, n].masked_fill(i < 0, 0.0)
-                at = i.clamp(min=0)
-                di, dj = pair_grad(widen(x[n]), widen(refs[at]), d, metric, 0.0)
-                found.append((at, di, dj.masked_fill_(i[:, None] < 0, 0.0)))
+        a = anchors_of(of, n)
+        for k, at, none in there(of, n):
+            d = g.ddistances[k, n]
+            d = d if none is None else d.masked_fill(none, 0.0)
+            di, dj = pair_grad(a, widen(refs.index_select(0, at)), d, of.metric, 0.0)
+            found.append((at, di, dj if none is None else dj.masked_fill_(none[:, None], 0.0)))
         with tasks.turn(0, b):
             for at, di, dj in found:
-                dx[n] += di
+                if of.anchors is None:
+                    dx[n] += di
+                elif g.want_x:
+                    dx.index_put_((of.anchors[n],), di, accumulate=True)
                 if y is None or g.want_y:
                     dy.index_put_((at,), dj, accumulate=True)
 
-    tasks.run(len(blocks), of_rows)
-    return dx.to(x.dtype), dy.to(y.dtype) if y is not None and g.want_y else x.new_empty(0)
+    tasks.run(len(blocks), of_pairs)
+    nothing = x.new_empty(0)
+    return dx.to(x.dtype) if g.want_x else nothing, dy.to(y.dtype) if y is not None and g.want_y else nothing
 
 
 def row_blocks(x: Tensor) -> list[slice]:

@@ -8,7 +8,7 @@ from .folds import fold, fold_grad
 from .logits import elements_grad, fold_elements, fold_logits, logits_grad
 from .mining import mine
 from .ranking import rank, rank_grad
-from .rows import mined_distances, mined_distances_grad, row_distances, row_distances_grad
+from .rows import listed_distances, listed_distances_grad, row_distances, row_distances_grad
 from .triplets import fold_triplets, fold_triplets_grad
 
 __all__ = [
@@ -19,10 +19,10 @@ __all__ = [
     "fold_logits",
     "fold_triplets",
     "fold_triplets_grad",
+    "listed_distances",
+    "listed_distances_grad",
     "logits_grad",
     "mine",
-    "mined_distances",
-    "mined_distances_grad",
     "rank",
     "rank_grad",
     "row_distances",

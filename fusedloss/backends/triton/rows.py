@@ -1,4 +1,4 @@
-"""Given and mined pairs and triplets: exact distances, row by row."""
+"""Given, listed and mined pairs and triplets: exact distances, row by row."""
 
 from __future__ import annotations
 
@@ -8,62 +8,84 @@ import torch
 from torch import Tensor
 
 from ...kernels import configs, rows
-from ..request import MinedDistances, MinedDistancesGrad, RowDistances, RowDistancesGrad
+from ..request import ListedDistances, ListedDistancesGrad, RowDistances, RowDistancesGrad
 from .launch import Launch, cdiv
 
 
-def launch(kernel: Any, r: RowDistances, index: Tensor | None, *outs: Tensor) -> None:
-    """A kernel on rows (a_i, b_i, c_i), or, if an index [2, N] is given, on a_i and the rows of b and c it names."""
-    N, D = r.a.shape
-    b_index, c_index = (r.a, r.a) if index is None else index
+def launch(kernel: Any, r: RowDistances, anchors: Tensor | None, others: Tensor | None, *outs: Tensor) -> None:
+    """A kernel on rows (a_i, b_i, c_i), or on the rows of b and c that others [pairs, N] name, and those of a that
+    anchors [N] do."""
+    D = r.a.shape[1]
+    N = r.a.shape[0] if others is None else others.shape[1]
+    indexed = "" if others is None else "others" if anchors is None else "all"
+    index = (r.a if anchors is None else anchors, *((r.a,) if others is None else others))
     BM, BD = configs.ROWS_PER_PROGRAM, configs.ROW_CHUNK
-    options = dict(METRIC=r.metric, PAIRS=r.pairs, INDEXED=index is not None, BM=BM, BD=BD, num_warps=4)
-    args = (r.a, r.b, r.b if r.c is None else r.c, b_index, c_index, *outs, N, D, r.eps)
+    options = dict(METRIC=r.metric, PAIRS=r.pairs, INDEXED=indexed, BM=BM, BD=BD, num_warps=4)
+    args = (r.a, r.b, r.b if r.c is None else r.c, *index[:2], index[-1], *outs, N, D, r.eps)
     Launch(kernel, (cdiv(N, BM),), args, options).run()
 
 
 def row_distances(r: RowDistances) -> Tensor:
     out = torch.empty(r.pairs, len(r.a), dtype=torch.float32, device=r.a.device)
-    launch(rows.row_distances, r, None, out)
+    launch(rows.row_distances, r, None, None, out)
     return out
 
 
 def row_distances_grad(g: RowDistancesGrad) -> tuple[Tensor, ...]:
     a, b, c = g.forward.a, g.forward.b, g.forward.c
     grads = torch.empty_like(a), torch.empty_like(b), a.new_empty(0) if c is None else torch.empty_like(c)
-    launch(rows.row_distances_grad, g.forward, None, g.ddistances, *grads)
+    launch(rows.row_distances_grad, g.forward, None, None, g.ddistances, *grads)
     return grads
 
 
-def mined(m: MinedDistances) -> RowDistances:
-    y = m.x if m.y is None else m.y
-    return RowDistances(m.x, y, y, m.metric, 0.0, 2)
+def listed(of: ListedDistances) -> RowDistances:
+    y = of.x if of.y is None else of.y
+    return RowDistances(of.x, y, y, of.metric, 0.0, of.others.shape[0])
 
 
-def mined_distances(m: MinedDistances) -> Tensor:
-    out = torch.empty(2, len(m.x), dtype=torch.float32, device=m.x.device)
-    launch(rows.row_distances, mined(m), m.mined, out)
+def listed_distances(of: ListedDistances) -> Tensor:
+    out = torch.empty(of.others.shape, dtype=torch.float32, device=of.x.device)
+    launch(rows.row_distances, listed(of), of.anchors, of.others, out)
     return out
 
 
-def mined_distances_grad(g: MinedDistancesGrad) -> tuple[Tensor, Tensor]:
-    x, y, index, metric = g.forward
-    slopes = torch.empty(4, len(x), dtype=torch.float32, device=x.device)
-    dx = torch.empty_like(x, dtype=torch.float32 if y is None else x.dtype)
-    launch(rows.row_distances_grad, mined(g.forward), index, g.ddistances, dx, slopes, slopes)
-    if y is not None and not g.want_y:
-        return dx, x.new_empty(0)
-    refs = x if y is None else y
-    dy, (M, D) = torch.empty_like(refs), refs.shape
-    entries, starts = mined_runs(index, M)
-    options = dict(METRIC=metric, ADD=y is None, BE=configs.ENTRIES, BD=configs.ROW_CHUNK, num_warps=4)
-    args = (x, refs, entries, starts, slopes, dx, dy, len(x), D)
+def listed_distances_grad(g: ListedDistancesGrad) -> tuple[Tensor, Tensor]:
+    x, y, anchors, others, metric = g.forward
+    slopes = torch.empty(2, 2, others.shape[1], dtype=torch.float32, device=x.device)  # alphas and betas
+    nothing = x.new_empty(0)
+    if anchors is None:
+        dx = torch.empty_like(x, dtype=torch.float32 if y is None else x.dtype)
+        launch(rows.row_distances_grad, listed(g.forward), None, others, g.ddistances, dx, slopes, slopes)
+        if y is None:
+            return gather_grad(x, x, others.flatten(), None, slopes.flatten(1), metric, dx), nothing
+        dy = gather_grad(y, x, others.flatten(), None, slopes.flatten(1), metric) if g.want_y else nothing
+        return dx if g.want_x else nothing, dy
+    launch(rows.row_distances_grad, listed(g.forward), anchors, others, g.ddistances, nothing, slopes, slopes)
+    (ends,) = others
+    if y is None:
+        either, opposite = torch.cat([anchors, ends]), torch.cat([ends, anchors])
+        return gather_grad(x, x, either, opposite, slopes.flatten(1), metric), nothing
+    dx = gather_grad(x, y, anchors, ends, slopes[:, 0], metric) if g.want_x else nothing
+    return dx, gather_grad(y, x, ends, anchors, slopes[:, 1], metric) if g.want_y else nothing
+
+
+def gather_grad(
+    rows_of: Tensor, others: Tensor, index: Tensor, ends: Tensor | None, slopes: Tensor, metric: str,
+    base: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Gradient by the rows of one side, plus a base: of pairs of row index[e], -1 for none, with row ends[e] of the
+    others, or, without ends, with each of the others in turn."""
+    out, (M, D) = torch.empty_like(rows_of), rows_of.shape
+    entries, starts = runs(index, M)
+    options = dict(METRIC=metric, LISTED=ends is not None, ADD=base is not None, BE=configs.ENTRIES)
+    options |= dict(BD=configs.ROW_CHUNK, num_warps=4)
+    ends, base = entries if ends is None else ends, out if base is None else base
+    args = (others, rows_of, entries, starts, ends, *slopes, base, out, len(others), D)
     Launch(rows.gather_grad, (M, cdiv(D, configs.ROW_CHUNK)), args, options).run()
-    return (dy, x.new_empty(0)) if y is None else (dx, dy)
+    return out
 
 
-def mined_runs(index: Tensor, M: int) -> tuple[Tensor, Tensor]:
-    """The mined pairs ordered by the row they mined [2N], and where each row's run begins [M + 1]."""
-    flat = index.reshape(-1)
-    mined, entries = torch.where(flat < 0, M, flat).sort(stable=True)
-    return entries, torch.searchsorted(mined, torch.arange(M + 1, device=index.device))
+def runs(index: Tensor, M: int) -> tuple[Tensor, Tensor]:
+    """The pairs ordered by their row, and where each row's run begins [M + 1]."""
+    found, entries = torch.where(index < 0, M, index).sort(stable=True)
+    return entries, torch.searchsorted(found, torch.arange(M + 1, device=index.device))

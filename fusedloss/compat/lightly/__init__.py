@@ -1,0 +1,16 @@
+"""lightly with the losses of fusedloss.
+
+    from fusedloss.compat.lightly.loss import NTXentLoss
+
+All else is the library's own. In bfloat16 and float16 a loss is float32.
+"""
+
+from ..library import handed_through, require
+
+# Before 1.5.21 `DCLLoss` was another formula.
+_library = require("lightly", "lightly", "1.5.21", "lightly")
+
+from . import loss  # noqa: E402 which imports the library
+
+__all__ = ["loss"]
+__getattr__, __dir__ = handed_through(_library, __all__)
