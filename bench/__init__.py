@@ -6,6 +6,7 @@ r"""Measurements of fusedloss against dense PyTorch, torch.compile and other lib
                                                 |                                       |
                           fusedloss.tools.measure (time and peak of a process)   report (the README's tables, and plots)
 
+drop_ins times `fusedloss.compat` beside the libraries that it stands in for, by their own scripts.
 accuracy measures errors beside those of eager PyTorch, for the rows of regimes: short, long, far from the origin.
 dense times the losses of ranks beside dense PyTorch, as far as that goes. group_memory measures what a process takes
 for the loss of a whole batch, group_cost says on paper what one of many GPUs would; traffic counts what a process sends

@@ -1,8 +1,8 @@
 """The README's tables and plots, from result files: `python -m bench.report bench/results/FILE.json ...`.
 
 Files of `bench.cpu_table` and of `bench.gpu`, in the order in which the README shows them; and the tables of
-docs/accuracy.md from those of `bench.accuracy`, by `--readme docs/accuracy.md`, and that of docs/distributed.md from
-those of `bench.group_memory`.
+docs/accuracy.md from those of `bench.accuracy`, by `--readme docs/accuracy.md`, that of docs/distributed.md from those
+of `bench.group_memory`, and that of docs/drop_ins.md from those of `bench.drop_ins`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import accuracy, cpu_table, files, gpu_table, group_memory, tables
+from . import accuracy, cpu_table, drop_ins, files, gpu_table, group_memory, tables
 from .plots import draw, plots_of
 
 README = files.ROOT / "README.md"
@@ -85,7 +85,7 @@ def gpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
 
 
 SECTIONS = {"rows": cpu_section, "timings": gpu_section, "accuracy": accuracy.section,
-            "group_memory": group_memory.section}  # fmt: skip
+            "group_memory": group_memory.section, "drop_ins": drop_ins.section}  # fmt: skip
 
 
 def ends(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

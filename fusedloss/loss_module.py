@@ -50,9 +50,10 @@ class LossModule(nn.Module):
             for p in parameters
             if p.name in cls.own_numbers
         ]
-        options += [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in tensors]
+        options += [p for p in parameters if p.name not in tensors]
         cls.options = {p.name: p.default for p in options}
-        cls.called = Arguments(Signature([p for p in parameters if tensors.get(p.name) is not Role.CLASSES]))
+        called = (p if p.name in tensors else p.replace(kind=p.KEYWORD_ONLY) for p in parameters)
+        cls.called = Arguments(Signature([p for p in called if tensors.get(p.name) is not Role.CLASSES]))
         cls.__signature__ = Signature(cls.constructor(options))  # type: ignore[attr-defined]
         cls.built = Arguments(cls.__signature__)  # type: ignore[attr-defined]
         cls.__doc__ = f"`{function.__name__}` as a module.\n\n{inspect.getdoc(function)}"

@@ -84,7 +84,7 @@ class CosineSimilarityLoss(LossModule):
     ) -> Tensor: ...
 
 class CosineEmbeddingLoss(LossModule):
-    def __init__(self, *, margin: float | Tensor = 0.0, similar: int = 1, reduction: str = "mean") -> None: ...
+    def __init__(self, margin: float | Tensor = 0.0, *, similar: int = 1, reduction: str = "mean") -> None: ...
     def forward(
         self,
         x1: Tensor,
@@ -197,8 +197,8 @@ class MarginLoss(LossModule):
 class TripletMarginLoss(LossModule):
     def __init__(
         self,
-        *,
         margin: float | Tensor | None = None,
+        *,
         metric: str = "euclidean",
         swap: bool = False,
         soft_margin: bool = False,
@@ -873,8 +873,8 @@ class RecallAtKLoss(LossModule):
 class CrossEntropyLoss(LossModule):
     def __init__(
         self,
-        *,
         weight: Tensor | None = None,
+        *,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         overwrite_logits: bool = False,
@@ -939,8 +939,8 @@ class FocalLoss(LossModule):
 class BinaryCrossEntropyLoss(LossModule):
     def __init__(
         self,
-        *,
         weight: Tensor | None = None,
+        *,
         pos_weight: Tensor | None = None,
         overwrite_logits: bool = False,
         reduction: str = "mean",
@@ -969,11 +969,11 @@ class BinaryCrossEntropyLoss(LossModule):
 class SigmoidFocalLoss(LossModule):
     def __init__(
         self,
-        *,
         alpha: float = 0.25,
         gamma: float = 2.0,
-        overwrite_logits: bool = False,
         reduction: str = "mean",
+        *,
+        overwrite_logits: bool = False,
     ) -> None: ...
     def forward(
         self,
@@ -982,8 +982,8 @@ class SigmoidFocalLoss(LossModule):
         *,
         alpha: float = ...,
         gamma: float = ...,
-        overwrite_logits: bool = ...,
         reduction: str = ...,
+        overwrite_logits: bool = ...,
     ) -> Tensor: ...
     def __call__(
         self,
@@ -992,8 +992,8 @@ class SigmoidFocalLoss(LossModule):
         *,
         alpha: float = ...,
         gamma: float = ...,
-        overwrite_logits: bool = ...,
         reduction: str = ...,
+        overwrite_logits: bool = ...,
     ) -> Tensor: ...
 
 class LinearCrossEntropyLoss(ClassLossModule):

@@ -85,7 +85,9 @@ def options(**rules: Rule) -> Callable[[Function], Function]:
 
         checked.__code__ = own_code(checked, function.__name__)  # type: ignore[attr-defined]
         vars(checked)["rules"] = rules
-        checked.__kwdefaults__ = function.__kwdefaults__  # type: ignore[attr-defined]
+        defaults = {p.name: p.default for p in takes.parameters if p.default is not p.empty}
+        by_name = {p.name for p in takes.parameters if p.kind is p.KEYWORD_ONLY or p.name in rules}
+        checked.__kwdefaults__ = {k: v for k, v in defaults.items() if k in by_name}  # type: ignore[attr-defined]
         return checked  # type: ignore[return-value]
 
     return decorate
@@ -105,10 +107,10 @@ class Arguments:
     """What a call takes, by a signature without *args and **kwargs, and errors that help where it gives others."""
 
     def __init__(self, signature: inspect.Signature) -> None:
-        parameters = signature.parameters.values()
+        self.parameters = signature.parameters.values()
         self.names = [*signature.parameters]
-        self.by_place = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-        self.required = [p.name for p in parameters if p.default is p.empty]
+        self.by_place = [p.name for p in self.parameters if p.kind is not p.KEYWORD_ONLY]
+        self.required = [p.name for p in self.parameters if p.default is p.empty]
 
     def bind(
         self, owner: str, given: Sequence[Any], named: Mapping[str, Any], known: Container[str] = ()

@@ -39,7 +39,7 @@ LEARNABLE = [
     (loss, p.name)
     for loss in LOSSES
     for p in inspect.signature(loss).parameters.values()
-    if p.kind is p.KEYWORD_ONLY and p.annotation.startswith("float | Tensor")
+    if p.name in loss.__kwdefaults__ and p.annotation.startswith("float | Tensor")
 ]
 
 

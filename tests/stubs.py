@@ -51,8 +51,7 @@ def of_class(cls: type[LossModule]) -> str:
     bases = "ClassLossModule" if issubclass(cls, ClassLossModule) else "LossModule"
     if issubclass(cls, sharded.ShardedLoss):
         bases = f"ShardedLoss, modules.{cls.whole.__name__}"
-    taken = (p for p in inspect.signature(cls.function).parameters.values() if p.name in cls.called.names)
-    call = [p.replace(default=...) if p.name in cls.options else p for p in taken]
+    call = [p.replace(default=...) if p.name in cls.options else p for p in cls.called.parameters]
     lines = method("__init__", inspect.signature(cls).parameters.values(), "None")
     lines += method("forward", call, "Tensor") + method("__call__", call, "Tensor")
     return f"\nclass {cls.__name__}({bases}):\n{lines}"

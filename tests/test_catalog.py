@@ -76,9 +76,9 @@ def test_every_public_loss_is_in_the_catalog_and_nothing_else():
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_its_tensors_are_the_parameters_that_are_no_options(name):
-    parameters = inspect.signature(CATALOG[name].function).parameters.values()
-    optional = {name for name, role in CATALOG[name].tensors.items() if role.optional}
-    tensors = {p.name: p.default for p in parameters if p.kind is not p.KEYWORD_ONLY or p.name in optional}
+    function = CATALOG[name].function
+    options = function.__kwdefaults__.keys() - {name for name, role in CATALOG[name].tensors.items() if role.optional}
+    tensors = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.name not in options}
     assert list(CATALOG[name].tensors) == list(tensors)
     assert all(isinstance(role, Role) for role in CATALOG[name].tensors.values())
     optional = [name for name, role in CATALOG[name].tensors.items() if role.optional]

@@ -444,6 +444,18 @@ def test_half_precision(dtype: torch.dtype) -> None:
         torch.testing.assert_close(got.double(), exact(x.double(), labels), rtol=2e-2, atol=1e-2)
 
 
+def test_listed_rows_that_are_none_are_refused() -> None:
+    """And one below 0 counts from the end, as in the library."""
+    x, labels = torch.randn(6, D, dtype=torch.float64), torch.tensor([0, 0, 1, 1, 2, 2])
+    last, wrong = (tuple(torch.tensor([i, i]) for i in (0, 1, n)) for n in (-1, 6))
+    for name in ("ContrastiveLoss", "TripletMarginLoss", "SupConLoss"):
+        ours, theirs = (getattr(module, name)() for module in (compat.losses, losses))
+        torch.testing.assert_close(ours(x, labels, last), theirs(x, labels, last))
+        for loss in (ours, theirs):
+            with pytest.raises(IndexError):
+                loss(x, labels, wrong)
+
+
 def test_known_faults_are_not_copied() -> None:
     x = torch.randn(4, D, requires_grad=True)
     assert losses.NCALoss()(x, torch.arange(4)).isnan()

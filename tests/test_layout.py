@@ -53,6 +53,13 @@ LAYERS = {
         f"fusedloss.{m}" for m in ("reference", "backends.", "losses.", "memory_bank.", "modules.", "tools.autotune")
     ),
 }  # fmt: skip
+# A drop-in imports its own library, and what losses are made of.
+for folder in sorted({path.parent for path in ROOT.glob("fusedloss/compat/**/*.py")}):
+    library = folder.relative_to(ROOT / "fusedloss" / "compat").parts[:1]
+    LAYERS[folder.relative_to(ROOT).as_posix()] = (
+        "torch", *(f"{name}." for name in library or ["<name>"]),
+        *(f"fusedloss.{m}" for m in ("checks", "backends.dtypes.", "ops.", "losses.", "compat")),
+    )  # fmt: skip
 
 
 def imported(path):
@@ -81,8 +88,8 @@ def by_string(name, own):
         yield f"<{text}>"  # any module: no layer may
 
 
-# What may import by a name that comes from outside: a maker to be measured, a kernel to be compiled.
-OPEN = {"fusedloss/tools/measure.py", "fusedloss/tools/compiling.py"}
+# What may import by a name that comes from outside: a maker to be measured, a kernel to be compiled, another library.
+OPEN = {"fusedloss/tools/measure.py", "fusedloss/tools/compiling.py", "fusedloss/compat/library.py"}
 
 
 @pytest.mark.parametrize("layer", LAYERS)

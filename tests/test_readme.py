@@ -9,7 +9,8 @@ import pytest
 from bench import cpu_table, dense, files, gpu_table, report
 
 TEXT = report.README.read_text()
-PAGES = [files.ROOT / "README.md", *sorted((files.ROOT / "docs").glob("*.md"))]  # with tables
+DOCS = sorted((files.ROOT / "docs").glob("*.md"))
+PAGES = [report.README, *(page for page in DOCS if any(report.MARKERS.findall(page.read_text())))]  # with tables
 RESULTS = files.ROOT / "bench" / "results"
 
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)

@@ -30,6 +30,9 @@ f.NTXentLoss()(x, x, x)  # error: Too many positional arguments
 f.NTXentLoss()(x, x, temperature=0.2)
 f.NTXentLoss()(x, x, tau=0.2)  # error: Unexpected keyword argument "tau"
 f.NTXentLoss().forward(x, [1.0])  # error: incompatible type "list[float]"
+f.TripletMarginLoss(0.5)(x, x, x)
+f.TripletMarginLoss()(x, x, x, 1.0)  # error: Too many positional arguments
+f.triplet_margin_loss(x, x, x, 0.5, swap=True)
 f.SupConLoss()(x, labels, x, labels, ref_offset=0)
 f.SupConLoss()(x, labels, ref_emb=x)  # error: Unexpected keyword argument "ref_emb"
 f.ArcFaceLoss(5, 3, margin=0.3, device="cpu", dtype=torch.float16)(x, labels)

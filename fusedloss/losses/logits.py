@@ -16,7 +16,7 @@ from .reduce import REDUCTIONS, focal, reduce, reduce_rows, softplus
     overwrite_logits=flag, reduction=one_of(*REDUCTIONS),
 )  # fmt: skip
 def cross_entropy_loss(
-    logits: Tensor, target: Tensor, *, weight: Tensor | None = None, ignore_index: int = -100,
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, *, ignore_index: int = -100,
     label_smoothing: float = 0.0, overwrite_logits: bool = False, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Cross entropy of a softmax over the classes.
@@ -148,7 +148,7 @@ def focal_loss(
 
 @options(weight=optional(tensor), pos_weight=optional(tensor), overwrite_logits=flag, reduction=one_of(*REDUCTIONS))
 def binary_cross_entropy_loss(
-    logits: Tensor, target: Tensor, *, weight: Tensor | None = None, pos_weight: Tensor | None = None,
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, *, pos_weight: Tensor | None = None,
     overwrite_logits: bool = False, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Binary cross entropy of every logit.
@@ -202,8 +202,8 @@ def _alpha(name: str, value: object) -> Any:
 
 @options(alpha=_alpha, gamma=number(), overwrite_logits=flag, reduction=one_of(*REDUCTIONS))
 def sigmoid_focal_loss(
-    logits: Tensor, target: Tensor, *, alpha: float = 0.25, gamma: float = 2.0, overwrite_logits: bool = False,
-    reduction: str = "mean",
+    logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean", *,
+    overwrite_logits: bool = False,
 ) -> Tensor:  # fmt: skip
     r"""Focal loss of every logit for itself, as detectors use it.
 

@@ -143,7 +143,7 @@ def cosine_similarity_loss(
 
 @options(margin=learnable(low=-1.0), similar=one_of(0, 1), reduction=one_of(*OF_HINGES))
 def cosine_embedding_loss(
-    x1: Tensor, x2: Tensor, target: Tensor, *, margin: float | Tensor = 0.0, similar: int = 1, reduction: str = "mean"
+    x1: Tensor, x2: Tensor, target: Tensor, margin: float | Tensor = 0.0, *, similar: int = 1, reduction: str = "mean"
 ) -> Tensor:
     r"""Cosine embedding loss of given pairs; equals `torch.nn.functional.cosine_embedding_loss`.
 
@@ -202,14 +202,19 @@ def cosent_loss(x1: Tensor, x2: Tensor, target: Tensor, *, scale: float | Tensor
     tensor(2.1269)
     """
     x1, x2 = checks.given_rows(("x1", "x2"), (x1, x2))
-    target, order = checks.grades(target, x1).sort()
-    cos = ops.row_distances(x1, x2, None, "similarity")[0]
-    z = scale * cos.to(state_dtype(x1))[order].masked_fill(target.isnan(), torch.nan)
+    target = checks.grades(target, x1)
+    return in_order(ops.row_distances(x1, x2, None, "similarity")[0], target, scale)
+
+
+def in_order(scores: Tensor, target: Tensor, scale: float | Tensor) -> Tensor:
+    """`cosent_loss` of given scores, by targets that `checks.grades` has looked at."""
+    target, order = target.sort()
+    z = scale * scores.to(state_dtype(scores))[order].masked_fill(target.isnan(), torch.nan)
     z = z - z.detach().logsumexp(0)  # which changes no difference: the largest are near 0, where rounding is least
     lower = torch.searchsorted(target, target)  # how many targets are below each: the first ones
     below = z.logcumsumexp(0)[(lower - 1).clamp(min=0)]
     lowest = torch.finfo(z.dtype).min / 2  # of terms that are all -inf the gradient would be NaN
-    return softplus((below - z).masked_fill(lower == 0, lowest).logsumexp(0)).to(loss_dtype(x1))
+    return softplus((below - z).masked_fill(lower == 0, lowest).logsumexp(0)).to(loss_dtype(scores))
 
 
 @options(

@@ -33,9 +33,9 @@ class HardestPairs(NamedTuple):
     reduction=one_of(*OF_HINGES),
 )  # fmt: skip
 def triplet_margin_loss(
-    anchor: Tensor, positive: Tensor, negative: Tensor, *,
-    margin: float | Tensor | None = None, metric: str = "euclidean", swap: bool = False, soft_margin: bool = False,
-    eps: float = 1e-6, reduction: str = "mean",
+    anchor: Tensor, positive: Tensor, negative: Tensor, margin: float | Tensor | None = None, *,
+    metric: str = "euclidean", swap: bool = False, soft_margin: bool = False, eps: float = 1e-6,
+    reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     r"""Triplet loss of given triplets; equals `torch.nn.functional.triplet_margin_loss` for p = 2 and 1.
 

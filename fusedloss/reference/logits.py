@@ -28,8 +28,7 @@ def left_out(x, target, ignore_index):
 
 
 def cross_entropy_loss(
-    logits, target, *,
-    weight=None, ignore_index=-100, label_smoothing=0.0, overwrite_logits=False, reduction="mean",
+    logits, target, weight=None, *, ignore_index=-100, label_smoothing=0.0, overwrite_logits=False, reduction="mean",
 ):  # fmt: skip
     C = logits.shape[1]
     w = (logits.new_ones(C) if weight is None else weight).view(1, C, *[1] * (logits.dim() - 2))
@@ -62,7 +61,7 @@ def focal_loss(
 
 
 def binary_cross_entropy_loss(
-    logits, target, *, weight=None, pos_weight=None, overwrite_logits=False, reduction="mean"
+    logits, target, weight=None, *, pos_weight=None, overwrite_logits=False, reduction="mean"
 ):  # fmt: skip
     pw = 1 if pos_weight is None else pos_weight
     yes, no = (F.logsigmoid(z).masked_fill((t == 0) & (z == -torch.inf), 0) * t for z, t in (
@@ -75,7 +74,7 @@ def binary_cross_entropy_loss(
 
 
 def sigmoid_focal_loss(
-    logits, target, *, alpha=0.25, gamma=2.0, overwrite_logits=False, reduction="mean"
+    logits, target, alpha=0.25, gamma=2.0, reduction="mean", *, overwrite_logits=False
 ):  # fmt: skip
     one_minus_p_t = logits.sigmoid() * (1 - target) + (-logits).sigmoid() * target
     alpha_t = alpha * target + (1 - alpha) * (1 - target) if alpha >= 0 else 1

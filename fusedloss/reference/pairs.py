@@ -45,7 +45,7 @@ def cosine_similarity_loss(x1, x2, target=None, *, similar=1, reduction="mean"):
     return reduce(1 - cos if target is None else _graded(target, similar, 1 - cos, 1 + cos) / 2, reduction)
 
 
-def cosine_embedding_loss(x1, x2, target, *, margin=0.0, similar=1, reduction="mean"):
+def cosine_embedding_loss(x1, x2, target, margin=0.0, *, similar=1, reduction="mean"):
     cos = row_cosine(x1, x2)
     return reduce(_graded(target, similar, 1 - cos, F.relu(cos - margin)), reduction)
 

@@ -10,6 +10,7 @@ import ctypes
 import gc
 import importlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -203,8 +204,9 @@ def working_set(field: str) -> int | None:
     return int(memory.peak_rss if hasattr(memory, "peak_rss") else memory.peak_wset)  # named so before psutil 8
 
 
-def limit_memory() -> None:
-    """Let a workload too large for the machine fail alone, before the system swaps or ends another process (Linux)."""
+def limit_memory(most: float = math.inf) -> None:
+    """Let a workload too large for the machine, or that takes more than so many bytes, fail alone, before the system
+    swaps or ends another process (Linux)."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     free = kernel_bytes("/proc/meminfo").get("MemAvailable")
@@ -213,8 +215,8 @@ def limit_memory() -> None:
     with suppress(ImportError, OSError, ValueError):
         import resource
 
-        most = kernel_bytes("/proc/self/status")["VmData"] + free
-        resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        limit = kernel_bytes("/proc/self/status")["VmData"] + int(min(free, most))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -274,7 +274,7 @@ class OfTriplets(Fused):
             given = labelled(c, labels, indices, ref_labels)
             assert labels is not None
             return self.by_labels(given, labels)
-        a, p, n = (index.to(c.x.device, torch.int64) for index in joined(indices, c.x.shape[0]))
+        a, p, n = joined(c.placed(indices), c.x.shape[0])
         if not a.shape[0]:
             return {name: zero() for name in self.sub_loss_names()}  # type: ignore[attr-defined]
         return self.listed(c, (a, p, n), labels)

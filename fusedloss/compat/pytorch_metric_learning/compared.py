@@ -51,6 +51,15 @@ class Compared(NamedTuple):
             return "cosine", [1 - margin for margin in margins]
         return self.score, [*margins]
 
+    def placed(self, indices: Indices) -> tuple[Tensor, ...]:
+        """The rows that are listed, as torch takes an index: one below 0 counts from the end, one out of range is an
+        error."""
+        rows, others = (torch.arange(n, device=self.x.device) for n in (self.x.shape[0], self.rows))
+        anchors = (0,) if len(indices) == 3 else (0, 2)
+        return tuple(
+            (rows if i in anchors else others)[index.to(rows.device, torch.int64)] for i, index in enumerate(indices)
+        )
+
     def of_pairs(self, anchors: Tensor, others: Tensor) -> Tensor:
         """The scores of listed pairs. [P]"""
         return ops.listed_distances(self.x, self.y, anchors, others, self.score)
@@ -138,7 +147,7 @@ class Listed:
 
     def __init__(self, c: Compared, indices: Indices) -> None:
         self.compared = c
-        self.indices = tuple(index.to(c.x.device, torch.int64) for index in lmu.convert_to_pairs(indices, None))
+        self.indices = c.placed(lmu.convert_to_pairs(indices, None))
 
     @classmethod
     def once(cls, c: Compared, indices: Indices) -> Listed:
