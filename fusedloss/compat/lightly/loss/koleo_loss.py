@@ -16,7 +16,8 @@ __getattr__, __dir__ = handed_through(_library, __all__)
 
 
 class KoLeoLoss(_library.KoLeoLoss):
-    """The library's `KoLeoLoss`: the nearest neighbours are fused, the distances to them the library's."""
+    """The library's `KoLeoLoss`: the nearest neighbours are fused, the distances to them the library's. Of neighbours
+    at the same distance another may receive the gradient; a row shorter than `eps` has that of its direction."""
 
     def forward(self, x: Tensor) -> Tensor:
         library = super().forward

@@ -16,7 +16,8 @@ EPS = 1e-8  # of every cosine here
 
 
 class NegativeCosineSimilarity(_library.NegativeCosineSimilarity):
-    """The library's `NegativeCosineSimilarity`, fused over the last dimension and for its default `eps`."""
+    """The library's `NegativeCosineSimilarity`, fused over the last dimension and for its default `eps`. A row
+    shorter than `eps` is divided by a constant, where torch's gradient is that of the row's own length."""
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
         library = super().forward
