@@ -316,6 +316,7 @@ def test_what_a_subclass_computes_is_not_passed_over():
     assert calls() == [("BatchHardTripletLoss", True, ""), ("Shifted", True, "")]
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
 def test_sparse_embeddings_are_the_librarys():
     sparse = [x.float().to_sparse() for x in columns(2).values()]
     calls()
