@@ -303,6 +303,30 @@ def test_what_is_not_fused_is_the_librarys_and_says_why(name, options, n, labels
     assert (loss, fused) == (name, False) and found.startswith(why)
 
 
+def test_what_a_subclass_computes_is_not_passed_over():
+    class Shifted(ours.BatchHardTripletLoss):
+        def batch_hard_triplet_loss(self, labels, embeddings):
+            return super().batch_hard_triplet_loss(labels, embeddings) + 1
+
+    rows = [*columns(1).values()]
+    calls()
+    loss, shifted = ours.BatchHardTripletLoss(given()), Shifted(given())
+    wanted = loss.compute_loss_from_embeddings(rows, CLASSES) + 1
+    assert shifted.compute_loss_from_embeddings(rows, CLASSES) == wanted
+    assert calls() == [("BatchHardTripletLoss", True, ""), ("Shifted", True, "")]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+def test_sparse_embeddings_are_the_librarys():
+    sparse = [x.float().to_sparse() for x in columns(2).values()]
+    calls()
+    found, wanted = (
+        made(losses, "CoSENTLoss", {}).compute_loss_from_embeddings(sparse, GRADES) for losses in (ours, theirs)
+    )
+    assert found == wanted
+    assert calls() == [("CoSENTLoss", False, "embeddings are sparse")]
+
+
 def test_bad_input_raises_what_the_library_raises():
     for name, n in (
         ("BatchHardTripletLoss", 1),

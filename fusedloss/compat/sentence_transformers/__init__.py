@@ -7,7 +7,7 @@ from ..library import handed_through, require
 
 _library = require("sentence_transformers", "sentence-transformers", "6.2", "sentence-transformers")
 
-from . import losses, sentence_transformer  # noqa: E402  (which import the library)
+from . import losses, sentence_transformer  # noqa: E402 they import the library
 
 __all__ = ["losses", "sentence_transformer"]
 

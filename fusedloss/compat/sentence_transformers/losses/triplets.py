@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from sentence_transformers.sentence_transformer import losses as library
@@ -16,9 +18,10 @@ from ....losses.triplets import (
     hardest_pairs,
     triplet_margin_loss,
 )
-from ...calls import NotFused
-from .embeddings import OfEmbeddings, each_has_one, known, precision_of
+from ...calls import NotFused, attempt
+from .embeddings import OfEmbeddings, dense, each_has_one, known, precision_of
 
+InBatch = library.BatchHardTripletLoss | library.BatchAllTripletLoss | library.BatchSemiHardTripletLoss
 IN_BATCH = {DistanceFunction.euclidean_distance: "euclidean", DistanceFunction.cosine_distance: "cosine"}
 GIVEN = {
     TripletDistanceMetric.EUCLIDEAN: "euclidean",
@@ -36,49 +39,62 @@ class TripletLoss(OfEmbeddings, library.TripletLoss):
         return triplet_margin_loss(anchor, positive, negative, margin=self.triplet_margin, metric=metric, eps=0.0)
 
 
-class BatchHardTripletLoss(OfEmbeddings, library.BatchHardTripletLoss):
+class BatchHardTripletLoss(library.BatchHardTripletLoss):
     """The library's `BatchHardTripletLoss`; fused for the distances of `BatchHardTripletLossDistanceFunction`.
 
     As there the mean is over all anchors: one without a positive has one at distance 0, and one without a negative
     costs the margin.
     """
 
-    def _fused(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
-        gap = hardest_gap(self, embeddings[0], labels) + self.triplet_margin
-        return gap.masked_fill(gap < 0, 0.0).mean()
+    def batch_hard_triplet_loss(self, labels: Tensor, embeddings: Tensor) -> Tensor:
+        def ours() -> Tensor:
+            gap = hardest_gap(self, labels, embeddings) + self.triplet_margin
+            return gap.masked_fill(gap < 0, 0.0).mean()
+
+        return attempt(type(self).__name__, ours, partial(super().batch_hard_triplet_loss, labels, embeddings))
 
 
-class BatchHardSoftMarginTripletLoss(OfEmbeddings, library.BatchHardSoftMarginTripletLoss):
+class BatchHardSoftMarginTripletLoss(library.BatchHardSoftMarginTripletLoss):
     """The library's `BatchHardSoftMarginTripletLoss`; fused for the distances of
     `BatchHardTripletLossDistanceFunction`, with the mean of `BatchHardTripletLoss`."""
 
-    def _fused(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
-        return F.softplus(hardest_gap(self, embeddings[0], labels)).mean()
+    def batch_hard_triplet_soft_margin_loss(self, labels: Tensor, embeddings: Tensor) -> Tensor:
+        theirs = partial(super().batch_hard_triplet_soft_margin_loss, labels, embeddings)
+        return attempt(type(self).__name__, lambda: F.softplus(hardest_gap(self, labels, embeddings)).mean(), theirs)
 
 
-def hardest_gap(loss: library.BatchHardTripletLoss, embeddings: Tensor, labels: Tensor) -> Tensor:
+def hardest_gap(loss: library.BatchHardTripletLoss, labels: Tensor, embeddings: Tensor) -> Tensor:
     """How much farther the farthest positive of every anchor is than its nearest negative. [N]"""
-    metric = known("distance_metric", loss.distance_metric, IN_BATCH)
+    metric, labels = of_batch(loss, labels, embeddings)
     with precision_of(metric, embeddings):
-        found = hardest_pairs(embeddings, each_has_one(labels, embeddings), metric=metric)
+        found = hardest_pairs(embeddings, labels, metric=metric)
     positive = torch.where(found.positive_index >= 0, found.positive_distance, 0.0)
     return torch.where(found.negative_index >= 0, positive - found.negative_distance, 0.0)
 
 
-class BatchAllTripletLoss(OfEmbeddings, library.BatchAllTripletLoss):
+def of_batch(loss: InBatch, labels: Tensor, embeddings: Tensor) -> tuple[str, Tensor]:
+    """The metric, and one label a row."""
+    dense([embeddings])
+    return known("distance_metric", loss.distance_metric, IN_BATCH), each_has_one(labels, embeddings)
+
+
+class BatchAllTripletLoss(library.BatchAllTripletLoss):
     """The library's `BatchAllTripletLoss`; fused for the distances of `BatchHardTripletLossDistanceFunction`.
 
     A triplet that is exactly as far as its margin has gradient 0, that of an active one there.
     """
 
-    def _fused(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
-        metric = known("distance_metric", self.distance_metric, IN_BATCH)
-        rows, labels = embeddings[0], each_has_one(labels, embeddings[0])
-        with precision_of(metric, rows):
-            return batch_all_triplet_loss(rows, labels, margin=self.triplet_margin, metric=metric, reduction="active")
+    def batch_all_triplet_loss(self, labels: Tensor, embeddings: Tensor) -> Tensor:
+        def ours() -> Tensor:
+            metric, classes = of_batch(self, labels, embeddings)
+            margin = self.triplet_margin
+            with precision_of(metric, embeddings):
+                return batch_all_triplet_loss(embeddings, classes, margin=margin, metric=metric, reduction="active")
+
+        return attempt(type(self).__name__, ours, partial(super().batch_all_triplet_loss, labels, embeddings))
 
 
-class BatchSemiHardTripletLoss(OfEmbeddings, library.BatchSemiHardTripletLoss):
+class BatchSemiHardTripletLoss(library.BatchSemiHardTripletLoss):
     """The library's `BatchSemiHardTripletLoss`; fused for the distances of `BatchHardTripletLossDistanceFunction`.
 
     A batch of one class has no negatives. The library then takes negatives at distance 0; on a GPU, where looking at
@@ -86,10 +102,12 @@ class BatchSemiHardTripletLoss(OfEmbeddings, library.BatchSemiHardTripletLoss):
     the gradient, there the first.
     """
 
-    def _fused(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
-        metric = known("distance_metric", self.distance_metric, IN_BATCH)
-        rows, labels = embeddings[0], each_has_one(labels, embeddings[0])
-        if checks.readable(labels) and bool((labels == labels[:1]).all()):
-            raise NotFused("the batch has one class, so no negatives")
-        with precision_of(metric, rows):
-            return batch_semihard_triplet_loss(rows, labels, margin=self.margin, metric=metric)
+    def batch_semi_hard_triplet_loss(self, labels: Tensor, embeddings: Tensor) -> Tensor:
+        def ours() -> Tensor:
+            metric, classes = of_batch(self, labels, embeddings)
+            if checks.readable(classes) and bool((classes == classes[:1]).all()):
+                raise NotFused("the batch has one class, so no negatives")
+            with precision_of(metric, embeddings):
+                return batch_semihard_triplet_loss(embeddings, classes, margin=self.margin, metric=metric)
+
+        return attempt(type(self).__name__, ours, partial(super().batch_semi_hard_triplet_loss, labels, embeddings))

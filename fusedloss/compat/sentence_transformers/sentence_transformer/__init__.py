@@ -1,4 +1,4 @@
-"""`sentence_transformers.sentence_transformer`, where the library keeps its losses since version 5.4."""
+"""`sentence_transformers.sentence_transformer`, where the library keeps its losses."""
 
 from sentence_transformers import sentence_transformer as _library
 
