@@ -57,7 +57,7 @@ LAYERS = {
 for folder in sorted({path.parent for path in ROOT.glob("fusedloss/compat/**/*.py")}):
     library = folder.relative_to(ROOT / "fusedloss" / "compat").parts[:1]
     LAYERS[folder.relative_to(ROOT).as_posix()] = (
-        "torch", *(f"{name}." for name in library or ["<name>"]),
+        "torch", "typing_extensions.", *(f"{name}." for name in library), *(() if library else ("<",)),
         *(f"fusedloss.{m}" for m in ("checks", "backends.dtypes.", "ops.", "losses.", "compat")),
     )  # fmt: skip
 

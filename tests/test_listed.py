@@ -11,7 +11,7 @@ import torch
 from torch.func import grad, vjp, vmap
 
 from fusedloss import backends, ops, use_backend
-from fusedloss.backends.blocked import parallel
+from fusedloss.backends.blocked import listed, parallel
 from fusedloss.backends.request import ListedDistances, ListedDistancesGrad
 from fusedloss.reference.common import row_cosine, row_distance
 from fusedloss.tools.footprint import Watch
@@ -52,7 +52,7 @@ SHAPES = ((3, 2, 1, 64), (23, 11, 7, 300), (41, 37, 150, 3), (9, 7, 1000, 37), (
 
 
 @cases(dict(shape=SHAPES, metric=OF_PAIRS, order=tuple(LISTS), refs=(False, True)), blocked=3, triton=2)
-def test_distances_and_gradients_are_as_exact_as_eager(backend, case):
+def test_distances_and_gradients_are_as_exact_as_eager(backend, case, monkeypatch):
     N, M, P, D = case["shape"]
     of_angles = case["metric"] in ("cosine", "similarity")
     D = 3 if D == 1 and of_angles else D  # in one dimension the gradient of a cosine is 0
@@ -61,7 +61,9 @@ def test_distances_and_gradients_are_as_exact_as_eager(backend, case):
     given |= dict(y=batch(M, D, seed=1)[0]) if refs else {}
     ours, eager = (partial(of, metric=case["metric"]) for of in (distances, dense))
     with running(backend, case["plan"]) as device:
-        check(ours, given, case["dtype"], device, oracle=eager)
+        for share in (0, listed.SHARE) if backend == "blocked" else (0,):  # by their rows, and many by products
+            monkeypatch.setattr(listed, "SHARE", share)
+            check(ours, given, case["dtype"], device, oracle=eager)
 
 
 @pytest.mark.parametrize("metric", OF_PAIRS)
@@ -86,6 +88,27 @@ def test_no_pairs_are_no_distances_and_gradients_of_zero(backend, device, N, M, 
     assert found.shape == (0,) and found.dtype == torch.float32
     for v, slope in zip(rows, torch.autograd.grad(found.sum(), rows), strict=True):
         assert slope.shape == v.shape and slope.dtype == dtype and not slope.count_nonzero()
+
+
+@pytest.mark.parametrize("metric", [metric for metric in OF_PAIRS if metric != "manhattan"])
+def test_many_pairs_are_products_of_blocks(metric, monkeypatch):
+    """Of several, around a far origin, with equal rows and some that are almost equal, as exact as one by one."""
+    monkeypatch.setattr(listed, "TILE", 90)
+    x = 100 + batch(30, 6)[0].float()
+    x[3], x[5] = x[4], x[6] * (1 + 1e-6)
+    y = torch.cat([x[:11], batch(12, 6, seed=3)[0].float()])
+    at = torch.stack([torch.randint(n, (400,)) for n in (30, 23)])
+    for refs in (None, y):
+        anchors, others = at[0], at[1] if refs is not None else at[1] % 30
+        found = []
+        for dtype, share in ((torch.float64, 0), (torch.float32, 0), (torch.float32, 32)):
+            monkeypatch.setattr(listed, "SHARE", share)
+            rows = [v.to(dtype).requires_grad_() for v in (x, refs) if v is not None]
+            d = distances(rows[0], anchors, others, *rows[1:], metric=metric)
+            found.append([d, *torch.autograd.grad(d.square().sum(), rows)])
+        for exact, one_by_one, products in zip(*found, strict=True):
+            bound = 1.5 * float((one_by_one - exact).abs().max()) + 1e-6 * float(exact.abs().max())
+            assert float((products - exact).abs().max()) <= bound
 
 
 @pytest.mark.parametrize("metric", OF_PAIRS)

@@ -9,15 +9,11 @@ from torch import Tensor
 
 from ..dtypes import loss_dtype
 from ..request import ListedDistances, ListedDistancesGrad, RowDistances, RowDistancesGrad
+from . import listed
 from .parallel import Tasks, single_threaded, spread
-from .tiles import slices, widen
+from .tiles import inverse_norm, slices, widen
 
 ELEMENTS = (1 << 15) - 1  # of a block of rows, from 1 << 15 on index_put_ takes several threads, and adds in any order
-
-
-def inverse_norm(x: Tensor) -> Tensor:
-    """1 / max(|x|, 1e-8). [N, 1]"""
-    return x.square().sum(1, keepdim=True).clamp_(min=1e-16).rsqrt_()
 
 
 def pair_distance(a: Tensor, b: Tensor, metric: str, eps: float) -> Tensor:
@@ -101,6 +97,9 @@ def met(of: ListedDistances) -> Tensor:
 def listed_distances(of: ListedDistances) -> Tensor:
     x, refs = of.x, of.x if of.y is None else of.y
     found = torch.full(of.others.shape, torch.nan, dtype=loss_dtype(x), device=x.device)
+    if listed.are_many(of):
+        listed.distances(of, found)
+        return found
 
     def of_pairs(n: slice) -> None:
         a = anchors_of(of, n)
@@ -132,6 +131,9 @@ def there(of: ListedDistances, n: slice) -> Iterator[tuple[int, Tensor, Tensor |
 def listed_distances_grad(g: ListedDistancesGrad) -> tuple[Tensor, Tensor]:
     of, x, y = g.forward, g.forward.x, g.forward.y
     refs = x if y is None else y
+    if listed.are_many(of):
+        dx, dy = listed.gradients(g)
+        return in_dtypes(g, dx + dy if y is None else dx, dy)
     dx = torch.zeros_like(x, dtype=loss_dtype(x))
     dy = dx if y is None else torch.zeros_like(refs, dtype=dx.dtype)
     tasks = Tasks()
@@ -155,6 +157,12 @@ def listed_distances_grad(g: ListedDistancesGrad) -> tuple[Tensor, Tensor]:
                     dy.index_put_((at,), dj, accumulate=True)
 
     tasks.run(len(blocks), of_pairs)
+    return in_dtypes(g, dx, dy)
+
+
+def in_dtypes(g: ListedDistancesGrad, dx: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients that are wanted, dx that of both sides where there is one set of rows."""
+    x, y = g.forward.x, g.forward.y
     nothing = x.new_empty(0)
     return dx.to(x.dtype) if g.want_x else nothing, dy.to(y.dtype) if y is not None and g.want_y else nothing
 

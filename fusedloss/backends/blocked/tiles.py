@@ -50,6 +50,11 @@ def widen(x: Tensor) -> Tensor:
     return x if x.element_size() == 8 else x.float()
 
 
+def inverse_norm(x: Tensor) -> Tensor:
+    """1 / max(|x|, 1e-8). [N, 1]"""
+    return x.square().sum(1, keepdim=True).clamp_(min=1e-16).rsqrt_()
+
+
 def slices(n: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 

@@ -155,7 +155,7 @@ class Listed:
         found = cls(c, indices)
         a1, p, a2, n = found.indices
         pos, neg = ((a * c.rows + b).unique() for a, b in ((a1, p), (a2, n)))
-        if torch.cat([pos, neg]).unique().shape[0] < pos.shape[0] + neg.shape[0]:
+        if neg.shape[0] and bool((neg[torch.searchsorted(neg, pos).clamp(max=neg.shape[0] - 1)] == pos).any()):
             raise NotFused("a pair is listed as positive and as negative")
         found.indices = (pos // c.rows, pos % c.rows, neg // c.rows, neg % c.rows)
         return found
@@ -188,7 +188,9 @@ class OfAnchors:
     @cached_property
     def order(self) -> tuple[Tensor, Tensor]:
         """The pairs in the order of their anchors [P], and how many each has [N]: sums have a fixed order."""
-        known, order = self.anchors.sort(stable=True)
+        known, order = self.anchors, torch.arange(self.anchors.shape[0], device=self.anchors.device)
+        if not (checks.readable(known) and bool((known.diff() >= 0).all())):
+            known, order = known.sort(stable=True)
         ends = torch.searchsorted(known, torch.arange(self.N, device=known.device), right=True)
         return order, ends.diff(prepend=ends.new_zeros(1))
 
