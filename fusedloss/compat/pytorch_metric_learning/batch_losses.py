@@ -404,6 +404,7 @@ class NCALoss(Fused, library.NCALoss):
             return {"loss": zero()}
         if labels is None or ref_labels is None:
             raise NotFused("no labels")
+        refuse_above_zero(self.reducer)
         own = ref_emb is embeddings
         if own and ref_labels is not labels:
             raise NotFused("labels of their own for the same rows")
