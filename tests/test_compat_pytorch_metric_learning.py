@@ -211,6 +211,18 @@ def differs_on_purpose(call: dict[str, Any], want: Any) -> bool:
     return bool(want.isnan().any())  # NCALoss without any positive pair
 
 
+@pytest.mark.parametrize("labels", [[0, 0], [0, 1], [0], [0, 0, 1], []])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.refs], ids=lambda kind: kind.name)
+def test_zero_rules(kind: Kind, labels: list[int]) -> None:
+    """What the library has of no pair, one and few, in a batch and with one reference."""
+    x = torch.eye(D, dtype=torch.float64)[: len(labels)]
+    y = torch.tensor(labels, dtype=torch.int64)
+    for more in ({}, {"ref_emb": 0.5 + x[:1], "ref_labels": y[:1].clone()}):
+        want = getattr(losses, kind.name)()(x, y, **more)
+        if not want.isnan().any():
+            torch.testing.assert_close(getattr(compat.losses, kind.name)()(x, y, **more), want)
+
+
 @pytest.mark.parametrize("indices", [None, 3, 4])
 @pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
 def test_kernels(kind: Kind, indices: int | None) -> None:

@@ -78,16 +78,15 @@ class OfPairs(Fused):
         ref_labels: Tensor | None,
     ) -> Losses:  # fmt: skip
         c = compared(self.distance, embeddings, ref_emb)
-        if indices is None or isinstance(indices, AllPairs):
-            given = labelled(c, labels, indices, ref_labels)
-            assert labels is not None
-            losses = self.by_labels(given, labels)
-        else:
-            if all(len(index) <= 1 for index in lmu.convert_to_pairs(indices, None)):
-                return {name: zero() for name in self.parts()}
-            losses = self.listed(Listed.once(c, indices) if self.once else Listed(c, indices))
-            return losses
-        enough = (given.counts[0] > 1) | (given.counts[1] > 1)  # the library has no loss of one pair
+        listed = () if indices is None or isinstance(indices, AllPairs) else lmu.convert_to_pairs(indices, None)
+        if not embeddings.shape[0] or (listed and all(len(index) <= 1 for index in listed)):
+            return {name: zero() for name in self.parts()}  # the library has no loss of one pair
+        if listed:
+            return self.listed(Listed.once(c, listed) if self.once else Listed(c, listed))
+        given = labelled(c, labels, indices if isinstance(indices, AllPairs) else None, ref_labels)
+        assert labels is not None
+        losses = self.by_labels(given, labels)
+        enough = (given.counts[0] > 1) | (given.counts[1] > 1)
         return {name: {**loss, "losses": loss["losses"].where(enough, 0.0)} for name, loss in losses.items()}
 
     def parts(self) -> list[str]:
