@@ -143,11 +143,11 @@ def integer_labels(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Listed:
-    """Listed pairs, positive and negative ones; what is folded are their scores."""
+    """Listed pairs, anchors and positives, anchors and negatives; what is folded are their scores."""
 
     def __init__(self, c: Compared, indices: Indices) -> None:
         self.compared = c
-        self.indices = c.placed(lmu.convert_to_pairs(indices, None))
+        self.indices = c.placed(indices)
 
     @classmethod
     def once(cls, c: Compared, indices: Indices) -> Listed:
