@@ -89,8 +89,8 @@ def decoupled_contrastive_loss(
         own, across = (s.fill_diagonal_(-torch.inf) / temperature for s in (x @ x.T, x @ y.T))
         terms = -(x * y).sum(1) / temperature + own.logsumexp(1) + across.logsumexp(1)  # of z1; the mean with z2's
 
-    Equals `DCLLoss` and, with `sigma`, `DCLWLoss` of lightly, which add the logarithms of the two sums; the paper takes
-    the logarithm of one sum over both.
+    Equals `DCLLoss` and, with `sigma`, `DCLWLoss` of lightly up to 1.5.20, which added the logarithms of the two sums.
+    The paper, and lightly since, takes the logarithm of one sum over both, and so does `fusedloss.compat.lightly`.
 
     Source: Yeh et al., "Decoupled Contrastive Learning", ECCV 2022.
 
