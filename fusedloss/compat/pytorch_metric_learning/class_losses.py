@@ -15,8 +15,9 @@ from ...checks import Batch
 from ...losses.classes import arcface_loss, cosface_loss, normalized_softmax_loss
 from ...losses.reduce import softplus
 from ..calls import NotFused
-from .batch_losses import Fused, Losses, NCALoss, of_batch, refuse_above_zero
-from .compared import compared, score_of
+from .compared import compared
+from .fused import Fused, Losses, of_batch, of_cosines, refuse_above_zero
+from .neighbour_losses import NCALoss
 from .reducing import elements
 
 
@@ -28,10 +29,7 @@ class OfClasses(Fused):
     def fused(
         self, embeddings: Tensor, labels: Tensor | None, indices: Any, ref_emb: Tensor, ref_labels: Tensor | None
     ) -> Losses:  # fmt: skip
-        labels = of_batch(embeddings, labels, ref_emb, ref_labels)
-        refuse_above_zero(self.reducer)
-        if score_of(self.distance) != "similarity":
-            raise NotFused("a distance that is no cosine")
+        labels = of_cosines(self, embeddings, labels, ref_emb, ref_labels)
         weight = moved(self.W, embeddings).t()
         in_range(labels, weight.shape[0] // getattr(self, "sub_centers", 1))
         losses = self.of_rows(embeddings, weight.to(embeddings.dtype), labels)

@@ -3,19 +3,6 @@
 from pytorch_metric_learning import losses as _library
 
 from ..library import handed_through
-from .batch_losses import (
-    CircleLoss,
-    ContrastiveLoss,
-    GeneralizedLiftedStructureLoss,
-    LiftedStructureLoss,
-    MarginLoss,
-    MultiSimilarityLoss,
-    NCALoss,
-    NTXentLoss,
-    SmoothAPLoss,
-    SupConLoss,
-    TripletMarginLoss,
-)
 from .class_losses import (
     ArcFaceLoss,
     CosFaceLoss,
@@ -25,6 +12,17 @@ from .class_losses import (
     SubCenterArcFaceLoss,
 )
 from .memory import CrossBatchMemory
+from .neighbour_losses import NCALoss, SmoothAPLoss
+from .pair_losses import (
+    CircleLoss,
+    ContrastiveLoss,
+    GeneralizedLiftedStructureLoss,
+    LiftedStructureLoss,
+    MultiSimilarityLoss,
+    NTXentLoss,
+    SupConLoss,
+)
+from .triplet_losses import MarginLoss, TripletMarginLoss
 
 __all__ = [
     "ArcFaceLoss",

@@ -8,8 +8,8 @@ from pytorch_metric_learning import losses as library
 from torch import Tensor
 
 from ..calls import NotFused, attempt
-from .batch_losses import Fused
 from .compared import AllPairs, Indices
+from .fused import Fused
 
 
 class CrossBatchMemory(library.CrossBatchMemory):

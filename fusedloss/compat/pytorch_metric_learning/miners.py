@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,8 +76,8 @@ class ByRows:
 
         return attempt(type(self).__name__, ours, lambda: library(embeddings, labels, ref_emb, ref_labels))
 
-    def by_rows(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Indices:
-        raise NotImplementedError
+    @abstractmethod
+    def by_rows(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Indices: ...
 
     def rows(
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor

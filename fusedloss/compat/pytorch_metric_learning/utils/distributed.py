@@ -8,8 +8,8 @@ from pytorch_metric_learning.utils import distributed as _library
 from torch import Tensor
 
 from ...library import handed_through
-from ..batch_losses import Fused
 from ..compared import AllPairs
+from ..fused import Fused
 
 
 class DistributedLossWrapper(_library.DistributedLossWrapper):

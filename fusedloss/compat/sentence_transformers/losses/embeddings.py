@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -18,8 +19,8 @@ T = TypeVar("T")
 class OfEmbeddings:
     """A loss of the model's embeddings, before the library's class among the bases."""
 
-    def _fused(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _fused(self, embeddings: list[Tensor], labels: Tensor) -> Tensor: ...
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
         library = partial(super().compute_loss_from_embeddings, embeddings, labels)  # type: ignore[misc]
@@ -30,8 +31,8 @@ class OfCachedEmbeddings:
     """A loss of embeddings in mini-batches (GradCache), before the library's class among the bases. The embeddings are
     taken at once: the fused loss needs no mini-batches of its own."""
 
-    def _fused(self, embeddings: list[Tensor]) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _fused(self, embeddings: list[Tensor]) -> Tensor: ...
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False

@@ -1,0 +1,70 @@
+"""The losses of how an anchor's positives stand among its neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytorch_metric_learning import losses as library
+from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
+from torch import Tensor
+
+from ...losses import softmax
+from ...losses.ranking import smooth_ap_loss
+from ..calls import NotFused
+from .compared import AllPairs, ByLabels, Indices, compared
+from .fused import Fused, Losses, of_cosines, refuse_above_zero
+from .reducing import elements, zero
+
+
+class NCALoss(Fused, library.NCALoss):
+    """NCA: fused by labels, with weights of an indices_tuple or without, for every reducer.
+
+    A batch without any positive pair costs 0; the library's loss of it is NaN. An anchor whose chance is below the
+    smallest float counts here; the library leaves it out.
+    """
+
+    def fused(
+        self, embeddings: Tensor, labels: Tensor | None, indices: Indices | AllPairs | None, ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> Losses:  # fmt: skip
+        if embeddings.shape[0] <= 1:
+            return {"loss": zero()}
+        if labels is None or ref_labels is None:
+            raise NotFused("no labels")
+        refuse_above_zero(self.reducer)
+        own = ref_emb is embeddings
+        if own and ref_labels is not labels:
+            raise NotFused("labels of their own for the same rows")
+        listed = None if isinstance(indices, AllPairs) else indices  # of which every anchor has as many
+        return self.neighbours(embeddings, ref_emb, labels, ref_labels, listed)
+
+    def neighbours(
+        self, embeddings: Tensor, refs: Tensor, labels: Tensor, ref_labels: Tensor, indices: Indices | None
+    ) -> Losses:  # fmt: skip
+        c = compared(self.distance, embeddings, refs)
+        given = ByLabels(c, labels, ref_labels, 0 if c.y is None else None)
+        terms, counts = softmax.nca_terms(given.fold, c.sign * self.softmax_scale)
+        weights = lmu.convert_to_weights(indices, labels, dtype=terms.dtype, using_ref=c.y is not None)
+        counted = counts.nonzero()[:, 0]
+        if not counted.shape[0]:
+            return {"loss": zero()}
+        return {"loss": elements((terms * weights)[counted].to(c.loss_dtype), counted)}
+
+
+class SmoothAPLoss(Fused, library.SmoothAPLoss):
+    """Smooth-AP, which counts an anchor among its own positives, as the library does.
+
+    The rows of a class may stand anywhere. The library takes them for neighbours, and the number of classes for their
+    size: its value is that of other classes unless there are as many as each has rows.
+    """
+
+    def fused(
+        self, embeddings: Tensor, labels: Tensor | None, indices: Any, ref_emb: Tensor, ref_labels: Tensor | None
+    ) -> Losses:  # fmt: skip
+        labels = of_cosines(self, embeddings, labels, ref_emb, ref_labels)
+        if labels.unique(return_counts=True)[1].unique().shape[0] != 1:
+            raise NotFused("classes of different sizes")
+        terms = smooth_ap_loss(
+            embeddings, labels, embeddings, labels, temperature=float(self.temperature), reduction="none"
+        )  # fmt: skip
+        return {"ap_loss": elements(terms * lmu.convert_to_weights(indices, labels, dtype=terms.dtype))}
