@@ -4,14 +4,14 @@ r"""Measurements of fusedloss against dense PyTorch, torch.compile and other lib
                             \                   |                  /                    |
           workloads (cases, parity) -> peers -> rivals, forms      files (result files, and what they depend on)
                                                 |                                       |
-                          fusedloss.tools.measure (time and peak of a process)   report (the README's tables, and plots)
+                          fusedloss.tools.measure (time and peak of a process)   report, front (tables and plots of pages)
 
 drop_ins times `fusedloss.compat` beside the libraries that it stands in for, by their own scripts.
 accuracy measures errors beside those of eager PyTorch, for the rows of regimes: short, long, far from the origin.
-dense times the losses of ranks beside dense PyTorch, as far as that goes. group_memory measures what a process takes
+dense times losses beside dense forms, as far as these go. group_memory measures what a process takes
 for the loss of a whole batch, group_cost says on paper what one of many GPUs would; traffic counts what a process sends
 for both; group_traps says what gradients are wrong where rows are gathered by hand. pieces times what the CPU has of
 its own for some pieces against the device code. compile_report writes what compilers make of each loss to
 results/compiled/LOSS.csv, which the tests hold the kernels to, by `python -m fusedloss report`.
-A quoted number comes from a file in results/: `python -m bench.report bench/results/FILE.json ...` writes it.
+A quoted number comes from a file in results/: report writes it into a page of docs, and front into the README.
 """

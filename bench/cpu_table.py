@@ -109,25 +109,29 @@ def verdict(ratio: float, target: float) -> str:
 
 
 def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table; where the peer cannot, or was not asked, fusedloss alone."""
     ours, peer = row[OURS], row.get(peer_of(row) or "")
-    cells = [f"{row['case']}, N={row['n']:,}, {row['threads']} thr", tables.seconds(ours["seconds"])]
-    if peer is None and CATALOG[CASES[row["case"]].loss].named(Role.LOGITS):  # whose gradient is as large as they are
-        return [*cells, "-", "-", "-", tables.size(ours["peak_bytes"]), "-", "-", "-"]
+    time, peak = tables.seconds(ours["seconds"]), tables.size(ours["peak_bytes"])
+    found = [row["case"], f"{row['n']:,}", str(row["threads"])]
     if peer is None:
-        limit = LIMITS[row["n"]]
-        return [*cells, "-", "-", "-", tables.size(ours["peak_bytes"]), "-", f"< {limit / GIB:.0f} GiB",
-                verdict(ours["peak_bytes"], limit)]  # fmt: skip
-    time = peak = "-"
-    target = TARGETS.get(row["case"])
-    if target and target.n == row["n"]:
-        time = verdict(row["time_ratio"], target.time)
-        peak = verdict(row["peak_ratio"], target.peak) if target.peak else "-"
-    return [*cells, tables.seconds(peer["seconds"]), tables.ratio(row["time_ratio"]), time,
-            tables.size(ours["peak_bytes"]), tables.size(peer["peak_bytes"]), tables.ratio(row["peak_ratio"]),
-            peak]  # fmt: skip
+        return [*found, time, "-", "-", peak, "-", "-"]
+    return [*found, time, tables.seconds(peer["seconds"]), tables.gain(row["time_ratio"]),
+            peak, tables.size(peer["peak_bytes"]), tables.gain(row["peak_ratio"])]  # fmt: skip
 
 
-COLUMNS = ["work", "time", "peer's", "ratio", "target", "peak", "peer's", "ratio", "target"]
+def verdicts(row: dict[str, Any]) -> list[str]:
+    """What became of the targets of a row, time first."""
+    peer, target = peer_of(row), TARGETS.get(row["case"])
+    if peer is None and row["n"] in LIMITS and not CATALOG[CASES[row["case"]].loss].named(Role.LOGITS):
+        # a gradient by given logits is as large as they are
+        return [f"memory {verdict(row[OURS]['peak_bytes'], LIMITS[row['n']])}"]
+    if peer is None or target is None or target.n != row["n"]:
+        return []
+    found = [f"time {verdict(row['time_ratio'], target.time)}"]
+    return found + ([f"memory {verdict(row['peak_ratio'], target.peak)}"] if target.peak else [])
+
+
+COLUMNS = ["loss", "N", "threads", "time", "the other's", "faster", "memory", "the other's", "less memory"]
 
 
 def main() -> None:
@@ -148,7 +152,7 @@ def main() -> None:
 
     def add(row: dict[str, Any]) -> None:
         results["rows"].append(row)
-        print(*cells(row), sep=" | ", flush=True)
+        print(*cells(row), *verdicts(row), sep=" | ", flush=True)
         if args.out:
             files.save(args.out, results)
 

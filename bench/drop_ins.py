@@ -286,7 +286,7 @@ def main(*arguments: str) -> None:
     rows = [[row["module"], *cells(row)] for row in results["drop_ins"]]
     show(f"forward + backward, D={D}, float32", ["of", *COLUMNS], rows)
     if args.page:
-        subprocess.run([sys.executable, "-m", "bench.report", args.out, "--readme", args.page], check=True)
+        subprocess.run([sys.executable, "-m", "bench.report", args.out, "--page", args.page], check=True)
 
 
 if __name__ == "__main__":

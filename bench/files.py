@@ -27,7 +27,14 @@ ENVIRONMENT = (
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
 )
-SECTIONS = {"rows", "timings", "accuracy", "group_memory", "drop_ins"}  # of which a file that has a table has one
+SECTIONS = {
+    "rows",
+    "beside_dense",
+    "timings",
+    "accuracy",
+    "group_memory",
+    "drop_ins",
+}  # of which a file that has a table has one
 
 
 def meta(device: str) -> dict[str, Any]:
@@ -103,8 +110,8 @@ def save(path: Path, results: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A result file of `bench.cpu_table` ("rows"), `bench.gpu` ("timings"), `bench.accuracy`, `bench.group_memory`,
-    `bench.drop_ins`."""
+    """A result file of `bench.cpu_table` ("rows"), `bench.dense` ("beside_dense"), `bench.gpu` ("timings"),
+    `bench.accuracy`, `bench.group_memory` or `bench.drop_ins`."""
     try:
         results = json.loads(path.read_text())
     except OSError as error:

@@ -151,7 +151,7 @@ def plots(out: Path, result: Path) -> Outcome:
     """Pictures, and the tables that a README would have."""
     page = out / "report.md"
     page.write_text("<!-- results -->\n<!-- /results -->\n")
-    arguments = (str(result), "--plots", str(out / "plots"), "--readme", str(page))
+    arguments = (str(result), "--plots", str(out / "plots"), "--page", str(page))
     return missing_of("matplotlib") or run("plots", "bench.report", *arguments)
 
 

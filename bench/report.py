@@ -1,8 +1,8 @@
-"""The README's tables and plots, from result files: `python -m bench.report bench/results/FILE.json ...`.
+"""The tables and plots of a page, from result files: `python -m bench.report bench/results/FILE.json ... --page PAGE`.
 
-Files of `bench.cpu_table` and of `bench.gpu`, in the order in which the README shows them; and the tables of
-docs/accuracy.md from those of `bench.accuracy`, by `--readme docs/accuracy.md`, that of docs/distributed.md from those
-of `bench.group_memory`, and that of docs/drop_ins.md from those of `bench.drop_ins`.
+docs/measured.md has those of `bench.cpu_table` and `bench.dense`, docs/gpu.md those of `bench.gpu`, docs/accuracy.md
+those of `bench.accuracy`, docs/distributed.md those of `bench.group_memory` and docs/drop_ins.md those of
+`bench.drop_ins`. The README's few are made by `bench.front`.
 """
 
 from __future__ import annotations
@@ -15,48 +15,47 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import accuracy, cpu_table, drop_ins, files, gpu_table, group_memory, tables
+from . import accuracy, cpu_table, dense, drop_ins, files, gpu_table, group_memory, tables
 from .plots import draw, plots_of
 
-README = files.ROOT / "README.md"
+PAGE = files.ROOT / "docs" / "measured.md"
 PLOTS = files.ROOT / "bench" / "results" / "plots"
 MARKERS = re.compile(r"(?<=<!-- results -->\n).*(?=<!-- /results -->)", re.DOTALL)
 NOTE = (
-    "A ratio is fusedloss's to the other's; 'reached 2x' is twice as good as the target. N counts the rows of both "
-    "towers\n(info-nce, clip, siglip, n-pair: N / 2 a side) and of both views (nt-xent); 32 classes unless named (all "
-    "triplets: 256).\n"
+    "N counts the rows of both towers (info-nce, clip, siglip, n-pair: N / 2 a side) and of both views (nt-xent); "
+    "there are\n32 classes unless others are named (all triplets: 256).\n"
 )
 
 
-def section(paths: Sequence[Path], plots: Path = PLOTS, readme: Path = README) -> str:
-    """The Markdown between the README's markers."""
+def section(paths: Sequence[Path], plots: Path = PLOTS, page: Path = PAGE) -> str:
+    """The Markdown between a page's markers."""
     notes = [NOTE] if any({"rows", "timings"} & files.load(path).keys() for path in paths) else []
-    return "\n".join([*notes, *(part for path in paths for part in of_file(path, plots, readme))])
+    return "\n".join([*notes, *(part for path in paths for part in of_file(path, plots, page))])
 
 
-def of_file(path: Path, plots: Path, readme: Path) -> Iterator[str]:
+def of_file(path: Path, plots: Path, page: Path) -> Iterator[str]:
     results = files.load(path)
     try:
         (kind,) = SECTIONS.keys() & results.keys()
-        yield from SECTIONS[kind](link(path, readme), results)
+        yield from SECTIONS[kind](link(path, page), results)
         for plot in plots_of(path.stem, results):
-            yield f"![{plot.title}]({link(plots / plot.name, readme)})\n"
+            yield f"![{plot.title}]({link(plots / plot.name, page)})\n"
     except KeyError as error:
         raise ValueError(f"{path}: missing or unknown: {error}") from error
 
 
-def link(path: Path, readme: Path) -> str:
-    return Path(os.path.relpath(path, readme.parent)).as_posix()
+def link(path: Path, page: Path) -> str:
+    return Path(os.path.relpath(path, page.parent)).as_posix()
 
 
 def cpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
     meta = results["meta"]
     yield (
-        f"**{meta['device']}, {meta['cores']} cores**: forward + backward, D = {cpu_table.D}, float32, against "
-        f"pytorch-metric-learning {meta['pytorch-metric-learning']}\nor torch {meta['torch']} in fresh processes of "
-        f"one run ({meta['date'][:10]}; `{name}`):\n"
+        f"**{meta['device']}, {meta['cores']} cores**: forward + backward, D = {cpu_table.D}, float32. The other is "
+        f"pytorch-metric-learning {meta['pytorch-metric-learning']},\nor torch {meta['torch']} where it has the loss; "
+        f"each in fresh processes of one run ({meta['date'][:10]}; `{name}`):\n"
     )
-    # against the peer where it can, else alone, and at the largest size; the file has the sizes between too
+    # beside the other where it can, else alone, and at the largest size; the file has the sizes between too
     sizes = min(cpu_table.LIMITS), max(cpu_table.LIMITS)
     rows = [
         row
@@ -66,14 +65,25 @@ def cpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
     yield tables.markdown(cpu_table.COLUMNS, [cpu_table.cells(row) for row in rows]) + "\n"
 
 
+def dense_section(name: str, results: dict[str, Any]) -> Iterator[str]:
+    meta = results["meta"]
+    yield (
+        f"**{meta['device']}, {meta['cores']} cores**: forward + backward, D = {dense.D}, float32, torch "
+        f"{meta['torch']}, each in a fresh process\n({meta['date'][:10]}; `{name}`). A dash: the machine's memory does not suffice, or "
+        f"the library lacks the loss.\n"
+    )
+    yield tables.markdown(dense.COLUMNS, [dense.cells(row) for row in results["beside_dense"]]) + "\n"
+
+
 def gpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
     """The targets, and folded in the timings at the smallest and the largest N of each case."""
     meta, rows = results["meta"], results["timings"]
     flops = results["ceilings"]["bfloat16_gemm_flops"]
     yield (
         f"**{meta['device']}**: forward + backward, torch {meta['torch']}, triton {meta['triton']} "
-        f"({meta['date'][:10]}; `{name}`).\nThe floor is one matrix product of all pairs, 2·N·M·D FLOP, "
-        f"at the {flops / 1e12:.0f} TFLOP/s that it reached in bfloat16:\n"
+        f"({meta['date'][:10]}; `{name}`).\nA ratio is fusedloss's to the other's; 'reached 2x' is twice as good as "
+        f"the target. The floor is one matrix product of\nall pairs, 2·N·M·D FLOP, at the {flops / 1e12:.0f} TFLOP/s that "
+        f"it reached in bfloat16:\n"
     )
     targets = [*(gpu_table.target_cells(target, rows) for target in gpu_table.TARGETS), gpu_table.memory_cells(rows)]
     yield tables.markdown(gpu_table.TARGET_COLUMNS, targets) + "\n"
@@ -84,7 +94,7 @@ def gpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
     yield "</details>\n"
 
 
-SECTIONS = {"rows": cpu_section, "timings": gpu_section, "accuracy": accuracy.section,
+SECTIONS = {"rows": cpu_section, "beside_dense": dense_section, "timings": gpu_section, "accuracy": accuracy.section,
             "group_memory": group_memory.section, "drop_ins": drop_ins.section}  # fmt: skip
 
 
@@ -123,18 +133,24 @@ def main(*arguments: str) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="result files (JSON)")
     parser.add_argument("--plots", type=Path, default=PLOTS, help="folder for the plots (bench/results/plots)")
-    parser.add_argument("--readme", type=Path, default=README, help="the file that has the markers (README.md)")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the file that has the markers (docs/measured.md)")
     args = parser.parse_args(arguments)
     try:
-        text = section(args.files, args.plots.resolve(), args.readme.resolve())
+        text = section(args.files, args.plots.resolve(), args.page.resolve())
     except ValueError as error:
         sys.exit(str(error))
-    readme, count = MARKERS.subn(lambda _: text, args.readme.read_text())
-    if not count:
-        sys.exit(f"{args.readme}: no markers <!-- results --> and <!-- /results -->")
+    content = replaced(args.page, text)
     written = write_plots(args.files, args.plots)
-    args.readme.write_text(readme)
-    print(args.readme, *written, sep="\n")
+    args.page.write_text(content)
+    print(args.page, *written, sep="\n")
+
+
+def replaced(page: Path, text: str) -> str:
+    """The page with this between its markers."""
+    content, count = MARKERS.subn(lambda _: text, page.read_text())
+    if not count:
+        sys.exit(f"{page}: no markers <!-- results --> and <!-- /results -->")
+    return content
 
 
 if __name__ == "__main__":

@@ -19,5 +19,11 @@ def ratio(fraction: float) -> str:
     return f"1/{1 / fraction:.1f}" if fraction <= 1 else f"{fraction:.1f}x"
 
 
+def gain(fraction: float) -> str:
+    """How many times less a fraction is: "5.1x", "402x"; below 1x it is more."""
+    times = 1 / fraction
+    return f"{times:,.0f}x" if times >= 9.95 else f"{times:.1f}x"
+
+
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows))

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("bench", "docs", "examples", "fusedloss", "kernels", "tests")
 FILES = (
-    "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "constraints.txt",
-    "pyproject.toml", "setup.py",
+    "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md",
+    "constraints.txt", "mkdocs.yml", "pyproject.toml", "setup.py",
 )  # fmt: skip
 PACKAGES = ("", "backends", "backends/blocked", "backends/triton", "kernels", "losses", "ops", "tools")
 CACHES = shutil.ignore_patterns("__pycache__", ".*")

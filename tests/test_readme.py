@@ -1,4 +1,4 @@
-"""The README's numbers come from committed result files."""
+"""The README: its numbers, and those of tables in docs, come from committed result files; its links hold anywhere."""
 
 import json
 import re
@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import cpu_table, dense, files, gpu_table, report
+import fusedloss
+from bench import cpu_table, dense, files, front, gpu_table, report
 
-TEXT = report.README.read_text()
+TEXT = front.README.read_text()
 DOCS = sorted((files.ROOT / "docs").glob("*.md"))
-PAGES = [report.README, *(page for page in DOCS if any(report.MARKERS.findall(page.read_text())))]  # with tables
+WITH_TABLES = [page for page in DOCS if any(report.MARKERS.findall(page.read_text()))]
+PAGES = [front.README, *WITH_TABLES]
 RESULTS = files.ROOT / "bench" / "results"
 
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
@@ -38,16 +40,16 @@ def figures(text: str) -> set[tuple[str, str]]:
 
 
 def measured(path: Path) -> set[tuple[str, str]]:
-    """The figures of a result file: what the README says of it, and the rows that it leaves out."""
+    """The figures of a result file: what a page says of it, and the rows that it leaves out."""
     results = json.loads(path.read_text())
     if "timings" in results:
         others = gpu_table.others_of(results["timings"])
         rows = [gpu_table.cells(row, others) for row in results["timings"]]
     elif "beside_dense" in results:
-        return figures("\n".join(" | ".join(dense.cells(row)) for row in results["beside_dense"]))
+        rows = [dense.cells(row) for row in results["beside_dense"]]
     elif "rows" in results:
         rows = [cpu_table.cells(row) for row in results["rows"]]
-    else:  # of no table in the README
+    else:  # of no table whose figures are quoted
         return set()
     text = "\n".join([report.section([path]), *(" | ".join(cells) for cells in rows)])
     return figures(VERDICT.sub("", text))
@@ -55,7 +57,7 @@ def measured(path: Path) -> set[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def known():
-    return set().union(*map(measured, RESULTS.glob("*.json")))
+    return set().union(figures(front.section(named(TEXT))), *map(measured, RESULTS.glob("*.json")))
 
 
 def prose(text: str) -> str:
@@ -64,15 +66,21 @@ def prose(text: str) -> str:
 
 
 def named(text: str) -> list[Path]:
+    """The result files that a section names, in order."""
     (section,) = report.MARKERS.findall(text)
-    return [files.ROOT / name for name in re.findall(r"`(?:\.\./)?(bench/results/[\w.-]+\.json)`", section)]
+    names = re.findall(r"[`/](bench/results/[\w.-]+\.json)[`)]", section)
+    return [files.ROOT / name for name in names]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_TABLES, ids=lambda page: page.name)
 def test_the_tables_are_those_that_the_result_files_give(page):
     text = page.read_text()
     assert named(text), "it names no result file"
-    assert report.MARKERS.findall(text) == [report.section(named(text), readme=page)]
+    assert report.MARKERS.findall(text) == [report.section(named(text), page=page)]
+
+
+def test_the_few_of_the_readme_are_too():
+    assert report.MARKERS.findall(TEXT) == [front.section(named(TEXT))]
 
 
 def test_every_figure_outside_the_tables_is_in_a_result_file(known):
@@ -88,7 +96,7 @@ FALSE = [
 
 @pytest.mark.parametrize("false", FALSE)
 def test_a_false_figure_is_found(false, known):
-    changed = TEXT.replace("## Losses\n", f"## Losses\n\nIt takes {false}, always.\n")
+    changed = TEXT.replace("## Install\n", f"## Install\n\nIt takes {false}, always.\n")
     assert changed != TEXT
     (figure,) = figures(prose(changed)) - known - figures(prose(TEXT))
     assert figure[0] in false
@@ -96,15 +104,14 @@ def test_a_false_figure_is_found(false, known):
 
 def test_a_false_figure_of_a_table_is_found():
     (section,) = report.MARKERS.findall(TEXT)
-    for figure in re.findall(r"\d+ ms|\d\.\d+ s|1/\d+\.\d|\d+\.\d MiB", section):
+    for figure in re.findall(r"\d+ ms|\d\.\d+ s|\d+\.\dx|\d+\.\d MiB", section):
         changed = section.replace(figure, f"9{figure}", 1)
-        assert changed != section and changed != report.section(named(TEXT))
+        assert changed != section and changed != front.section(named(TEXT))
 
 
 def test_a_figure_of_a_result_file_is_accepted(known):
-    rows = next(found["rows"] for found in map(files.load, named(TEXT)) if "rows" in found)
-    row = cpu_table.cells(rows[0])
-    assert figures(f"it takes {row[1]}, {row[3]} of the {row[2]} of its peer, so {row[3][2:]}x less") <= known
+    step = next(front.steps([files.load(path) for path in named(TEXT)]))
+    assert figures("; ".join(front.cells(step))) <= known
 
 
 @pytest.mark.parametrize(
@@ -123,19 +130,54 @@ def test_code_is_no_prose():
     assert figures(prose("takes\n```sh\nsleep 3 s\n```\n5 s")) == {("5", "s")}
 
 
+def shown(page: Path) -> list[Path]:
+    """The pictures of a page that are files of the project."""
+    links = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text())
+    paths = [link.removeprefix(front.RAW) if link.startswith(front.RAW) else link for link in links]
+    base = files.ROOT if page == front.README else page.parent
+    return [(base / path).resolve() for path in paths if not path.startswith("https:")]
+
+
 def test_the_plots_are_those_of_the_result_files():
     """Each is there, was made from the file as it is now, and is shown."""
-    shown = {}
-    for page in PAGES:
-        for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text()):
-            shown[(page.parent / name).resolve()] = page
     for page in PAGES:
         for path in named(page.read_text()):
             results = files.load(path)
-            own = [image for image in shown if image.name.startswith(path.stem) and shown[image] == page]
-            assert own or not {"rows", "timings"} & results.keys(), f"no plot of {path.name}"
+            own = [image for image in shown(page) if image.name.startswith(path.stem)]
+            assert own or page == front.README or not {"rows", "timings"} & results.keys(), f"no plot of {path.name}"
             for image in own:
                 content = image.read_bytes()
                 assert content.startswith(b"\x89PNG")
                 assert f"{path.name} {files.digest(results)}".encode() in content, f"{image.name} is old"
-    assert set(report.PLOTS.iterdir()) == set(shown)
+    assert set(report.PLOTS.iterdir()) == {image for page in PAGES for image in shown(page)}
+
+
+# ----------------------------------------------------------------------------------------------------- what surrounds
+
+
+def test_it_fits_on_a_few_screens():
+    assert len(TEXT.splitlines()) <= 150
+
+
+def test_its_links_hold_anywhere():
+    """PyPI and forks resolve no relative link: all are of the repository's main branch, and are there."""
+    links = re.findall(r"\]\(([^)]+)\)", TEXT)
+    assert links and not [link for link in links if not link.startswith("https://")]
+    for link in links:
+        path = re.sub(rf"^({re.escape(front.BLOB)}|{re.escape(front.RAW)}|{re.escape(front.TREE)})", "", link)
+        if path != link:
+            assert (files.ROOT / path.partition("#")[0]).exists(), link
+
+
+def test_its_badges_are_true():
+    project = (files.ROOT / "pyproject.toml").read_text()
+    badges = dict(re.findall(r"badge/([a-z]+)-([^)]+)-blue", TEXT))
+    assert f'requires-python = ">={badges["python"].removesuffix("%2B")}"' in project
+    assert f'"torch>={badges["torch"].removesuffix("%2B")}"' in project
+    assert f'license = "{badges["license"]}"'.replace("--", "-") in project
+    workflow = re.search(r"actions/workflows/(\w+\.yml)/badge", TEXT)[1]
+    assert "run: .ci/run" in (files.ROOT / ".github" / "workflows" / workflow).read_text()
+
+
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {fusedloss.__version__}\n" in (files.ROOT / "CITATION.cff").read_text()

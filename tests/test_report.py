@@ -121,7 +121,7 @@ def test_tables_and_plots_are_written_between_the_markers(tmp_path, capsys):
     paths = [write(tmp_path, "cpu.json", cpu_file()), write(tmp_path, "gpu.json", gpu_file())]
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
-    report.main(*map(str, paths), "--readme", str(readme), "--plots", str(tmp_path / "new" / "plots"))
+    report.main(*map(str, paths), "--page", str(readme), "--plots", str(tmp_path / "new" / "plots"))
     text = readme.read_text()
     assert text.startswith("before\n<!-- results -->\n") and text.endswith("<!-- /results -->\nafter\n")
     assert "old" not in text and str(tmp_path) not in text
@@ -135,7 +135,7 @@ def test_tables_and_plots_are_written_between_the_markers(tmp_path, capsys):
         assert str(tmp_path).encode() not in content
     assert {path.name for path in (tmp_path / "new" / "plots").iterdir()} == set(expected)
     assert "gpu-float32-floor.png" in capsys.readouterr().out
-    report.main(*map(str, paths), "--readme", str(readme), "--plots", str(tmp_path / "new" / "plots"))
+    report.main(*map(str, paths), "--page", str(readme), "--plots", str(tmp_path / "new" / "plots"))
     assert readme.read_text() == text
 
 
@@ -172,6 +172,7 @@ def test_a_panel_says_what_its_table_says():
     ("number", "written"),
     [
         (tables.seconds(0.9996), "1.00 s"), (tables.seconds(9.996e-4), "1 ms"), (tables.seconds(1.5e-6), "1.5 µs"),
+        (tables.gain(0.25), "4.0x"), (tables.gain(1 / 1234.5), "1,234x"), (tables.gain(2.0), "0.5x"),
         (tables.ratio(0.25), "1/4.0"), (tables.ratio(1.0), "1/1.0"), (tables.ratio(2.5), "2.5x"),
     ],
 )  # fmt: skip
@@ -210,7 +211,7 @@ def without(results, *keys):
 def test_a_file_without_a_key_is_named(results, what, tmp_path):
     path = write(tmp_path, "broken.json", results)
     with pytest.raises(SystemExit, match=rf"broken\.json: .*{what}"):
-        report.main(str(path), "--readme", str(report.README), "--plots", str(tmp_path))
+        report.main(str(path), "--page", str(report.PAGE), "--plots", str(tmp_path))
 
 
 def accuracy_file():
@@ -230,7 +231,7 @@ def accuracy_file():
 def test_a_page_of_accuracy_marks_what_is_worse_than_eager(tmp_path):
     path, page = write(tmp_path, "accuracy.json", accuracy_file()), tmp_path / "page.md"
     page.write_text("before\n<!-- results -->\n<!-- /results -->\nafter\n")
-    report.main(str(path), "--readme", str(page), "--plots", str(tmp_path / "plots"))
+    report.main(str(path), "--page", str(page), "--plots", str(tmp_path / "plots"))
     text = page.read_text()
     assert "`accuracy.json`" in text and "2 of 3 by the triton backend" in text and report.NOTE not in text
     first, *_ = (table(part, "loss")[2:] for part in text.split("### ")[1:])
@@ -262,7 +263,7 @@ def test_a_readme_without_markers_is_named(tmp_path):
     path, readme = write(tmp_path, "cpu.json", cpu_file()), tmp_path / "plain.md"
     readme.write_text("nothing")
     with pytest.raises(SystemExit, match=r"plain\.md: no markers"):
-        report.main(str(path), "--readme", str(readme), "--plots", str(tmp_path))
+        report.main(str(path), "--page", str(readme), "--plots", str(tmp_path))
     assert readme.read_text() == "nothing" and not list(tmp_path.glob("*.png"))
 
 
