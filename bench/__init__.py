@@ -4,7 +4,7 @@ r"""Measurements of fusedloss against dense PyTorch, torch.compile and other lib
                             \                   |                  /                    |
           workloads (cases, parity) -> peers -> rivals, forms      files (result files, and what they depend on)
                                                 |                                       |
-                          fusedloss.tools.measure (time and peak of a process)   report, front (tables and plots of pages)
+                          fusedloss.tools.measure (time and peak of a process)   report, front (tables, plots)
 
 drop_ins times `fusedloss.compat` beside the libraries that it stands in for, by their own scripts.
 accuracy measures errors beside those of eager PyTorch, for the rows of regimes: short, long, far from the origin.

@@ -69,8 +69,8 @@ def dense_section(name: str, results: dict[str, Any]) -> Iterator[str]:
     meta = results["meta"]
     yield (
         f"**{meta['device']}, {meta['cores']} cores**: forward + backward, D = {dense.D}, float32, torch "
-        f"{meta['torch']}, each in a fresh process\n({meta['date'][:10]}; `{name}`). A dash: the machine's memory does not suffice, or "
-        f"the library lacks the loss.\n"
+        f"{meta['torch']}, each in a fresh process\n({meta['date'][:10]}; `{name}`). A dash: the machine's "
+        f"memory does not suffice, or the library lacks the loss.\n"
     )
     yield tables.markdown(dense.COLUMNS, [dense.cells(row) for row in results["beside_dense"]]) + "\n"
 
@@ -82,8 +82,8 @@ def gpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
     yield (
         f"**{meta['device']}**: forward + backward, torch {meta['torch']}, triton {meta['triton']} "
         f"({meta['date'][:10]}; `{name}`).\nA ratio is fusedloss's to the other's; 'reached 2x' is twice as good as "
-        f"the target. The floor is one matrix product of\nall pairs, 2·N·M·D FLOP, at the {flops / 1e12:.0f} TFLOP/s that "
-        f"it reached in bfloat16:\n"
+        f"the target. The floor is one matrix product of\nall pairs, 2·N·M·D FLOP, at the {flops / 1e12:.0f} TFLOP/s "
+        f"that it reached in bfloat16:\n"
     )
     targets = [*(gpu_table.target_cells(target, rows) for target in gpu_table.TARGETS), gpu_table.memory_cells(rows)]
     yield tables.markdown(gpu_table.TARGET_COLUMNS, targets) + "\n"
