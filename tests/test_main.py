@@ -209,7 +209,8 @@ def test_demo_gets_its_options(monkeypatch, tmp_path):
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    monkeypatch.delitem(sys.modules, "fusedloss.tools.demo", raising=False)
+    for module in ("demo", "demo_figures", "demo_training"):
+        monkeypatch.delitem(sys.modules, f"fusedloss.tools.{module}", raising=False)
     for module in ("matplotlib", "rich", "sklearn"):
         monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     with pytest.raises(SystemExit, match=r'the demo needs \w+: pip install "fusedloss\[examples\]"'):
