@@ -228,3 +228,27 @@ def test_bad_arguments_show_the_usage(arguments, capsys):
 def test_a_missing_device_is_said():
     with pytest.raises(SystemExit, match="no CUDA device"):
         main(["demo", "--device", "cuda"])
+
+
+def test_the_report_labels_what_it_says_of_tiles(monkeypatch, capsys):
+    """Columns that no row uses are left out; a kernel that does not compile is in the first table only."""
+    pytest.importorskip("triton")
+    from fusedloss.tools import report
+
+    row = {
+        "loss": "supcon_loss", "metric": "cosine", "kernel": "fold", "arch": "sm_90", "dtype": "bf16", "D": 128,
+        "N": 4096, "config": {"BM": 128, "BN": 64, "num_warps": 8}, "default": True, "registers": 105, "spills": 0,
+        "shared_bytes": 81920, "hgmma": 16, "programs": 2, "issued": 11.9, "bound": "issue", "roofline_us": 2940.0,
+        "parts_us": dict.fromkeys(report.Parts._fields[:-1], 1420.0), "floor_us": 4120.0,
+        "step": {"kernels": 5, "operators": 45, "peak_bytes": 2**20},
+    }  # fmt: skip
+    monkeypatch.setattr(report, "report", lambda *_: [row, row | {"kernel": "grad", "error": "out of registers"}])
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(SystemExit, match="1 kernels do not compile"):
+        main(["report", "--loss", "supcon_loss", "--arch", "sm_90"])
+    tables = capsys.readouterr().out.split("model of a ")
+    head, *_ = (line for line in tables[0].splitlines() if "loss" in line)
+    assert all(name in head for name in ("BM", "BN", "warps", "registers", "tensor"))
+    assert not any(name in head for name in ("stages", "near", "blocks"))
+    assert "failed out of registers" in tables[0] and "BM: rows of a program" in tables[0]
+    assert "1.42" in tables[1] and "grad" not in tables[1] and "2.94 ms" in tables[2]

@@ -28,6 +28,13 @@ DEFAULT = configs.choose(KEY.work, 128, "sm_90")
 FOUND = Tuned(KEY, Tile(64, 32, 64, 4, 2, 128), 1e-3, 2e-3, "2026-11-23")
 
 
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """As it was, after commands that compile too."""
+    if "TRITON_INTERPRET" in os.environ:
+        monkeypatch.setenv("TRITON_INTERPRET", os.environ["TRITON_INTERPRET"])
+
+
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
     """A GPU by its name, and a cache of its own."""
@@ -286,6 +293,8 @@ def test_a_dry_run_says_what_would_be_tuned_without_a_gpu(monkeypatch, capsys):
     assert all(kernel.tiles > 20 and kernel.seconds > kernel.tiles for kernel in kernels)
     for word in ("sm_80, A100", "supcon_loss", "label_smoothing=0.1", "fold exp", "fp32", "Nothing was run"):
         assert word in printed
+    main(["tune", "--dry-run", "--loss", "cross_entropy_loss"])
+    assert capsys.readouterr().out == "the kernels of these losses have no tile to choose\n"
 
 
 def test_a_kernel_that_losses_share_is_tuned_once():

@@ -29,6 +29,8 @@ from .workloads import Workload, step, workloads
 COMPILE_SECONDS = {2: 4.0, 4: 12.0}  # on one core, by the bytes of a number
 TIMING_SECONDS = 0.7
 
+NOTHING = "the kernels of these losses have no tile to choose"
+
 TILE_NOTE = (
     "BM: rows of a program, BN: columns of a tile, BD: dimensions of a chunk, held: dimensions kept on chip, near: "
     "columns of a tile where labels may be equal, maxnreg: most registers of a thread (0: no limit)"
@@ -83,6 +85,9 @@ def dry_run(n: Sequence[int], arch: str | None, **which: Any) -> None:
     here = torch.cuda.is_available() and arch is None
     model = f", {GPUS[name].name}" if name in GPUS and not here else ""
     groups = plan(n, name, **which)
+    if not any(kernels for _, kernels in groups):
+        print(NOTHING)
+        return
     rows = [
         [works[0].name, works[0].metric or "-", works[0].dtype, str(works[0].D), kernel_name(kernel.key),
          str(kernel.tiles), duration(kernel.seconds)]
@@ -105,7 +110,7 @@ def run(n: Sequence[int], **which: Any) -> None:
     backends.set_backend("triton")
     groups = [(works, kernels) for works, kernels in plan(n, architecture(), **which) if kernels]
     if not groups:
-        print("the kernels of these losses have no tile to choose")
+        print(NOTHING)
         return
     print(estimate(groups), flush=True)
     total, done, found = sum(len(kernels) for _, kernels in groups), 0, list[Tuned]()
