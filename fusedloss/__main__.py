@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import os
 import sys
@@ -15,9 +14,12 @@ import torch
 
 from .checks import METRICS
 from .tools import workloads
+from .tools.choices import one_of
 from .tools.doctor import doctor
 from .tools.gpus import GPUS
 from .tools.workloads import LOSSES
+
+SIZES: dict[str, Any] = {"loss": list(LOSSES), "metric": None, "d": [128], "classes": 8192}  # where none are given
 
 
 def demo(out: Path, epochs: int, seed: int, device: str) -> None:
@@ -37,21 +39,38 @@ def demo(out: Path, epochs: int, seed: int, device: str) -> None:
     run(out, epochs, seed, device)
 
 
-def report(json: Path | None, **options: Any) -> None:
-    if importlib.util.find_spec("triton") is None:
-        sys.exit("report: Triton is not installed")
-    os.environ.pop("TRITON_INTERPRET", None)  # kernels are compiled
+def report(json: Path | None, arch: list[str], all: bool, **which: Any) -> None:
+    compiling("report")
     from .tools.report import run
 
-    run(file=json, **options)
+    run(arch, all, json, **SIZES | {"n": [65536], "dtype": list(workloads.DTYPES)} | which)
 
 
-def tune(**options: Any) -> None:
-    if not torch.cuda.is_available():
-        sys.exit("tune: PyTorch finds no GPU here; `python -m fusedloss report` needs none")
-    from .tools.sweep import run
+def tune(dry_run: bool, list: bool, reset: bool, arch: str | None, **which: Any) -> None:
+    if which and (list or reset):
+        sys.exit(f"tune: --{'list' if list else 'reset'} takes no other options")
+    if arch and not dry_run:
+        sys.exit("tune: --arch is for --dry-run: tiles are timed on the GPU that is here")
+    compiling("tune")
+    from .tools import tune as command
 
-    run(**options)
+    if list or reset:
+        (command.list_kept if list else command.reset)()
+        return
+    which = SIZES | {"n": [16384], "dtype": ["bf16"]} | which
+    if dry_run:
+        command.dry_run(arch=arch, **which)
+    elif torch.cuda.is_available():
+        command.run(**which)
+    else:
+        sys.exit("tune: PyTorch finds no GPU here; --dry-run and `python -m fusedloss report` need none")
+
+
+def compiling(command: str) -> None:
+    """Kernels are compiled, not interpreted; without Triton the program ends."""
+    if importlib.util.find_spec("triton") is None:
+        sys.exit(f"{command}: Triton is not installed")
+    os.environ.pop("TRITON_INTERPRET", None)
 
 
 def positive(text: str) -> int:
@@ -60,46 +79,68 @@ def positive(text: str) -> int:
     return number
 
 
-def workload_options(command: argparse.ArgumentParser, sizes: list[int], dtypes: list[str]) -> None:
-    """Which losses, at which sizes."""
-    command.add_argument("--loss", nargs="+", choices=list(LOSSES), default=list(LOSSES), metavar="LOSS", help="losses")
-    command.add_argument("--metric", nargs="+", choices=METRICS, help="of the losses that have one (their default)")
-    command.add_argument("--n", type=positive, nargs="+", default=sizes, help="rows of a batch")
-    command.add_argument("--d", type=positive, nargs="+", default=[128], help="dimensions of a row")
-    command.add_argument("--classes", type=positive, default=8192, help="of losses of classes, and of given logits")
-    command.add_argument(
-        "--dtype", nargs="+", choices=list(workloads.DTYPES), default=dtypes, help="formats of the rows"
-    )
+def workload_options(command: argparse.ArgumentParser, n: int, dtypes: str) -> None:
+    """Which losses, at which sizes; those that are not given are left out."""
+    own = command.add_argument_group("which losses, at which sizes")
+
+    def option(name: str, text: str, metavar: str, type: Callable[[str], Any], **others: Any) -> None:
+        own.add_argument(name, type=type, metavar=metavar, default=argparse.SUPPRESS, help=text, **others)
+
+    loss, metric, dtype = one_of("loss", LOSSES), one_of("metric", METRICS), one_of("format", workloads.DTYPES)
+    option("--loss", "names as in the README, e.g. supcon_loss (default: all)", "LOSS", loss, nargs="+")
+    option("--metric", f"{', '.join(METRICS)} (default: each loss's own)", "METRIC", metric, nargs="+")
+    option("--n", f"rows of a batch (default: {n})", "N", positive, nargs="+")
+    option("--d", "dimensions of a row (default: 128)", "D", positive, nargs="+")
+    option("--classes", "of losses of classes, and of given logits (default: 8192)", "C", positive)
+    option("--dtype", f"{', '.join(workloads.DTYPES)} (default: {dtypes})", "FORMAT", dtype, nargs="+")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m fusedloss", description="Metric-learning losses fused in Triton.")
-    commands = parser.add_subparsers(required=True, metavar="command")
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(prog="python -m fusedloss", description="Metric-learning losses fused in Triton.")
+    whole.set_defaults(function=lambda: whole.print_help())
+    commands = whole.add_subparsers(title="commands", metavar="command")
 
-    def command(function: Callable[..., None], text: str) -> argparse.ArgumentParser:
-        formatter = argparse.ArgumentDefaultsHelpFormatter
-        added = commands.add_parser(function.__name__, help=text, description=text, formatter_class=formatter)
+    def command(function: Callable[..., None], text: str, example: str = "") -> argparse.ArgumentParser:
+        epilog = f"example: python -m fusedloss {function.__name__} {example}" if example else None
+        added = commands.add_parser(function.__name__, help=text, description=f"{text}.", epilog=epilog)
         added.set_defaults(function=function)
         return added
 
-    command(doctor, "versions, devices, the backend each kind of tensor uses, tuned tiles")
+    command(doctor, "Say what is here, what works, and what to do next")
 
-    own = command(demo, "train on handwritten digits, fused against dense")
-    own.add_argument("--out", type=Path, default=Path("demo-results"), help="folder of the figures")
-    own.add_argument("--epochs", type=positive, default=40, help="passes over the training images")
-    own.add_argument("--seed", type=int, default=0, help="of the split, the weights and the batches")
-    own.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if there is one")
+    own = command(demo, "Train on handwritten digits, fused against dense, and draw figures; under 90 s on two cores")
+    own.add_argument("--out", type=Path, default=Path("demo-results"), metavar="FOLDER",
+                     help="folder of the figures (default: demo-results)")  # fmt: skip
+    own.add_argument("--epochs", type=positive, default=40, metavar="N",
+                     help="passes over the training images (default: 40)")  # fmt: skip
+    own.add_argument("--seed", type=int, default=0, metavar="N",
+                     help="of the split, the weights and the batches (default: 0)")  # fmt: skip
+    own.add_argument("--device", type=one_of("device", ("auto", "cpu", "cuda")), default="auto", metavar="DEVICE",
+                     help="cpu, cuda or auto: the GPU if there is one (default: auto)")  # fmt: skip
 
-    own = command(report, "compile the kernels of the losses for GPUs, which need not be there")
-    own.add_argument("--arch", nargs="+", choices=list(GPUS), default=list(GPUS), help="architectures")
-    own.add_argument("--all", action="store_true", help="with every candidate tile, not only the default one")
-    own.add_argument("--json", type=Path, metavar="FILE", help="where to write the rows")
-    workload_options(own, [65536], list(workloads.DTYPES))
+    arch, models = one_of("architecture", GPUS), ", ".join(f"{name} ({gpu.name})" for name, gpu in GPUS.items())
+    own = command(report, "Compile the kernels of losses for GPUs, which need not be there, and model their time",
+                  "--loss supcon_loss --arch sm_90 --d 128 256")  # fmt: skip
+    own.add_argument("--arch", type=arch, nargs="+", default=list(GPUS), metavar="ARCH",
+                     help=f"{models} (default: all)")  # fmt: skip
+    own.add_argument("--all", action="store_true", help="every candidate tile, not only the default one")
+    own.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file too")
+    workload_options(own, 65536, "all")
 
-    own = command(tune, "find the best tiles on this GPU and keep them for later runs")
-    workload_options(own, [16384], ["bf16"])
+    own = command(tune, "Find the best tiles on this GPU and keep them for later runs",
+                  "--loss supcon_loss --n 16384 --d 256 --dtype bf16")  # fmt: skip
+    instead = own.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="only say what would be tuned and how long it takes")
+    instead.add_argument("--list", action="store_true", help="only show the tiles that are kept")
+    instead.add_argument("--reset", action="store_true", help="only delete the tiles that are kept for this GPU")
+    own.add_argument("--arch", type=arch, metavar="ARCH",
+                     help=f"of a dry run: {models} (default: this GPU's, or sm_90)")  # fmt: skip
+    workload_options(own, 16384, "bf16")
+    return whole
 
-    options = vars(parser.parse_args(arguments))
+
+def main(arguments: list[str] | None = None) -> None:
+    options = vars(parser().parse_args(arguments))
     options.pop("function")(**options)
 
 

@@ -13,6 +13,7 @@ import torch
 
 import fusedloss
 from fusedloss import backends, tools
+from fusedloss.__main__ import main
 from fusedloss.backends.triton import tuning
 from fusedloss.backends.triton.tuning import Key, Tuned
 from fusedloss.kernels import configs
@@ -20,10 +21,18 @@ from fusedloss.kernels.configs import Tile, Work
 from fusedloss.tools.workloads import Workload, step
 
 pytest.importorskip("triton")
+from fusedloss.tools import tune as command
 
 KEY = Key(Work("fold", "exp", 2), "softmax similarity sum/lse", 128)
 DEFAULT = configs.choose(KEY.work, 128, "sm_90")
 FOUND = Tuned(KEY, Tile(64, 32, 64, 4, 2, 128), 1e-3, 2e-3, "2026-11-23")
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """As it was, after commands that compile too."""
+    if "TRITON_INTERPRET" in os.environ:
+        monkeypatch.setenv("TRITON_INTERPRET", os.environ["TRITON_INTERPRET"])
 
 
 @pytest.fixture
@@ -147,7 +156,7 @@ def test_a_sweep_leaves_out_what_spills_or_does_not_fit_and_keeps_the_fastest(gp
     deeper = best._replace(num_stages=4)
     jobs, timed = [], []
 
-    def compiled(jobs_, progress):
+    def compiled(jobs_, advance):
         jobs_ = list(jobs_)
         jobs.append(jobs_)
         found = {}
@@ -168,7 +177,11 @@ def test_a_sweep_leaves_out_what_spills_or_does_not_fit_and_keeps_the_fastest(gp
     monkeypatch.setattr(sweep, "architecture", lambda: "sm_90")
     runs = [step(Workload("info_nce_loss", N, 128, "bf16"), "meta") for N in (1024, 4096)]
     with fusedloss.use_backend("triton"):
-        found = {tuned.key.work.kernel: tuned for tuned in sweep.tune(runs, timer=timer)}
+        done = []
+        keys = sweep.keys_of(sweep.launches(runs, "sm_90"))
+        swept = sweep.tune(runs, keys, timer, lambda part, whole: done.append(part / whole))
+    found = {tuned.key.work.kernel: tuned for tuned in swept}
+    assert done == sorted(done) and 0 <= done[0] < 0.3 and 0.9 < done[-1] <= 1
     assert [tuned.key.work for tuned in found.values()] == [Work("fold", "exp", 2), Work("grad", "exp", 2)]
     assert found["fold"].tile == deeper and found["fold"].seconds == 1e-3
     assert found["fold"].default_seconds == 5e-3
@@ -176,7 +189,7 @@ def test_a_sweep_leaves_out_what_spills_or_does_not_fit_and_keeps_the_fastest(gp
     assert spilling[:2] not in shapes and large[:2] not in shapes and len(shapes) > 5
     assert len(timed) == len({(tile, i < len(timed) / 2) for i, tile in enumerate(timed)})  # none twice for a kernel
     assert set(tuning.remembered().values()) == set(found.values())
-    row = sweep.config_row(found["fold"])
+    row = command.config_row(found["fold"])
     assert row.startswith(f'Work("fold", "exp", 2): [(128, Tile({", ".join(map(str, deeper))}))],  # Test GPU 9000, ')
     code, _, _ = row.partition("  #")
     assert eval(f"{{{code}}}", {"Tile": Tile, "Work": Work}) == {Work("fold", "exp", 2): [(128, deeper)]}
@@ -185,7 +198,7 @@ def test_a_sweep_leaves_out_what_spills_or_does_not_fit_and_keeps_the_fastest(gp
 def test_what_cannot_run_is_not_kept(gpu, monkeypatch):
     sweep = importlib.import_module("fusedloss.tools.sweep")
     fits = {"spills": 0, "shared_bytes": 1024}
-    monkeypatch.setattr(sweep, "compile_all", lambda jobs, progress: dict.fromkeys(jobs, fits))
+    monkeypatch.setattr(sweep, "compile_all", lambda jobs, advance: dict.fromkeys(jobs, fits))
     monkeypatch.setattr(sweep, "architecture", lambda: "sm_90")
     runs = [step(Workload("nt_xent_loss", 256, 64, "bf16"), "meta")]
     default = configs.choose(Work("fold", "exp", 2), 64, "sm_90")
@@ -195,9 +208,9 @@ def test_what_cannot_run_is_not_kept(gpu, monkeypatch):
         return 1e-3 if now[0].work.kernel == "fold" and now[1] != default else math.inf
 
     with fusedloss.use_backend("triton"):
-        (found,) = sweep.tune(runs, timer=timer)
+        (found,) = sweep.tune(runs, sweep.keys_of(sweep.launches(runs, "sm_90")), timer)
     assert found.key.work.kernel == "fold" and found.tile != default and found.default_seconds is None
-    assert "does not fit" in sweep.cells(found) and "default does not fit" in sweep.config_row(found)
+    assert "does not fit" in command.cells(found) and "default does not fit" in command.config_row(found)
     assert tuning.remembered() == {found.key: found}
 
 
@@ -214,7 +227,7 @@ def test_at_first_use_a_kernel_is_tuned_once(gpu, monkeypatch):
     tools.autotune()
     calls = []
 
-    def tune(runs, keys):
+    def tune(runs, keys, advance):
         calls.append(list(keys))
         runs[0]()  # what was called, again
         tuning.remember([FOUND._replace(key=key) for key in keys])
@@ -251,5 +264,91 @@ def test_at_first_use_is_what_the_environment_asks_for(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_command_says_that_there_is_no_gpu():
-    done = subprocess.run([sys.executable, "-m", "fusedloss", "tune"], capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 1 and "tune: PyTorch finds no GPU here" in done.stderr
+    with pytest.raises(SystemExit, match="tune: PyTorch finds no GPU here; --dry-run"):
+        main(["tune"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--list --n 4096", "tune: --list takes no other options"),
+        ("--reset --loss supcon_loss", "tune: --reset takes no other options"),
+        ("--arch sm_80", "tune: --arch is for --dry-run"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(arguments, said):
+    with pytest.raises(SystemExit, match=said):
+        main(["tune", *arguments.split()])
+
+
+def test_a_dry_run_says_what_would_be_tuned_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = "--loss supcon_loss linear_cross_entropy_loss --n 1024 4096 --dtype bf16 fp32 --arch sm_80"
+    main(["tune", "--dry-run", *arguments.split()])
+    printed = capsys.readouterr().out
+    groups = command.plan([1024, 4096], "sm_80", loss=["supcon_loss"], d=[128], dtype=["bf16"], metric=None, classes=9)
+    ((works, kernels),) = groups
+    assert [work.N for work in works] == [1024, 4096]
+    assert [kernel.key.work.kernel for kernel in kernels] == ["fold", "grad"]
+    assert all(kernel.tiles > 20 and kernel.seconds > kernel.tiles for kernel in kernels)
+    for word in ("sm_80, A100", "supcon_loss", "label_smoothing=0.1", "fold exp", "fp32", "Nothing was run"):
+        assert word in printed
+    main(["tune", "--dry-run", "--loss", "cross_entropy_loss"])
+    assert capsys.readouterr().out == "the kernels of these losses have no tile to choose\n"
+
+
+def test_a_kernel_that_losses_share_is_tuned_once():
+    losses = ["supcon_loss", "nt_xent_loss", "info_nce_loss"]
+    groups = command.plan([1024], "sm_90", loss=losses, d=[64], dtype=["bf16"], metric=None, classes=9)
+    keys = [kernel.key for _, kernels in groups for kernel in kernels]
+    assert len(keys) == len(set(keys)) and len(groups) > 2
+
+
+def test_the_command_tunes_all_that_it_planned(gpu, monkeypatch, capsys):
+    calls = []
+
+    def tune(runs, keys, advance):
+        advance(1, 2)
+        calls.append((len(runs), [key.work.kernel for key in keys]))
+        return [FOUND._replace(key=key) for key in keys]
+
+    monkeypatch.setattr(command.sweep, "tune", tune)
+    monkeypatch.setattr(command, "architecture", lambda: "sm_90")
+    monkeypatch.setattr(command, "step", lambda work, device: step(work, "meta"))
+    monkeypatch.setattr(backends, "_default", "auto")
+    main(["tune", "--loss", "supcon_loss", "batch_hard_triplet_loss", "--n", "1024", "2048"])
+    assert calls == [(2, ["fold", "grad"]), (2, ["mine"])]
+    printed = capsys.readouterr().out
+    for word in ("3 kernels with", "about ", "1 of 3: supcon_loss cosine", "3 of 3: batch_hard", "maxnreg", "2.00x"):
+        assert word in printed
+    main(["tune", "--loss", "cross_entropy_loss"])
+    assert "no tile to choose" in capsys.readouterr().out
+
+
+def test_kept_tiles_are_listed_and_deleted(gpu, monkeypatch, capsys):
+    def said(*arguments):
+        main(["tune", *arguments])
+        return capsys.readouterr().out
+
+    assert said("--list") == f"no tuned tiles in {gpu}\n"
+    assert said("--reset") == f"nothing to delete: there is no {tuning.file()}\n"
+    (gpu / "another.json").write_text("{")
+    assert "not readable" in (printed := said("--list")) and "none of this GPU, Test GPU 9000" in printed
+    path = tuning.remember([FOUND])
+    printed = said("--list")
+    for word in (path.name, "3.", FOUND.key.use, "BM", "held", "2.00x"):
+        assert word in printed
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert path.name in (printed := said("--list")) and FOUND.key.use not in printed
+    with pytest.raises(SystemExit, match="deletes the tiles of this GPU; there is none"):
+        said("--reset")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert said("--reset") == f"deleting {path}, the tuned tiles of Test GPU 9000\n"
+    assert [file.name for file in gpu.glob("*.json")] == ["another.json"]
+    assert tuning.choose(KEY, 128, "sm_90") == DEFAULT
+
+
+def test_a_list_says_why_tiles_are_not_used(gpu):
+    tuning.file().write_text('{"format": 3, "device": "Test GPU 9000", "triton": "1.0", "tiles": []}')
+    with pytest.raises(SystemExit, match=r"not used: .*triton must be"):
+        main(["tune", "--list"])

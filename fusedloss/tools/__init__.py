@@ -1,6 +1,7 @@
 """The command line and what it stands on. Nothing of the library imports it, but for FUSEDLOSS_AUTOTUNE=1.
 
-doctor  demo  report  sweep (tune)  ->  footprint  roofline  compiling  ->  gpus  sass  workloads  measure  console
+doctor  demo  report  tune  ->  sweep  footprint  roofline  compiling  ->  gpus  sass  workloads  measure  console
+choices
 """
 
 import importlib.util

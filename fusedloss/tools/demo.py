@@ -1,141 +1,25 @@
 """The demo: trains an embedding network on real handwritten digits, fused against dense, and writes figures.
 
-run -> load_digits -> train (each loss: fused, then dense) -> retrieval -> measure_sizes -> plot_*
+run -> load_digits -> train_all (each loss: fused, then dense) -> retrieval -> measure_sizes -> plot_*
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from sklearn import datasets
-from sklearn.decomposition import PCA
-from sklearn.model_selection import train_test_split
-from torch import Tensor, nn
+from torch import Tensor
 
-import fusedloss
-
-from .. import reference
+from .demo_figures import MIB, Sizes, plot_losses, plot_projections, plot_sizes
+from .demo_training import BATCHES, LOSSES, Digits, Trainings, load_digits, retrieval, title, train_all
 from .measure import Measurement, measure
 
-LOSSES = ("pairwise_contrastive_loss", "batch_hard_triplet_loss")
-BATCHES = 2  # per epoch: 599 images each
-SIZES = {"cpu": (4096, 16384, 1024, 2048), "cuda": (16384, 65536, 4096, 8192)}  # N, the most telling first
-DENSE_MOST = {"cpu": 4096, "cuda": 16384}  # N above which the dense reference is not run: it takes ~11 N^2 floats
-SECONDS = 95.0  # for the demo without its figures; sizes that do not fit in are left out
-MIB = 2**20
-
-Sizes = dict[tuple[str, str, int], Measurement | None]  # (loss, implementation, N)
-
-
-class Digits(NamedTuple):
-    """Images [N, 64] between 0 and 1, and their digits [N]."""
-
-    train: Tensor
-    train_labels: Tensor
-    held_out: Tensor
-    held_out_labels: Tensor
-
-
-class Training(NamedTuple):
-    """What `train` saw: every step's loss, the other implementation's on the same weights, embeddings."""
-
-    losses: Tensor  # [steps]
-    others: Tensor  # [steps]
-    before: Tensor  # held-out embeddings [N, D] of the untrained network
-    after: Tensor
-
-
-Trainings = dict[str, tuple[Training, Training]]  # loss: fused and dense, from the same seed
-
-
-class Retrieval(NamedTuple):
-    """Searching every held-out image's neighbours among the other held-out images."""
-
-    recall_at_1: float  # share of images whose nearest neighbour shows the same digit
-    r_precision: float  # share of the same digit among the R nearest, R = number of other images of that digit
-
-
-def load_digits(device: str, seed: int) -> Digits:
-    """scikit-learn's 1,797 images of 8 x 8 pixels; a third of every digit's images is held out."""
-    images, labels = datasets.load_digits(return_X_y=True)
-    train, held_out, train_labels, held_out_labels = train_test_split(
-        torch.tensor(images / 16, dtype=torch.float32),
-        torch.tensor(labels),
-        test_size=1 / 3,
-        stratify=labels,
-        random_state=seed,
-    )
-    return Digits(train.to(device), train_labels.to(device), held_out.to(device), held_out_labels.to(device))
-
-
-class EmbeddingNetwork(nn.Sequential):
-    """Images [N, 64] -> unit embeddings [N, 32]."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(64, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 32))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return F.normalize(super().forward(images))
-
-    @torch.no_grad()
-    def embed(self, images: Tensor) -> Tensor:
-        self.eval()
-        embeddings = self(images)
-        self.train()
-        return embeddings
-
-
-def train(name: str, fused: bool, digits: Digits, epochs: int, seed: int, advance: Callable[[], object]) -> Training:
-    """Train with the fused or the dense loss of this name; the seed alone decides weights and batches."""
-    loss, other = (getattr(module, name) for module in ((fusedloss, reference) if fused else (reference, fusedloss)))
-    torch.manual_seed(seed)
-    network = EmbeddingNetwork().to(digits.train.device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    before = network.embed(digits.held_out)
-    losses, others = [], []
-    for _ in range(epochs):
-        for rows in torch.randperm(len(digits.train)).to(digits.train.device).chunk(BATCHES):
-            embeddings, labels = network(digits.train[rows]), digits.train_labels[rows]
-            value = loss(embeddings, labels)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            losses.append(value.detach())
-            others.append(other(embeddings.detach(), labels))
-        advance()
-    return Training(torch.stack(losses).cpu(), torch.stack(others).cpu(), before, network.embed(digits.held_out))
-
-
-def train_all(digits: Digits, epochs: int, seed: int, console: Console) -> Trainings:
-    trainings = {}
-    with Progress(console=console) as progress:
-        for name in LOSSES:
-            both = []
-            for kind in ("fused", "dense"):
-                advance = partial(progress.advance, progress.add_task(f"{title(name)}, {kind}", total=epochs))
-                both.append(train(name, kind == "fused", digits, epochs, seed, advance))
-            trainings[name] = (both[0], both[1])
-    return trainings
-
-
-def retrieval(embeddings: Tensor, labels: Tensor) -> Retrieval:
-    distances = torch.cdist(embeddings, embeddings).fill_diagonal_(torch.inf)
-    neighbours = distances.argsort(1)[:, :-1]  # [N, N - 1], nearest first, without the image itself
-    hits = labels[neighbours] == labels[:, None]
-    relevant = hits.sum(1, keepdim=True)
-    within = torch.arange(hits.shape[1], device=hits.device) < relevant
-    precision = (hits & within).sum(1, keepdim=True) / relevant
-    return Retrieval(hits[:, 0].float().mean().item(), precision.mean().item())
+# N, small ones first: those of both, and larger ones of the fused losses alone. Dense takes up to 11 N² floats.
+SIZES = {"cpu": ((1024, 2048, 4096), (8192, 16384)), "cuda": ((4096, 8192, 16384), (65536,))}
+SECONDS = 75.0  # for the demo without its figures; what does not fit in is left out
 
 
 def largest_difference(losses: Tensor, others: Tensor) -> tuple[float, float]:
@@ -144,12 +28,14 @@ def largest_difference(losses: Tensor, others: Tensor) -> tuple[float, float]:
     return difference.item(), (difference / others.abs().mean()).item()
 
 
-def measure_sizes(sizes: tuple[int, ...], device: str, until: float, console: Console) -> Sizes:
+def measure_sizes(
+    both: tuple[int, ...], larger: tuple[int, ...], device: str, until: float, console: Console
+) -> Sizes:  # fmt: skip
     """Time and memory of forward + backward; None for what lacks the memory, or the time until `until`."""
-    kinds = {n: ("fusedloss", "reference")[: 2 if n <= DENSE_MOST[device] else 1] for n in sizes}
-    todo = [(loss, kind, n) for n in sizes for kind in kinds[n] for loss in LOSSES]
+    todo = [(loss, kind, n) for n in both for kind in ("fusedloss", "reference") for loss in LOSSES]
+    todo += [(loss, "fusedloss", n) for n in larger for loss in LOSSES]
     found: Sizes = {}
-    with Progress(console=console) as progress:
+    with Progress(console=console, transient=True) as progress:
         for loss, kind, n in progress.track(todo, description="forward + backward, time and memory"):
             found[loss, kind, n] = measure(
                 "fusedloss.tools.measure:in_batch",
@@ -166,16 +52,25 @@ def measure_sizes(sizes: tuple[int, ...], device: str, until: float, console: Co
 # ---------------------------------------------------------------------------------------------------------- printing
 
 
-def title(loss: str) -> str:
-    return loss.removesuffix("_loss").replace("_", " ")
-
-
 def retrieval_table(digits: Digits, trainings: Trainings) -> Table:
-    table = Table("embedding", "Recall@1", "R-precision", title="Retrieval among the held-out images")
-    rows = {"raw pixels": digits.held_out, "untrained network": trainings[LOSSES[0]][0].before}
-    rows |= {f"after {title(name)}": fused.after for name, (fused, _) in trainings.items()}
-    for row, embeddings in rows.items():
-        table.add_row(row, *(f"{value:.2%}" for value in retrieval(embeddings, digits.held_out_labels)))
+    table = Table("embedding", "trained", title="Retrieval among the held-out images")
+    for column in ("Recall@1", "R-precision"):
+        table.add_column(column, justify="right")
+    table.caption = (
+        "Recall@1: how many images have the same digit as their nearest neighbour. R-precision: how many of an image's "
+        "R nearest neighbours have its digit, where R is the number of its other images; at 100% every digit's images "
+        "lie apart from all others."
+    )
+
+    def add(row: str, trained: str, embeddings: Tensor) -> None:
+        table.add_row(row, trained, *(f"{value:.2%}" for value in retrieval(embeddings, digits.held_out_labels)))
+
+    add("raw pixels", "not", digits.held_out)
+    for name, both in trainings.items():
+        table.add_section()
+        add(f"network, {title(name)}", "before", both[0].before)
+        for kind, training in zip(("fused", "dense"), both, strict=True):
+            add(f"network, {title(name)}", f"after, {kind}", training.after)
     return table
 
 
@@ -190,92 +85,60 @@ def difference_table(trainings: Trainings) -> Table:
     return table
 
 
-def size_table(found: Sizes, device: str) -> Table:
-    table = Table("loss", title=f"Forward + backward on {device}, D = 128, float32")
-    table.caption = (
-        f"MiB: extra memory at the peak. Dense is run up to N = {DENSE_MOST[device]:,}. "
-        "Other gaps: too little memory, or no time left."
-    )
-    if any(m and m.peak_bytes is None for m in found.values()):
-        table.caption += " This system tells the peak through psutil only, which is not installed."
-    for column in ("N", "fused s", "dense s", "fused MiB", "dense MiB"):
-        table.add_column(column, justify="right")
+def size_tables(found: Sizes, device: str) -> list[Table]:
+    """Rows that were measured of fused and dense, and rows of fused alone; no table has gaps."""
+    compared = Table("loss", title=f"Forward + backward on {device}, D = 128, float32")
+    alone = Table("loss", title="Larger batches, fused alone")
+    known = all(m.peak_bytes is not None for m in found.values() if m)
+    for table, kinds in ((compared, ("fused", "dense")), (alone, ("fused",))):
+        for column in ("N", *(f"{kind} s" for kind in kinds), *(f"{kind} MiB" for kind in kinds if known)):
+            table.add_column(column, justify="right")
+    if known:
+        alone.add_column("dense would take", justify="right")
     for loss in LOSSES:
-        table.add_section()
+        dense = None
         for n in sorted({n for *_, n in found}):
-            both = [found.get((loss, kind, n)) for kind in ("fusedloss", "reference")]
-            seconds = (f"{m.seconds:.3f}" if m else "-" for m in both)
-            peaks = ("-" if m is None or m.peak_bytes is None else f"{m.peak_bytes / MIB:,.0f}" for m in both)
-            table.add_row(title(loss), f"{n:,}", *seconds, *peaks)
-    return table
+            fused, last = found[loss, "fusedloss", n], found.get((loss, "reference", n))
+            if fused and last:
+                dense = (n, last)
+                compared.add_row(title(loss), f"{n:,}", *cells(known, fused, last))
+            elif fused:
+                alone.add_row(title(loss), f"{n:,}", *cells(known, fused), *([would_take(dense, n)] if known else []))
+        for table in (compared, alone):
+            table.add_section()
+    caption(compared, found, known)
+    if known:
+        alone.caption = "dense would take: its memory at the largest N above, times the square of the ratio of N."
+    return [table for table in (compared, alone) if table.row_count]
 
 
-# ----------------------------------------------------------------------------------------------------------- figures
+def would_take(dense: tuple[int, Measurement] | None, n: int) -> str:
+    """What dense takes at the largest N, as the number of pairs grows."""
+    if dense is None or dense[1].peak_bytes is None:
+        return "unknown"
+    return f"about {dense[1].peak_bytes * (n / dense[0]) ** 2 / MIB:,.0f} MiB"
 
 
-def plot_losses(trainings: Trainings, path: Path) -> None:
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    for column, (name, (fused, dense)) in enumerate(trainings.items()):
-        curves, gaps = figure.add_subplot(2, 2, 1 + column), figure.add_subplot(2, 2, 3 + column)
-        curves.plot(fused.losses, label="fused", linewidth=4, alpha=0.4)
-        curves.plot(dense.losses, label="dense reference", linewidth=1.2, linestyle="--", color="black")
-        curves.set(title=title(name), xlabel="training step", ylabel="loss")
-        gaps.plot((fused.losses - dense.losses).abs(), label="two trainings, same seed")
-        gaps.plot((fused.losses - fused.others).abs(), label="same weights")
-        gaps.set(title="fused against dense", xlabel="training step", ylabel="|difference of the loss|")
-        gaps.set_yscale("symlog", linthresh=1e-9)  # shows a difference of exactly 0 too
-        for axes in (curves, gaps):
-            axes.grid(alpha=0.3)
-            axes.legend()
-    figure.savefig(path, dpi=120)
+def caption(table: Table, found: Sizes, known: bool) -> None:
+    kinds = {"fusedloss": "fused", "reference": "dense"}
+    missing = [f"{kinds[kind]} {title(loss)} at {n:,}" for (loss, kind, n), m in found.items() if m is None]
+    table.caption = "MiB: extra memory at the peak." if known else "This system tells the memory through psutil only."
+    if missing:
+        table.caption += f" Left out for lack of time or memory: {', '.join(missing)}."
 
 
-def plot_projections(digits: Digits, trainings: Trainings, path: Path) -> None:
-    panels = {"before training": trainings[LOSSES[0]][0].before}
-    panels |= {f"after {title(name)}": fused.after for name, (fused, _) in trainings.items()}
-    figure = Figure(figsize=(15, 5.2), layout="constrained")
-    figure.suptitle("Held-out digits: first two principal components of their embeddings")
-    labels = digits.held_out_labels.cpu()
-    for column, (panel, embeddings) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), 1 + column)
-        pca = PCA(n_components=2, svd_solver="full")
-        points = pca.fit_transform(embeddings.cpu().numpy())
-        for digit in range(10):
-            axes.scatter(
-                points[labels == digit, 0], points[labels == digit, 1], s=9, color=f"C{digit}", label=str(digit)
-            )
-        x, y = (f"component {i + 1} ({share:.0%} of variance)" for i, share in enumerate(pca.explained_variance_ratio_))
-        axes.set(title=panel, xlabel=x, ylabel=y)
-    figure.legend(*axes.get_legend_handles_labels(), title="digit", loc="outside right center", markerscale=2)
-    figure.savefig(path, dpi=120)
-
-
-def plot_sizes(found: Sizes, device: str, path: Path) -> None:
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    memory, seconds = figure.subplots(1, 2)
-    for color, loss in enumerate(LOSSES):
-        for kind, label, style in (("fusedloss", "fused", "o-"), ("reference", "dense", "s--")):
-            points = sorted((n, m) for (*key, n), m in found.items() if key == [loss, kind] and m)
-            look = dict(color=f"C{color}", label=f"{label} {title(loss)}")
-            peaks = [(n, m.peak_bytes / MIB) for n, m in points if m.peak_bytes is not None]
-            memory.loglog([n for n, _ in peaks], [peak for _, peak in peaks], style, **look)
-            seconds.loglog([n for n, _ in points], [m.seconds for _, m in points], style, **look)
-    memory.set(title=f"Extra memory of forward + backward on {device}, D = 128", ylabel="memory at the peak (MiB)")
-    seconds.set(title=f"Time of forward + backward on {device}, D = 128", ylabel="time (s)")
-    ticks = sorted({n for *_, n in found})
-    for axes in (memory, seconds):
-        axes.set_xlabel("batch size N (rows)")
-        axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
-        axes.set_xticks([], minor=True)
-        axes.grid(alpha=0.3)
-    figure.legend(*memory.get_legend_handles_labels(), ncols=4, loc="outside lower center")
-    figure.savefig(path, dpi=120)
+def cells(known: bool, *found: Measurement) -> list[str]:
+    """Times, and where it is known memory, of one or more."""
+    peaks = [m.peak_bytes for m in found if known and m.peak_bytes is not None]
+    return [*(f"{m.seconds:.3f}" for m in found), *(f"{peak / MIB:,.0f}" for peak in peaks)]
 
 
 # --------------------------------------------------------------------------------------------------------------- run
 
 
-def run(out: Path, epochs: int, seed: int, device: str, sizes: tuple[int, ...] | None = None) -> list[Path]:
+def run(
+    out: Path, epochs: int, seed: int, device: str, sizes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+) -> list[Path]:  # fmt: skip
     """The whole demo; prints what it finds and returns the figures' paths."""
     until = time.monotonic() + SECONDS
     console = Console()
@@ -286,8 +149,8 @@ def run(out: Path, epochs: int, seed: int, device: str, sizes: tuple[int, ...] |
     )
     trainings = train_all(digits, epochs, seed, console)
     console.print(retrieval_table(digits, trainings), difference_table(trainings))
-    found = measure_sizes(sizes or SIZES[device], device, until, console)
-    console.print(size_table(found, device))
+    found = measure_sizes(*(sizes or SIZES[device]), device, until, console)
+    console.print(*size_tables(found, device))
 
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.png" for name in ("losses", "projections", "memory")]

@@ -1,30 +1,60 @@
-"""What is here: versions, devices, the backend that each kind of tensor uses, and the tiles tuned on this GPU."""
+"""What is here: versions, devices, the backend that each kind of tensor uses, tuned tiles; and what to do next."""
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
 from collections.abc import Iterator
-from typing import Any
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 import fusedloss
 
 from ..backends import resolve_backend
-from .console import show
+from .console import mark
 
 KINDS = ("cpu", "cuda", "xpu", "mps")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+OLDEST_TRITON = (3, 3)
+TRITON = {"Windows": "triton-windows", "Linux": "triton"}  # the package, by system
+
+
+class Finding(NamedTuple):
+    """A line: "ok", "!" where something is to be done, "-" for what is neither; and what to do."""
+
+    mark: str
+    text: str
+    next: str = ""
 
 
 def doctor() -> None:
     print(f"fusedloss {fusedloss.__version__}, Python {platform.python_version()}, {platform.platform()}")
-    print(f"torch {torch.__version__}, triton {triton_version() or 'not installed'}")
-    print(f"float32 matmul precision: {torch.get_float32_matmul_precision()}")
-    for kind in KINDS:
-        for device, facts in list(devices(kind)) or [(kind, "no device")]:
-            print(f"{device}: {facts}")
-    print_tuned_tiles()
+    todo = []
+    for finding in chain(versions(), precision(), all_devices(), distributed(), environment(), tuned_tiles()):
+        mark(finding.mark, finding.text)
+        todo.append(finding.next)
+    for text in filter(None, todo):
+        mark("next", text)
+    mark("next", "`python -m fusedloss demo` trains on handwritten digits, in about a minute")
+
+
+def versions() -> Iterator[Finding]:
+    yield Finding("ok", f"torch {torch.__version__}")
+    version, package = triton_version(), TRITON.get(platform.system())
+    if version is not None and tuple(map(int, version.split(".")[:2])) >= OLDEST_TRITON:
+        yield Finding("ok", f"triton {version}")
+    elif version is not None:
+        least = ".".join(map(str, OLDEST_TRITON))
+        yield Finding("!", f"triton {version} is too old", f'pip install --upgrade "{package or "triton"}>={least}"')
+    elif package:
+        why = "without Triton the losses run in PyTorch, on GPUs too"
+        yield Finding("!", "triton not installed", f"pip install {package}: {why}")
+    else:
+        yield Finding("-", "triton not installed: there is none for this system, where the losses run in PyTorch")
 
 
 def triton_version() -> str | None:
@@ -34,6 +64,33 @@ def triton_version() -> str | None:
     except ModuleNotFoundError:
         return None
     return str(triton.__version__)
+
+
+def precision() -> Iterator[Finding]:
+    mode, faster = torch.get_float32_matmul_precision(), ""
+    if torch.cuda.is_available() and mode == "highest":
+        faster = 'torch.set_float32_matmul_precision("high"), if TF32 is exact enough: one product instead of three'
+    yield Finding("ok", f"float32 matmul precision: {mode}", faster)
+
+
+def all_devices() -> Iterator[Finding]:
+    gpus = 0
+    for kind in KINDS:
+        found = list(devices(kind))
+        gpus += kind != "cpu" and len(found)
+        yield from (Finding("ok", f"{device}: {facts}") for device, facts in found)
+        if not found:
+            yield Finding("-", f"{kind}: no device", no_cuda() if kind == "cuda" else "")
+    if not gpus:
+        yield Finding("-", "no GPU: the losses run on the CPU; `report` and `tune --dry-run` compile and plan for GPUs")
+
+
+def no_cuda() -> str:
+    """What to do where there is an NVIDIA GPU, by its driver's tool, that PyTorch does not see."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "was built without CUDA"
+    return f"nvidia-smi is here, but torch, which {built}, finds no GPU: see https://pytorch.org/get-started/locally"
 
 
 def devices(kind: str) -> Iterator[tuple[str, str]]:
@@ -66,19 +123,45 @@ def backend(dtype: torch.dtype, device: str) -> str:
         return "not supported"
 
 
-def print_tuned_tiles() -> None:
+def distributed() -> Iterator[Finding]:
+    if not torch.distributed.is_available():
+        why = "losses over several processes (fusedloss.distributed) need a build of torch that has it"
+        yield Finding("!", "torch.distributed: not in this build of torch", why)
+
+
+def environment() -> Iterator[Finding]:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        yield Finding("!", "TRITON_INTERPRET=1: kernels are interpreted on the CPU", "unset TRITON_INTERPRET to train")
+
+
+def tuned_tiles() -> Iterator[Finding]:
     if triton_version() is None:
-        print("tuned tiles: Triton is not installed")
+        yield Finding("-", "tuned tiles: Triton is not installed")
         return
     from ..backends.triton import tuning
-    from .sweep import COLUMNS, cells
 
+    folder = tuning.cache_directory()
+    if not writable(folder):
+        yield Finding("!", f"{folder} cannot be written", "set FUSEDLOSS_CACHE_DIR to a folder that can")
     if not torch.cuda.is_available():
-        print(f"tuned tiles: kept in {tuning.cache_directory()}; there is no GPU here to tune any for")
+        yield Finding("-", f"tuned tiles: kept in {folder}; there is no GPU here to tune any for")
         return
-    tuned = tuning.remembered().values()
-    if not tuned:
-        print(f"tuned tiles: none of this GPU in {tuning.file()}; `python -m fusedloss tune` finds and keeps some")
+    tune = "`python -m fusedloss tune` finds and keeps tiles for this GPU; with --dry-run it says how long it takes"
+    try:
+        found = tuning.kept()
+    except ValueError as error:
+        yield Finding("!", f"tuned tiles: not used, {error}", tune)
         return
-    print(f"tuned tiles: {len(tuned)} in {tuning.file()}")
-    show(tuning.device_name(), (*COLUMNS, "bits"), [[*cells(t), str(8 * t.key.work.itemsize)] for t in tuned])
+    if not found:
+        yield Finding("!", f"tuned tiles: none of this GPU in {tuning.file()}", tune)
+        return
+    yield Finding("ok", f"tuned tiles: {len(found)} in {tuning.file()}")
+    from .tune import show_tuned
+
+    show_tuned(tuning.device_name(), found)
+
+
+def writable(folder: Path) -> bool:
+    """Whether it is, or can be made."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    return os.access(there, os.W_OK)

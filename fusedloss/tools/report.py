@@ -111,21 +111,45 @@ def report(works: Sequence[Workload], archs: Sequence[str], candidates: bool = F
     return [row(c, done[c.job], steps[c.work, c.arch]) for c in todo]
 
 
-COLUMNS = ("loss", "metric", "kernel", "arch", "dtype", "D", "tile", "registers", "spills", "shared", "tensor",
-           "programs", "issued", f"{' / '.join(Parts._fields[:-1])} ms", "bound", "roofline")  # fmt: skip
+SHARED = ("loss", "metric", "kernel", "arch", "dtype", "D")
+TILES = {"BM": "BM", "BN": "BN", "BD": "BD", "NEAR": "near", "num_warps": "warps", "num_stages": "stages",
+         "maxnreg": "maxnreg"}  # fmt: skip
+COLUMNS = (*SHARED, *TILES.values(), "blocks", "registers", "spills", "shared", "tensor")
+NOTE = (
+    "BM: rows of a program, BN: columns of a tile, BD: dimensions of a chunk, near: columns of a tile where labels may "
+    "be equal, maxnreg: most registers of a thread, blocks: other sizes. As compiled: registers of a thread, spills "
+    "(instructions), shared memory of a program, tensor-core instructions."
+)
+MODEL = (*SHARED, "programs", "issued", *(f"{part} ms" for part in Parts._fields[:-1]), "bound", "roofline")
+MODEL_NOTE = (
+    "programs: at once on a multiprocessor, issued: instructions a pair in the main loop. The times are what products, "
+    "L2 cache, instructions, waits and memory would take alone; bound: which of them decides."
+)
 SUMS = ("loss", "metric", "arch", "dtype", "D", "N", "launches", "PyTorch's", "peak", "GEMM floor", "roofline",
         "of the floor")  # fmt: skip
+SUMS_NOTE = (
+    "launches: of our kernels, PyTorch's: of its operators, peak: memory beside the inputs, GEMM floor: the fewest "
+    "matrix products at full speed, of the floor: floor / roofline."
+)
+
+
+def shared(r: dict[str, Any]) -> list[str]:
+    return [str(r[name] or "-") for name in SHARED]
 
 
 def cells(r: dict[str, Any]) -> list[str]:
-    tile = " ".join(str(size) for size in r["config"].values())
-    own = [r["loss"], r["metric"], r["kernel"], r["arch"], r["dtype"], str(r["D"]), tile]
+    config = dict(r["config"])
+    tile = [str(config.pop(name, "-")) for name in TILES]
+    own = [*shared(r), *tile, " ".join(f"{name}={size}" for name, size in config.items()) or "-"]
     if "error" in r:
-        return [*own, *["-"] * (len(COLUMNS) - len(own) - 1), r["error"][:40]]
-    parts = " / ".join(f"{us / 1e3:.3g}" for us in r["parts_us"].values())
+        return [*own, *["-"] * (len(COLUMNS) - len(own) - 1), f"failed {r['error'][:40]}"]
     return [*own, str(r["registers"]), str(r["spills"]), f"{r['shared_bytes'] / 1024:.0f} KiB",
-            str(r.get(TENSOR[r["arch"]], 0)), str(r["programs"]), str(r["issued"] or "-"), parts, r["bound"],
-            milliseconds(r["roofline_us"])]  # fmt: skip
+            str(r.get(TENSOR[r["arch"]], 0))]  # fmt: skip
+
+
+def model_cells(r: dict[str, Any]) -> list[str]:
+    parts = [f"{us / 1e3:.3g}" for us in r["parts_us"].values()]
+    return [*shared(r), str(r["programs"]), str(r["issued"] or "-"), *parts, r["bound"], milliseconds(r["roofline_us"])]
 
 
 def sums(rows: Iterable[dict[str, Any]]) -> list[list[str]]:
@@ -140,8 +164,14 @@ def sums(rows: Iterable[dict[str, Any]]) -> list[list[str]]:
         share = f"{floor / time:.0%}" if floor and time else "-"
         step = members[0]["step"]
         counts = [f"{step['kernels']:,}", str(step["operators"]), f"{step['peak_bytes'] / 2**20:,.1f} MiB"]
-        lines.append([*map(str, group), *counts, milliseconds(floor), milliseconds(time), share])
+        lines.append([*(str(value or "-") for value in group), *counts, milliseconds(floor), milliseconds(time), share])
     return lines
+
+
+def show_used(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> None:
+    """A table without the columns that no row uses."""
+    used = [i for i in range(len(columns)) if any(row[i] != "-" for row in rows)]
+    show(title, [columns[i] for i in used], [[row[i] for i in used] for row in rows], note)
 
 
 def milliseconds(us: float) -> str:
@@ -153,9 +183,12 @@ def run(arch: Sequence[str], all: bool, file: Path | None, **which: Any) -> None
     rows = report(list(workloads(**which)), arch, all)
     if file:
         file.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")  # a row a line
-    show("kernels, as compiled", COLUMNS, [cells(r) for r in rows])
+    show_used("kernels, as compiled", COLUMNS, [cells(r) for r in rows], NOTE)
     models = ", ".join(f"{name}: {GPUS[name].name}" for name in arch)
-    show(f"model of a step (data sheets: {models}); nothing is measured", SUMS, sums(rows))
+    found = [model_cells(r) for r in rows if "error" not in r]
+    show_used(f"model of a kernel (data sheets: {models}); nothing is measured", MODEL, found, MODEL_NOTE)
+    title = "model of a step: forward and backward with default tiles; nothing is measured"
+    show_used(title, SUMS, sums(rows), SUMS_NOTE)
     failed = sum("error" in r for r in rows if r["default"])
     if failed:
         sys.exit(f"{failed} kernels do not compile")

@@ -1,4 +1,4 @@
-"""Finding tiles on the GPU at hand: `python -m fusedloss tune`, or at first use with FUSEDLOSS_AUTOTUNE=1.
+"""Finding tiles on the GPU at hand, for `python -m fusedloss tune`, or at first use with FUSEDLOSS_AUTOTUNE=1.
 
 Tiles that spill or do not fit are left out before anything is timed; the rest are timed with a cold cache and warm
 clocks, and one whose results differ from the default tile's does not count.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,8 @@ from ..kernels import configs
 from ..kernels.configs import Tile
 from . import measure
 from .compiling import compile_all, shared_limit, source, target
-from .console import progress, show
+from .console import Advance, nothing, progress
 from .measure import Run
-from .workloads import step, workloads
 
 Timer = Callable[[Sequence[Run]], float]
 ANY_D = 1 << 20
@@ -73,14 +72,22 @@ def launches(runs: Sequence[Run], arch: str) -> list[Launch]:
     return recorded
 
 
-def fitting(runs: Sequence[Run], key: Key, tiles: Iterable[Tile], arch: str) -> list[Tile]:
+def keys_of(recorded: Iterable[Launch]) -> list[Key]:
+    """What the tiles of launches are chosen by, each once; some have no tile to choose."""
+    return list(dict.fromkeys(launch.key for launch in recorded if launch.key))
+
+
+def default_tile(key: Key, arch: str) -> Tile:
+    return configs.choose(key.work, key.D or ANY_D, arch)
+
+
+def fitting(runs: Sequence[Run], key: Key, tiles: Iterable[Tile], arch: str, advance: Advance) -> list[Tile]:
     """Tiles with which the kernel compiles and fits this GPU; of them those that spill nothing, or the least."""
     sources = {}
     for tile in dict.fromkeys(tiles):
         with tuning.trying(key, tile):
             sources[tile] = {source(launch) for launch in launches(runs, arch) if launch.key == key}
-    with progress(f"compiling {key.work.kernel}") as advance:
-        found = compile_all(((code, target(arch)) for codes in sources.values() for code in codes), advance)
+    found = compile_all(((code, target(arch)) for codes in sources.values() for code in codes), advance)
     spills = {}
     for tile, codes in sources.items():
         compiled = [found[code, target(arch)] for code in codes]
@@ -89,28 +96,38 @@ def fitting(runs: Sequence[Run], key: Key, tiles: Iterable[Tile], arch: str) -> 
     return [tile for tile, count in spills.items() if count == min(spills.values())]
 
 
-def sweep(runs: Sequence[Run], key: Key, arch: str, timer: Timer) -> Tuned:
+def sweep(runs: Sequence[Run], key: Key, arch: str, timer: Timer, advance: Advance = nothing) -> Tuned:
     """The best tile of a kernel: first its rows, columns and warps, then, with these, its depths."""
-    default = best = configs.choose(key.work, key.D or ANY_D, arch)
+    default = best = default_tile(key, arch)
     with tuning.trying(key, default):
         seconds = {default: timer(runs)}
-    for near in (configs.shapes, lambda tile: configs.depths(tile, key.work.kernel, key.D)):
-        todo = [tile for tile in fitting(runs, key, [best, *near(best)], arch) if tile not in seconds]
-        with progress(f"timing {key.work.kernel}") as advance:
-            for done, tile in enumerate(todo):
-                advance(done, len(todo))
-                with tuning.trying(key, tile):
-                    seconds[tile] = timer(runs)
+    stages = ((0.0, 0.8, configs.shapes), (0.8, 1.0, lambda tile: configs.depths(tile, key.work.kernel, key.D)))
+    for begin, end, near in stages:
+        middle = (begin + end) / 2
+        compiling, timing = within(begin, middle, advance), within(middle, end, advance)
+        todo = [t for t in fitting(runs, key, [best, *near(best)], arch, compiling) if t not in seconds]
+        for done, tile in enumerate(todo):
+            timing(done, len(todo))
+            with tuning.trying(key, tile):
+                seconds[tile] = timer(runs)
         best = min(seconds, key=seconds.__getitem__)
     slow = seconds[default] if math.isfinite(seconds[default]) else None
     return Tuned(key, best, seconds[best], slow, str(datetime.date.today()))
 
 
-def tune(runs: Sequence[Run], keys: Iterable[Key] | None = None, timer: Timer | None = None) -> list[Tuned]:
-    """Sweep the kernels of runs on this GPU, or those of some keys, one after the other, and remember the tiles."""
-    arch = architecture()
-    keys = dict.fromkeys(launch.key for launch in launches(runs, arch) if launch.key) if keys is None else keys
-    swept = [sweep(runs, key, arch, timer or DeviceTimer()) for key in keys]
+def within(begin: float, end: float, advance: Advance) -> Advance:
+    """The progress of a part as that of the whole, which it takes from `begin` to `end`."""
+    return lambda done, total: advance(begin + (end - begin) * done / total, 1)
+
+
+def tune(
+    runs: Sequence[Run], keys: Collection[Key], timer: Timer | None = None, advance: Advance = nothing
+) -> list[Tuned]:  # fmt: skip
+    """Sweep kernels of runs on this GPU one after the other, and remember the tiles."""
+    arch, swept = architecture(), []
+    for i, key in enumerate(keys):
+        own = within(i / len(keys), (i + 1) / len(keys), advance)
+        swept.append(sweep(runs, key, arch, timer or DeviceTimer(), own))
     found = [tuned for tuned in swept if math.isfinite(tuned.seconds)]
     if found:
         tuning.remember(found)
@@ -133,48 +150,7 @@ def tune_wanted(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Non
     copies = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, arguments)
     tuning.wanted, backends.after_call = None, None
     try:
-        tune([lambda: function(*copies)], keys)
+        with progress(f"tuning {', '.join(key.work.kernel for key in keys)}") as advance:
+            tune([lambda: function(*copies)], keys, advance=advance)
     finally:
         at_first_use()
-
-
-def config_row(tuned: Tuned) -> str:
-    """The row for TILES of configs.py."""
-    gain = f"{milliseconds(tuned.seconds)}, default {milliseconds(tuned.default_seconds)}"
-    origin = f"{tuning.device_name()}, {tuned.date}: {tuned.key.use}, {gain}"
-    sizes = ", ".join(map(str, tuned.tile))
-    kernel, terms, itemsize = tuned.key.work
-    return f'Work("{kernel}", "{terms}", {itemsize}): [({tuned.key.D}, Tile({sizes}))],  # {origin}'
-
-
-COLUMNS = ("kernel", "loss and scores", "D", "default", "best", "tile", "compared")
-
-
-def cells(tuned: Tuned) -> list[str]:
-    tile = " ".join(f"{name}={size}" for name, size in tuned.tile._asdict().items())
-    most = f"<= {tuned.key.D}" if tuned.key.D else "any"
-    times = [milliseconds(t) for t in (tuned.default_seconds, tuned.seconds)]
-    gain = f"{tuned.default_seconds / tuned.seconds:.2f}x" if tuned.default_seconds else "-"
-    kernel = f"{tuned.key.work.kernel} {tuned.key.work.terms}".rstrip()
-    return [kernel, tuned.key.use, most, *times, tile, gain]
-
-
-def milliseconds(t: float | None) -> str:
-    return "does not fit" if t is None else f"{t * 1e3:.3g} ms"
-
-
-def run(n: Sequence[int], **which: Any) -> None:
-    """The command: tiles for losses, each the best for all batch sizes together."""
-    tuning.wanted = backends.after_call = None  # not at first use as well
-    backends.set_backend("triton")
-    found: list[Tuned] = []
-    sizes = [list(workloads(n=[N], **which)) for N in n]
-    for works in zip(*sizes, strict=True):
-        print(f"{works[0].name} {works[0].metric}, {works[0].dtype}, D = {works[0].D}", flush=True)
-        new = tune([step(work, "cuda") for work in works])
-        if not new:
-            print("  its kernels have no tile to choose")
-        found += new
-    show("forward + backward", COLUMNS, [cells(tuned) for tuned in found])
-    print("for kernels/configs.py:", *map(config_row, found), sep="\n")
-    print(f"kept in {tuning.file()}")

@@ -116,14 +116,26 @@ def file() -> Path:
 @functools.cache
 def remembered() -> Mapping[Key, Tuned]:
     """The tuned tiles of this device; none, with a warning, if their file is broken or of something else."""
+    try:
+        return {tuned.key: tuned for tuned in kept()}
+    except ValueError as error:
+        warnings.warn(f"tuned tiles ignored: {error}; `python -m fusedloss tune` writes it anew", stacklevel=2)
+        return {}
+
+
+def kept() -> list[Tuned]:
+    """The entries of this device's file, if there is one.
+
+    Raises:
+        ValueError: it is broken or of something else.
+    """
     path = file()
     if not path.exists():
-        return {}
+        return []
     try:
-        return {tuned.key: tuned for tuned in parse(json.loads(path.read_text()))}
+        return parse(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        warnings.warn(f"tuned tiles ignored: {path}: {error}; `python -m fusedloss tune` writes it anew", stacklevel=2)
-        return {}
+        raise ValueError(f"{path}: {error}") from error
 
 
 def origin() -> dict[str, Any]:
@@ -176,3 +188,9 @@ def remember(found: list[Tuned]) -> Path:
     part.replace(path)
     remembered.cache_clear()
     return path
+
+
+def forget() -> None:
+    """Delete this device's file."""
+    file().unlink()
+    remembered.cache_clear()
