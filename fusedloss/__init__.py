@@ -1,18 +1,19 @@
 r"""Metric-learning losses fused into Triton tiles: the N x M score matrix never exists.
 
-Layers, each importing only to its right:
+Layers, each of which imports only layers to its right:
 
     tools/  ->  memory_bank    ->  losses/  ->  ops/  ->  backends/  triton/   ->  kernels/ (device code)
                 distributed/                                         blocked/  (PyTorch, any device, float64)
                 modules
-    checks: arguments, at the boundary; options: rules of a loss's options, and help with their names; groups: the
-    processes that share a batch, and what they exchange; reference: every loss in dense PyTorch, the specification;
-    these import none of the layers
+    Beside the layers, and without importing any:
+    checks: arguments are checked where a call enters; options: rules for the options of a loss, and help with their
+    names; groups: the processes that share a batch, and what they exchange; reference: every loss in dense PyTorch,
+    which is the specification
 
-A call of a loss checks its arguments (`checks`), puts what it asks for into a record (`backends/request.py`), whose
-leaves are the arguments of a `torch.autograd.Function` (`ops/registration.py`), and applies a closing formula to what
-the backend returns (`losses/reduce.py`). Over a group of processes the record goes by `ops/shared.py`, which gives the
-backend the columns of all of them, and the closing formula's sums are those of all.
+A call of a loss checks its arguments (`checks`), puts what it needs into a record (`backends/request.py`), whose leaves
+are the arguments of a `torch.autograd.Function` (`ops/registration.py`), and applies a closing formula to what the
+backend returns (`losses/reduce.py`). Over a group of processes the record passes through `ops/shared.py`, which gives
+the backend the columns of all processes, and the closing formula takes its sums over all processes.
 """
 
 import os
@@ -206,7 +207,7 @@ __all__ = [
     "use_backend",
 ]
 
-if os.environ.get("FUSEDLOSS_AUTOTUNE") == "1":  # fills the hook of the backends, which know no tools
+if os.environ.get("FUSEDLOSS_AUTOTUNE") == "1":  # fills a hook in the backends, which do not import tools
     from .tools import autotune
 
     autotune()

@@ -1,8 +1,8 @@
-"""The processes that share a batch: what a loss over a group asks of torch.distributed.
+"""The processes that share a batch, and what a loss over such a group exchanges by torch.distributed.
 
 A loss that is called over a group has the rows of its own process as anchors; `current()` is the group. Rows of other
-processes come by `gather`, all at once, or by `ring`, one process after the other. What is exchanged is exchanged by
-all, in the same order.
+processes come by `gather`, all at once, or by `ring`, one process after the other. All processes take part in every
+exchange, in the same order.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ MODES = ("gather", "ring")
 
 
 class Shard(NamedTuple):
-    """The classes whose rows this process has: of losses with a row a class, which compare them with all rows."""
+    """The classes whose rows this process has, for losses with one row per class."""
 
-    numbers: Tensor  # in ascending order [k]
-    total: int  # of all processes
+    numbers: Tensor  # the classes of this process, in ascending order [k]
+    total: int  # how many classes all processes have together
 
 
 class Sizes(NamedTuple):
-    """How many rows each process gives, and how many of what they are paired with."""
+    """How many rows each process gives, and how many keys to pair them with."""
 
     rows: list[int]
     keys: list[int]
@@ -38,9 +38,9 @@ class Sizes(NamedTuple):
 class Group:
     """The processes of a group, in one call of a loss.
 
-    told: returns how many rows each of them gives; called when the loss has checked its arguments and wants to know.
-    mode: how rows of other processes come, "gather" or "ring".
-    shard: of a loss with a row a class, the classes of this process.
+    told: returns how many rows each process gives; it is called after the loss has checked its arguments.
+    mode: how the rows of other processes come, "gather" or "ring".
+    shard: the classes of this process, for a loss with one row per class.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Group:
 
     @functools.cached_property
     def sizes(self) -> Sizes:
-        """Asked for before anything else is exchanged."""
+        """The sizes of all processes; they are the first thing that is exchanged."""
         assert self.told is not None, "this group has no sizes: they are given to each exchange"
         self.asked = True
         return self.told(self)
@@ -67,11 +67,11 @@ class Group:
         return self.sizes.keys
 
     def first(self, sizes: Sequence[int]) -> int:
-        """Where the own rows begin among those of all."""
+        """Where the own rows begin among those of all processes."""
         return sum(sizes[: self.rank])
 
     def gather(self, own: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The rows of all processes, in the order of their ranks; of an own tensor [sizes[rank], ...]."""
+        """The rows of all processes in the order of the ranks, from an own tensor [sizes[rank], ...] in each."""
         most = max(sizes)
         padded = own.contiguous()
         if own.shape[0] < most:
@@ -85,7 +85,7 @@ class Group:
         return torch.cat([found[r * most : r * most + n] for r, n in enumerate(sizes)])
 
     def scatter(self, total: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The sum over the processes of what each has for the rows of all, at the own rows."""
+        """The own rows of a sum over the processes, each of which has a value for the rows of all."""
         most = max(sizes)
         parts = total.split([*sizes])
         padded = total if min(sizes) == most else torch.cat([pad(part, most) for part in parts])
@@ -107,9 +107,10 @@ class Group:
         return found
 
     def ring(self, sizes: Sequence[int], *own: Tensor | None) -> Iterator[tuple[int, tuple[Tensor | None, ...]]]:
-        """The same tensors [sizes[rank], ...] of the other processes, the next one's first, and which process's.
+        """The tensors [sizes[rank], ...] of the other processes with the rank of each, beginning with the next process.
 
-        While a caller computes with a block the next one comes, and the block goes on: memory is that of three.
+        While the caller computes with one block, that block is sent on and the next one is received: three blocks are
+        in memory.
         """
         if self.world == 1:
             return
@@ -139,39 +140,39 @@ class Group:
             yield (self.rank + k) % self.world, block
 
     def rows_with_gradient(self, own: Tensor, sizes: Sequence[int]) -> Tensor:
-        """`gather`, whose derivative is summed over the processes."""
+        """`gather` with a derivative, which is summed over the processes."""
         return _Gathered.apply(own, self, sizes)
 
     def scattered(self, states: Tensor, sizes: Sequence[int]) -> Tensor:
-        """`scatter`, whose derivative is that of the own rows, in every process."""
+        """`scatter` with a derivative: that of the own rows goes to every process."""
         return _Scattered.apply(states, self, sizes)
 
     def total(self, own: Tensor) -> Tensor:
-        """The sum over the processes; its derivative is the sum of theirs: each has a loss that the total is in."""
+        """The sum over the processes. All their losses depend on it, so its derivative is the sum of theirs."""
         return _Total.apply(own, self)
 
     def replicated(self, number: Tensor) -> Tensor:
-        """A number that all processes have alike: it receives the mean of their derivatives, in every process."""
+        """A number that is the same in all processes; in each it receives the mean of their derivatives."""
         return _Replicated.apply(number, self)
 
     def option(self, value: Any) -> Any:
-        """An option of a loss: a number that is learned is `replicated`. Modules of shards see to their own."""
+        """An option of a loss; a learned number is `replicated`. Sharded modules replicate their own options."""
         learned = isinstance(value, Tensor) and value.dim() == 0 and value.requires_grad
         return self.replicated(value) if learned and self.shard is None else value
 
     def owned(self, rows: Tensor) -> Tensor:
-        """Rows that no other process has: they receive the derivative of the mean of the processes' losses."""
+        """Rows that only this process has; they receive the derivative of the mean of the processes' losses."""
         return _Owned.apply(rows, self)
 
 
 def all_gather(found: Tensor, own: Tensor, process_group: Any) -> None:
-    """The tensors of all processes, one after the other: by its name from PyTorch 2.13 on, or by that of before."""
+    """The tensors of all processes, one after the other; PyTorch 2.13 has renamed the function."""
     call = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     call(found, own, group=process_group)
 
 
 def reduce_scatter(own: Tensor, parts: Tensor, process_group: Any) -> None:
-    """The sum over the processes of their part for this one."""
+    """The sum of the parts that all processes have for this one."""
     call = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
     call(own, parts, group=process_group)
 
@@ -189,7 +190,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d: Tensor) -> Any:
-        wide = d if d.element_size() > 2 else d.float()  # sums of 16-bit numbers lose what 16 bits lose, once a process
+        wide = d if d.element_size() > 2 else d.float()  # a 16-bit sum would be rounded once per process
         return ctx.group.scatter(wide, ctx.sizes).to(d.dtype), None, None
 
 
@@ -254,7 +255,7 @@ def alone(process_group: Any) -> bool:
 
 
 def current() -> Group | None:
-    """The group over which a loss is called now. Compiled code has none: a loss over a group is left out of it."""
+    """The group over which a loss is called now. There is none in compiled code, of which such a call is not a part."""
     return None if torch.compiler.is_compiling() else _current.get()
 
 
@@ -265,20 +266,20 @@ def sharded() -> Group | None:
 
 
 def first_row() -> int:
-    """The number of the first row of this process in the batch of a loss that is called now."""
+    """The number of this process's first row in the whole batch of the loss that is called now."""
     group = current()
     return 0 if group is None else group.first(group.rows)
 
 
 def first_key() -> int:
-    """The same of what its rows are paired with."""
+    """The number of this process's first key in the whole batch of the loss that is called now."""
     group = current()
     return 0 if group is None else group.first(group.keys)
 
 
 @contextmanager
 def over(group: Group | None) -> Iterator[None]:
-    """Losses called in this block are those of the whole batch of a group."""
+    """Within this block, a loss that is called is that of the whole batch of the group."""
     token = _current.set(group)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What the modules of all losses share: the constructor takes a function's options, `forward` its tensors."""
+"""What the modules of all losses have in common: the constructor takes a function's options, `forward` its tensors."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .options import Arguments, Rule, integer, own_code, rules_of
 
 
 class LossModule(nn.Module):
-    """A loss function with its options.
+    """A loss function with its options, as a module.
 
-    An option that is an `nn.Parameter` (a margin) is trained and saved with the module, any other tensor (the weights
+    An option that is an `nn.Parameter` (a margin) is trained and saved with the module; any other tensor (the weights
     of classes) is saved and moved with it. A class attribute with the name of an option is its default in that class.
-    A scale or bias of all logits, which the function takes as a tensor, may be an option too.
+    A scale or bias of all logits, which the function takes as a tensor, may be an option of the module too.
     """
 
     function: ClassVar[Callable[..., Any]]
-    options: ClassVar[dict[str, Any]]  # and their defaults
-    own_numbers: ClassVar[list[str]]  # the tensors of the function that are options here
+    options: ClassVar[dict[str, Any]]  # names and defaults
+    own_numbers: ClassVar[list[str]]  # tensors of the function that are options of the module
     built: ClassVar[Arguments]  # what the constructor takes
     called: ClassVar[Arguments]  # what `forward` takes
 
     def __init_subclass__(cls, function: Callable[..., Any] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if function is None:  # of the module of a loss, whose signature holds unless it has a constructor of its own
+        if function is None:  # a subclass of a loss's module keeps its signature, without a new constructor
             if "__init__" in vars(cls):
                 _, *own = inspect.signature(cls.__init__).parameters.values()
                 cls.__signature__ = Signature(own)  # type: ignore[attr-defined]
@@ -60,7 +60,7 @@ class LossModule(nn.Module):
 
     @classmethod
     def constructor(cls, options: list[Parameter]) -> list[Parameter]:
-        """The parameters of the constructor, for these options."""
+        """The parameters of a constructor that takes these options."""
         return options
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -77,7 +77,7 @@ class LossModule(nn.Module):
                 setattr(self, name, value)
 
     def _checked(self, rule: Rule, name: str, value: Any) -> Any:
-        """The value as a rule leaves it, a tensor as it is; an error names the class too."""
+        """The value as the rule returns it, or the tensor itself; an error also names the class."""
         try:
             found = rule(name, value)
         except (TypeError, ValueError) as error:
@@ -85,7 +85,7 @@ class LossModule(nn.Module):
         return value if isinstance(value, Tensor) else found
 
     def _arguments(self, tensors: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-        """Those of the function: the options, and over them what the call gives."""
+        """The arguments of the function: the options, overridden by what the call gives."""
         owner = type(self).__name__
         given = self.called.bind(f"{owner}.forward", tensors, named, known=self.own_numbers)
         arguments = {name: getattr(self, name) for name in self.options} | given
@@ -102,7 +102,7 @@ class LossModule(nn.Module):
 
 
 def shown(value: object) -> str:
-    """An option in a module's `repr`: of a tensor its kind and its shape, or its one number where it can be read."""
+    """An option in a module's `repr`: for a tensor its kind and shape, or its only number if that can be read."""
     if not isinstance(value, Tensor):
         return repr(value)
     kind = "Parameter" if isinstance(value, nn.Parameter) else "Tensor"
@@ -112,9 +112,9 @@ def shown(value: object) -> str:
 
 
 class ClassLossModule(LossModule):
-    """A loss of embeddings and one row a class, which the module owns and trains, [num_classes, dim].
+    """A loss of embeddings and one row per class, [num_classes, dim], which the module owns and trains.
 
-    The parameter keeps its dtype: embeddings in another one are compared with a copy in theirs.
+    The parameter keeps its dtype: embeddings of another dtype are compared with a copy in that dtype.
     """
 
     rows: ClassVar[str]  # the parameter's name
@@ -124,11 +124,11 @@ class ClassLossModule(LossModule):
         if function is None:
             return
         [cls.rows] = CATALOG[function.__name__].named(Role.CLASSES)
-        own_rows = f"`{cls.rows}` is its parameter, [num_classes, dim], of rows that begin with length about 1."
+        own_rows = f"`{cls.rows}` is its parameter, [num_classes, dim], whose rows begin with length about 1."
         if "sub_centers" in cls.options:
             own_rows += " With `sub_centers` it is [num_classes, sub_centers, dim]."
         if "bias" in cls.options:
-            own_rows += " With `bias=True` it has a parameter for that too, [num_classes], which begins with 0."
+            own_rows += " With `bias=True` it has a parameter `bias` too, [num_classes], which begins with 0."
         cls.__doc__ = (cls.__doc__ or "").replace(" as a module.", f" as a module. {own_rows}", 1)
 
     @classmethod
@@ -164,7 +164,7 @@ class ClassLossModule(LossModule):
     def _arguments(self, tensors: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
         arguments = super()._arguments(tensors, named)
         embeddings, rows = arguments["embeddings"], getattr(self, self.rows)
-        if isinstance(embeddings, Tensor):  # under autocast the loss knows in which dtype it is computed
+        if isinstance(embeddings, Tensor):  # under autocast the loss itself chooses the dtype
             autocast = checks.autocast(embeddings.device)
             rows = rows.to(torch.promote_types(rows.dtype, embeddings.dtype) if autocast else embeddings.dtype)
         return arguments | {self.rows: rows}
@@ -176,5 +176,5 @@ class ClassLossModule(LossModule):
 def rows_of_classes(
     num_classes: int, dim: int, *, device: torch.device | str | int | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Memory for one row a class; its parameters are those that the constructor of a `ClassLossModule` adds."""
+    """Memory for one row per class. The constructor of a `ClassLossModule` takes this function's parameters too."""
     return torch.empty(num_classes, dim, device=device, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Losses against the rows of past batches: cross-batch memory, and MoCo's queue."""
+"""Losses that compare a batch with the rows of past batches: cross-batch memory, and MoCo's queue."""
 
 from __future__ import annotations
 
@@ -17,77 +17,85 @@ from .losses import catalog
 from .losses.catalog import Role
 
 ROWS = ("embeddings", "labels", "ids", "position")  # what a bank keeps, by name
-NONE = -(2**63)  # the id of a row that was put in without one, and the label of one that is left out
+NONE = -(2**63)  # the id of a row that was put in without an id, and the label of a row that is left out
 
 
 class MemoryBank(nn.Module):
     r"""An in-batch loss over the batch and a ring buffer of the rows of past batches, through which no gradient flows.
 
-    A loss with labels compares every row with all other rows of the batch and with the last `size` rows before it; a
-    row is not paired with itself. What the rows are compared with is detached, the batch too, so the gradient is that
-    of each row as an anchor. A loss with `negatives` (InfoNCE) takes the last `size` keys as its queue.
+    A loss with labels compares every row with all other rows of the batch and with the last `size` rows before the
+    batch; a row is not paired with itself. The compared rows are detached, those of the batch too, so that each row
+    receives its gradient as an anchor only. A loss with `negatives` (InfoNCE) takes the last `size` keys as its queue.
 
-    Args:
-        loss: a loss of fusedloss, as a function, a `functools.partial` of one, or a module, or any other callable, that
-            takes `ref_embeddings` and `ref_labels`, or `negatives`. A module's parameters (a margin) are trained and
-            saved with the bank.
-        size: rows kept, at least 1; in float32 they take size x dim x 4 bytes.
-        dim: D of the embeddings.
-        dtype: of the rows kept; they are compared in the dtype of the embeddings.
-        device: of the rows kept; `.to(device)` moves them too.
-        gather: over the processes of a `torch.distributed` group, each keeps the rows of all, and the value is the loss
-            of the whole batch, the same in each, as `fusedloss.distributed.GroupLoss` has it. All banks are then alike.
-            Otherwise every process has a bank of its own rows.
-        group: of processes, for `gather`; None: all.
-        even: every process gives as many rows, for `gather`, which saves the exchange of sizes and a host sync.
-
-    `forward` returns the loss, and in training mode then puts rows into the buffer; `eval()` leaves it as it is.
-    Shapes, errors and results are those of the loss. Its tensors are:
+    `forward` returns the loss and then, in training mode, puts rows into the buffer; in `eval()` mode the buffer stays
+    as it is. Shapes, errors and results are those of the loss. The tensors to pass are:
 
     - `forward(embeddings, labels)`, for a loss with labels.
-    - `forward(embeddings, labels, keys)` if a second (a momentum) encoder makes the rows that are compared with and
-      kept: MoCo with labels. A key is another view, so every row is paired with its own key too, as a positive. Keys
-      gathered from several processes, [K, D], take their labels with them: `key_labels=`, [K].
+    - `forward(embeddings, labels, keys)`, for a loss with labels and a second (momentum) encoder, which makes the rows
+      that are kept and compared with: MoCo with labels. A key is another view of its row, so that a row is also paired
+      with its own key, as a positive. Keys that were gathered from several processes, [K, D], need their labels:
+      `key_labels=`, [K].
     - `forward(query, key)`, for a loss with `negatives`; the keys are kept.
 
-    `store=` names the rows (the keys) that are kept, by a mask, [N] bool, or by their numbers, [K] integers: not those
-    without a label, or in doubt. How many there are must be known without reading a device, so a mask is for CPUs, and
-    elsewhere its `mask.nonzero().flatten()`. `reset()` empties the buffer, as for another phase of training.
+    `store=` says which rows (or keys) are kept, by a mask, [N] bool, or by their numbers, [K] integers; use it to leave
+    out rows without a label, or with a doubtful one. The number of rows to keep must be known without reading from the
+    device, so masks are for CPUs; elsewhere pass `mask.nonzero().flatten()`. `reset()` empties the buffer, for example
+    before another phase of training.
 
-    Nothing is read from the device: how many rows there are is counted on the host. While the buffer fills their number
-    is a size that varies, so `torch.compile` makes two graphs, the first of which is that of the empty buffer, but with
-    `dynamic=False` one a step; from when it is full no size changes, and a step can be captured in a CUDA graph.
+    Nothing is read from the device: the rows are counted on the host. While the buffer fills, their number is a size
+    that varies, so `torch.compile` makes two graphs, one of them for the empty buffer; with `dynamic=False` it makes
+    one per step. Once the buffer is full no size changes, and a step can be captured in a CUDA graph.
 
-    `state_dict` holds the rows, their labels and how many were put in. They are no buffers, as `named_buffers` has it:
-    `DistributedDataParallel` would send those of rank 0 to all ranks, where every rank keeps rows of its own. A file
-    that rank 0 saved gives all ranks its rows, which are replaced after `size` more; with `gather` all have the same.
+    `state_dict` has the rows, their labels and how many were put in. They are not buffers in the sense of
+    `named_buffers`: `DistributedDataParallel` would send those of rank 0 to all ranks, but every rank keeps rows of its
+    own. A file that rank 0 saved gives its rows to all ranks, and they are replaced after `size` more rows; with
+    `gather` all ranks have the same rows anyway.
 
-    A sample that comes again while its row of an earlier epoch is kept is compared with that row, as a positive that is
-    nearly itself. `ids=`, an integer for every row that may be kept, [N] (of the keys, if there are), leaves such pairs
-    out: a kept row whose id the batch has is neither a positive nor a negative, as if it had the label `ignore_index`.
+    A sample may come again while its row of an earlier epoch is still kept; the two are then a positive pair of almost
+    equal rows. `ids=`, [N], an integer for every row that may be kept (for every key, if there are keys), leaves such
+    pairs out: a kept row whose id is in the batch is neither a positive nor a negative, as if its label were
+    `ignore_index`.
 
-    Equivalent to::
+    Args:
+        loss: a loss of fusedloss (a function, a `functools.partial` of one, or a module), or any other callable, that
+            takes `ref_embeddings` and `ref_labels`, or `negatives`. A module's parameters (a margin) are trained and
+            saved with the bank.
+        size: how many rows are kept, at least 1; in float32 they take size x dim x 4 bytes.
+        dim: D of the embeddings.
+        dtype: the dtype of the kept rows; they are compared in the dtype of the embeddings.
+        device: the device of the kept rows; `.to(device)` moves them too.
+        gather: whether every process of a `torch.distributed` group keeps the rows of all processes. All banks are then
+            alike, and the value is the loss of the whole batch, the same in every process, as in
+            `fusedloss.distributed.GroupLoss`. Otherwise every process keeps its own rows.
+        group: the process group for `gather`; None: all processes.
+        even: whether every process gives the same number of rows, for `gather`; it saves an exchange of sizes and a
+            host sync.
 
-        refs = torch.cat([embeddings.detach(), past])  # the last `size` rows
-        loss(embeddings, labels, refs, torch.cat([labels, past_labels]), ref_offset=0)  # no ref_offset for keys
+    Equivalent to:
 
-    `CrossBatchMemory` of pytorch-metric-learning counts the batch into its memory_size; its `enqueue_mask` says which
-    rows of one tensor are keys.
+    ```python
+    refs = torch.cat([embeddings.detach(), past])  # the last `size` rows
+    loss(embeddings, labels, refs, torch.cat([labels, past_labels]), ref_offset=0)  # no ref_offset for keys
+    ```
+
+    `CrossBatchMemory` of pytorch-metric-learning counts the batch as part of its memory_size; its `enqueue_mask` says
+    which rows of one tensor are keys.
 
     Source: Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020; He et al., "Momentum Contrast for
     Unsupervised Visual Representation Learning", CVPR 2020.
 
-    >>> bank = MemoryBank(fusedloss.BatchHardTripletLoss(margin=0.5), size=4, dim=1)
-    >>> bank(torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1]))  # no positives yet
-    tensor(0.)
-    >>> bank(torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1]))
-    tensor(1.)
-    >>> bank.reset()
-    >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1])
-    >>> bank(x, y, keys=x + 0.75, store=torch.tensor([True, False]))  # a row and its own key are positives
-    tensor(0.5000)
-    >>> bank.filled
-    1
+    Examples:
+        >>> bank = MemoryBank(fusedloss.BatchHardTripletLoss(margin=0.5), size=4, dim=1)
+        >>> bank(torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1]))  # no positives yet
+        tensor(0.)
+        >>> bank(torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1]))
+        tensor(1.)
+        >>> bank.reset()
+        >>> x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1])
+        >>> bank(x, y, keys=x + 0.75, store=torch.tensor([True, False]))  # a row and its own key are positives
+        tensor(0.5000)
+        >>> bank.filled
+        1
     """
 
     embeddings: Tensor
@@ -123,7 +131,7 @@ class MemoryBank(nn.Module):
         self.ignores = labelled and "ignore_index" in inspect.signature(function).parameters
         self.embeddings = torch.zeros(size, dim, dtype=dtype, device=device)
         self.labels = torch.zeros(size, dtype=torch.int64, device=device)
-        self.ids = torch.full((size,), NONE, dtype=torch.int64, device=device)  # of samples
+        self.ids = torch.full((size,), NONE, dtype=torch.int64, device=device)  # the ids of samples
         self.position = torch.zeros((), dtype=torch.int64, device=device)  # rows put in so far
         # Empty, its length the rows in use: counted on the host, so that no shape depends on the device, and a size,
         # which torch.compile lets vary, while it compiles anew for every value of an int of a module.
@@ -132,7 +140,7 @@ class MemoryBank(nn.Module):
 
     @property
     def filled(self) -> int:
-        """Rows of the buffer in use."""
+        """How many rows of the buffer are in use."""
         return self.used.shape[0]
 
     def reset(self) -> None:
@@ -154,7 +162,7 @@ class MemoryBank(nn.Module):
         step = partial(self._step, embeddings, labels, keys, key_labels=key_labels, ids=ids, store=store)
         if not self.gather or alone(self.group):
             return step()
-        from .distributed.agreement import over_group  # with it torch._dynamo, which takes a second
+        from .distributed.agreement import over_group  # imports torch._dynamo, which takes a second
 
         given = dict(embeddings=embeddings, labels=labels, keys=keys, key_labels=key_labels, ids=ids)
         roles = {"embeddings": Role.ROWS, "labels": Role.LABELS if self.labelled else Role.KEYS, "ids": Role.IDS}
@@ -183,7 +191,7 @@ class MemoryBank(nn.Module):
         at = None if store is None else chosen(store, rows)
         own, every = (rows, row_labels, ids), None
         if row_labels is None:
-            past = self.embeddings[: self.filled].to(rows.dtype, copy=True)  # the backward needs the rows of now
+            past = self.embeddings[: self.filled].to(rows.dtype, copy=True)  # the backward needs the present rows
             value = self.loss(embeddings, labels, negatives=past)
         else:
             every = [*map(of_all, own)]
@@ -196,7 +204,7 @@ class MemoryBank(nn.Module):
         return value
 
     def _rows(self, name: str, given: Tensor) -> Tensor:
-        """Rows that may be put in, detached."""
+        """The rows that may be put in, checked and detached."""
         rows = checks.rows(name, given).detach()
         if rows.shape[1] != self.dim:
             raise ValueError(f"{name} must have the D of the bank, {self.dim}, got shape {tuple(rows.shape)}")
@@ -207,8 +215,8 @@ class MemoryBank(nn.Module):
     def _references(
         self, rows: Tensor, labels: Tensor, ids: Tensor | None
     ) -> tuple[tuple[Tensor, Tensor], dict[str, int]]:  # fmt: skip
-        """The rows and those in the buffer, and their labels; what the loss is told with them. A copy, since the
-        backward needs the rows of now."""
+        """The given rows and those of the buffer, their labels, and further arguments of the loss. They are copies,
+        since the backward needs the present rows."""
         past, past_labels = self.embeddings[: self.filled].to(rows.dtype), self.labels[: self.filled]
         options = {}
         if ids is not None:
@@ -217,7 +225,7 @@ class MemoryBank(nn.Module):
         return (torch.cat([rows, past]), torch.cat([labels, past_labels])), options
 
     def _ignored(self) -> int:
-        """The label that the loss ignores, or is to ignore."""
+        """The label that the loss ignores, or that it is made to ignore."""
         own = catalog.option_of(self.loss, "ignore_index")
         return NONE if own is None else own
 
@@ -235,7 +243,7 @@ class MemoryBank(nn.Module):
 
     @contextmanager
     def _as_buffers(self) -> Iterator[None]:
-        """For what `nn.Module` does with buffers and is to do with the rows: move, save and load them."""
+        """Makes the rows buffers within this block, so that `nn.Module` moves, saves and loads them."""
         for name in ROWS:
             self._buffers[name] = self.__dict__.pop(name)
         try:
@@ -254,12 +262,12 @@ class MemoryBank(nn.Module):
 
     def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
         state, prefix = arguments[:2]
-        state.setdefault(f"{prefix}ids", torch.full_like(self.ids, NONE))  # of a state from before there were ids
+        state.setdefault(f"{prefix}ids", torch.full_like(self.ids, NONE))  # older states have no ids
         with self._as_buffers():
             super()._load_from_state_dict(*arguments, **named)
 
     def _count(self, _: Any) -> None:
-        """After loading a state, the one time that the position is read."""
+        """Counts the rows after loading a state, the only time that the position is read."""
         self.used = self.used.new_empty(min(self.size, int(self.position)), 0)
 
     def extra_repr(self) -> str:
@@ -268,13 +276,13 @@ class MemoryBank(nn.Module):
 
 
 def of_all(own: Any) -> Any:
-    """A tensor of rows that may be kept, or None: that of all processes, if the bank is one of a group."""
+    """A tensor of rows that may be kept (or None), gathered from all processes if the bank is one of a group."""
     group = groups.current()
     return own if own is None or group is None else group.gather(own, group.keys)
 
 
 def selected(own: tuple[Tensor | None, ...], at: Tensor) -> list[Any]:
-    """Some of the own rows, and of those of other processes what they select."""
+    """The selected ones of the own rows, and those that other processes select of theirs."""
     group, found = groups.current(), [None if t is None else t.index_select(0, at) for t in own]
     if group is None:
         return found
@@ -283,7 +291,7 @@ def selected(own: tuple[Tensor | None, ...], at: Tensor) -> list[Any]:
 
 
 def chosen(store: Tensor, rows: Tensor) -> Tensor:
-    """Which rows to keep, by a mask or by numbers of theirs, as numbers. [K] int64"""
+    """The numbers of the rows to keep, from a mask or from numbers. [K] int64"""
     N = rows.shape[0]
     if not isinstance(store, Tensor):
         raise TypeError(f"store must be a tensor, a mask or numbers of rows, got {type(store).__name__}")

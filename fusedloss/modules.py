@@ -1,4 +1,4 @@
-"""Every loss as an `nn.Module`; what they share is in `loss_module.py`, their types are in `modules.pyi`."""
+"""Every loss as an `nn.Module`. What they have in common is in `loss_module.py`, their types are in `modules.pyi`."""
 
 from .loss_module import ClassLossModule, LossModule
 from .losses import centers, classes, logits, pairs, proxies, ranking, softmax, structured, towers, triplets

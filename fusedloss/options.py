@@ -1,7 +1,7 @@
 """Options are declared once, beside each loss: `@options(margin=learnable(), metric=one_of(*METRICS))`.
 
-A rule takes an option's name and value, and returns the value as the loss takes it or raises a ValueError or TypeError.
-The decorator applies it to what a call gives, modules apply it when they are built.
+A rule takes an option's name and value, and returns the value as the loss takes it, or raises a ValueError or a
+TypeError. The decorator applies the rules in every call, modules apply them when they are built.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ tensor: Rule = checks.tensor
 
 
 def number(**bounds: Any) -> Rule:
-    """A finite number, at least 0 without bounds, see `checks.number`."""
+    """A finite number, at least 0 unless there are other bounds, see `checks.number`."""
     return functools.partial(checks.number, **bounds)
 
 
 def learnable(**bounds: Any) -> Rule:
-    """The same, or a floating tensor of one element, which receives its gradient."""
+    """A `number`, or a floating tensor of one element, which receives its gradient."""
     return functools.partial(checks.number, learnable=True, **bounds)
 
 
 def learnables(**bounds: Any) -> Rule:
-    """The same, or a floating tensor of several, each of which receives its gradient, see `checks.several`."""
+    """A `learnable`, or a floating tensor of several numbers, which receive their gradients, see `checks.several`."""
     return functools.partial(checks.several, **bounds)
 
 
@@ -49,7 +49,7 @@ def one_of(*allowed: object) -> Rule:
 
 
 def ranks(name: str, value: Any) -> tuple[int, ...]:
-    """Distinct ints from 1 on, one at least."""
+    """At least one int; all of them distinct and at least 1."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(f"{name} must be a sequence of ints, got {value!r}")
     found = tuple(checks.index(name, k, low=1) for k in value)
@@ -68,7 +68,7 @@ def _optional(name: str, value: object, rule: Rule) -> Any:
 
 
 def options(**rules: Rule) -> Callable[[Function], Function]:
-    """Hold what a call gives to the rules. Defaults are not looked at: a test shows that each follows its rule."""
+    """Check what a call gives by the rules. Defaults are not checked: a test shows that each follows its rule."""
 
     def decorate(function: Function) -> Function:
         takes = Arguments(inspect.signature(function))
@@ -94,7 +94,7 @@ def options(**rules: Rule) -> Callable[[Function], Function]:
 
 
 def own_code(function: Callable[..., Any], name: str) -> CodeType:
-    """The code of a function as one of its own: torch.compile keeps a few graphs for each code object, not function."""
+    """A copy of a function's code: torch.compile keeps only a few graphs per code object, not per function."""
     return function.__code__.replace(co_name=name)
 
 
@@ -104,7 +104,7 @@ def rules_of(loss: Callable[..., Any]) -> Mapping[str, Rule]:
 
 
 class Arguments:
-    """What a call takes, by a signature without *args and **kwargs, and errors that help where it gives others."""
+    """What a call takes, by a signature without *args and **kwargs, with errors that help with wrong names."""
 
     def __init__(self, signature: inspect.Signature) -> None:
         self.parameters = signature.parameters.values()
@@ -115,7 +115,7 @@ class Arguments:
     def bind(
         self, owner: str, given: Sequence[Any], named: Mapping[str, Any], known: Container[str] = ()
     ) -> dict[str, Any]:
-        """The arguments of a call to `owner`, by name. It need not give what is `known`."""
+        """The arguments of a call to `owner`, by name. Arguments that are `known` may be missing."""
         if len(given) > len(self.by_place):
             raise TypeError(f"{owner}: {self._too_many(owner, given)}")
         arguments = dict(zip(self.by_place, given, strict=False))
@@ -145,7 +145,7 @@ class Arguments:
         return f"no argument {name!r}{hint} It takes {', '.join(self.names)}"
 
 
-# What other libraries call an argument, and the names that it may have here.
+# Names of arguments in other libraries, and the names that they may have here.
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
     # pytorch-metric-learning
     "distance": ("metric",),

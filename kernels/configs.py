@@ -1,46 +1,47 @@
-"""Tile numbers: the only place that has them. A row of TILES is Work -> [(largest D, or 0 for any, Tile)]."""
+"""Tile numbers, which are nowhere else. A row of TILES is Work -> [(largest D, or 0 for any, Tile)]."""
 
 import itertools
 from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    BM: int  # rows a program owns
+    BM: int  # rows that a program owns
     BN: int  # columns of a tile
     BD: int  # dimensions of a chunk
     num_warps: int
     num_stages: int
     held: int  # dimensions kept on chip; above it D is walked by a run-time loop, and programs share a row's gradient
     near: int = 16  # columns of a tile of the near walk
-    maxnreg: int = 0  # most registers of a thread, where the backend knows that; 0: as many as it wants
+    maxnreg: int = 0  # the most registers of a thread, if the backend has such a limit; 0: no limit
 
 
 class Work(NamedTuple):
-    """What a tile's registers and memory depend on."""
+    """What the registers and the memory of a tile depend on."""
 
-    kernel: str  # its name
-    # of a pair: "", or what takes more registers: "exp", "lifted" scores, "costly" (groups of columns, capped
-    # logits), "nearest" negatives, "rank", "manhattan"
+    kernel: str  # the name of the kernel
+    # the terms of a pair: "", or the name of terms that take more registers: "exp", "lifted" scores, "costly" (groups
+    # of columns, capped logits), "nearest" negatives, "rank", "manhattan"
     terms: str
     itemsize: int  # bytes of the compute format
 
 
-ROWS_PER_PROGRAM = 8  # rows.py and tiles.prepare: memory-bound
-ROW_CHUNK = 256  # dimensions these read at a time
-ENTRIES = 16  # gather_grad: mined pairs read at a time
-# logits.py: logits of a tile. With 4 warps registers let 12 to 96 KB of them be on their way to a multiprocessor
-# (compiled for sm_90). No fewer than threads: where a gradient overwrites its logit, one thread must hold it.
+ROWS_PER_PROGRAM = 8  # of rows.py and tiles.prepare, which are memory-bound
+ROW_CHUNK = 256  # dimensions that these kernels read at a time
+ENTRIES = 16  # mined pairs that gather_grad reads at a time
+# Logits of a tile in logits.py. With 4 warps, the registers let 12 to 96 KB of logits be on their way to a
+# multiprocessor (compiled for sm_90). No fewer logits than threads: where a gradient overwrites its logit, a single
+# thread must hold that logit.
 CLASS_TILE = 2048
 CLASS_WARPS = 4
-CLASSES_APART = 32  # classes of a tile whose rows lie side by side
-ELEMENTS = 1024  # logits.py: elements a program takes
-# Programs that fill a device (2 x 132 multiprocessors); below it the columns of a row block are split.
+CLASSES_APART = 32  # classes of a tile whose rows are neighbours in memory
+ELEMENTS = 1024  # elements of a program in logits.py
+# Programs that fill a device (2 x 132 multiprocessors); with fewer, the columns of a row block are split.
 SPLIT_TARGET = 264
-POSITIVES = 4  # thresholds of an anchor in registers at a time
-ANCHORS = 256  # folds.prepare_anchors: anchors of a program
-PARTS, MERGED = 16, 64  # folds.merge: parts of as many rows at a time
-SORT_FROM = 1 << 24  # pairs from which rows are sorted by label, so that most tiles are far
-WORKSPACE = 256 << 20  # bytes; states of the columns, folded in the same pass as those of the rows, take at most these
+POSITIVES = 4  # thresholds of an anchor that are in registers at a time
+ANCHORS = 256  # anchors of a program of folds.prepare_anchors
+PARTS, MERGED = 16, 64  # folds.merge reads so many parts of so many rows at a time
+SORT_FROM = 1 << 24  # from so many pairs on, rows are sorted by label, so that most tiles are far
+WORKSPACE = 256 << 20  # bytes; the most for states of columns that are folded in the same pass as those of the rows
 
 TWO_WALKS = ("fold", "grad", "mine")  # kernels with a far and a near walk, see `walks.walks`
 GRADIENTS = ("grad", "triplets_grad")  # kernels whose programs own a row's gradient, or a slab of it
@@ -59,14 +60,15 @@ MANHATTAN = {
 
 
 def for_all(kernel: str, itemsize: int, *tiles: tuple[int, Tile]) -> dict[Work, list[tuple[int, Tile]]]:
-    """The same tiles whatever the terms of a pair take."""
+    """The same tiles for all kinds of terms."""
     return {Work(kernel, terms, itemsize): [*tiles] for terms in ("", "exp", "lifted", "costly")}
 
 
-# Chosen with `python -m fusedloss report` (Triton 3.7.1, 2026-11-27): tensor-core instructions, shared memory within
-# the limits, no spills of 16 bits in a loop on sm_90, and of those the least time of its model; where far loops were
-# timed on an H200, the least of these: two programs a multiprocessor for folds up to D = 256 and gradients up to 128,
-# 128 rows above. Those of triplets are of 2026-11-23. Those of ranks have no spills at D = 128 and were not timed.
+# Chosen with `python -m fusedloss report` (Triton 3.7.1, 2026-11-27): tiles with tensor-core instructions, with shared
+# memory within the limits and without spills in a loop on sm_90 in 16 bits; of these, the fastest in its model.
+# Where far loops were timed on an H200, the fastest: two programs per multiprocessor for folds up to D = 256 and for
+# gradients up to 128, and 128 rows above. The tiles of triplets are from 2026-11-23. Those of ranks have no spills at
+# D = 128 and were not timed.
 TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
     "sm_90": {
         **for_all(
@@ -160,7 +162,7 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
 }
 
 
-# No other NVIDIA GPU has as much shared memory as these, so theirs are no default.
+# No other NVIDIA GPU has as much shared memory as these, so their tiles are not the default.
 TILES["sm_80"] = {
     **TILES["other"],
     **for_all(
@@ -195,7 +197,7 @@ TILES["sm_100"] = {
         (64, Tile(64, 64, 64, 4, 3, 64)),
         (128, Tile(64, 64, 128, 4, 3, 128)),
         (256, Tile(128, 64, 256, 8, 3, 256)),
-        (0, Tile(64, 32, 64, 8, 2, 128)),  # a larger one is none that the compiler has registers for
+        (0, Tile(64, 32, 64, 8, 2, 128)),  # the compiler has no registers for a larger one
     ),
 }
 
@@ -221,15 +223,15 @@ SIZES = {  # what a tile may be made of
 
 
 def shapes(tile: Tile) -> list[Tile]:
-    """The tile with other rows, columns and warps, of which a thread has at most 128 numbers."""
+    """The tile with other numbers of rows, columns and warps, such that a thread has at most 128 numbers of it."""
     sizes = itertools.product(SIZES["BM"][1:], SIZES["BN"], SIZES["num_warps"])
     fits = [(BM, BN, warps) for BM, BN, warps in sizes if 4 <= BM * BN // (32 * warps) <= 128]
     return [tile._replace(BM=BM, BN=BN, num_warps=warps) for BM, BN, warps in fits]
 
 
 def depths(tile: Tile, kernel: str, D: int) -> list[Tile]:
-    """The tile with the next chunks, stages, dimensions on chip, near columns and registers on either side, one of them
-    at a time."""
+    """The tile with the next smaller or larger chunks, stages, dimensions on chip, near columns or registers, one of
+    them at a time."""
     found = []
     for name in ("BD", "num_stages", "held", *(("near", "maxnreg") if kernel in TWO_WALKS else ())):
         sizes, current = SIZES[name], getattr(tile, name)

@@ -2,10 +2,10 @@
 
 `fold` turns each anchor's row of scores into a few numbers, its row states; `grad` recomputes the tiles and turns the
 derivatives of those numbers into dx. Each program owns its output rows, so there are no atomics and results are the
-same bit for bit from run to run. What both take:
+same bit for bit from run to run. Both kernels take:
 
-    x, y        a side each: `tiles.Rows`
-    pos, neg    what is folded of the positives and of the negatives: `Terms`
+    x, y        the two sides: `tiles.Rows`
+    pos, neg    what is folded over the positives and over the negatives: `Terms`
     ref_offset  () or (offset,): row i of x is row offset + i of y, and that pair is left out
 """
 
@@ -32,44 +32,45 @@ from .walks import both, column, count, counting, pair_masks, place, walks
 
 
 class Terms(NamedTuple):
-    """The folds of one kind of pairs (as `folds.KINDS` says them), and the loss's numbers for it."""
+    """The folds over one kind of pairs, as `folds.KINDS` names them, and the loss's numbers for this kind."""
 
-    kinds: tuple  # one a fold
+    kinds: tuple  # one per fold
     numbers: tuple  # `tiles.Numbers`
 
 
 class Anchors(NamedTuple):
-    """What is known of a side's anchors in the backward, from `folds.prepare_anchors`, [folds, padded n] each."""
+    """The anchors of a side in the backward, as `folds.prepare_anchors` writes them, [folds, padded n] each."""
 
     dstates: Any  # dL/dstates
-    states: Any  # of log sum exps
+    states: Any  # the states that are log sum exps
 
 
 class Gradients(NamedTuple):
     """What `grad` writes."""
 
     rows: Any  # dx [splits, N, D]
-    sums: Any  # over each row: of dL by each of the loss's numbers, and by the row's offset [splits, sums, N]
+    sums: Any  # dL by each of the loss's numbers, and by the row's offset, summed over each row [splits, sums, N]
 
 
 def _composed(spec):
-    """The name a profiler shows: fold_contrastive_euclidean, say."""
+    """The name that a profiler shows, for example fold_contrastive_euclidean."""
     kernel = "grad" if "SLAB" in spec.constants else "fold"
     return "_".join([kernel, spec.constants["LOSS"].__name__, spec.constants["SCORE"].__name__])
 
 
 @triton.jit
 def shift(s, x, y, r, c, N, M, WHOLE: tl.constexpr):
-    """The scores plus the offsets of the one side that has them (the bias of a class, what an anchor's pairs are held
-    to), or, where both have them, lifted by log(exp(v_i) + exp(v_j)) of the offsets v; and the derivative by v_i.
-    [BM, BN] each"""
+    """The scores plus the offsets of the side that has them (the bias of a class, the boundary of an anchor), or plus
+    log(exp(v_i) + exp(v_j)) if both sides have offsets v; and the derivative by v_i. [BM, BN] each"""
     if len(x.offsets) > 0:
         v = load(x.offsets[0], r, N)[:, None]
     if len(y.offsets) > 0:
         w = load(y.offsets[0], c, M, WHOLE)[None, :]
     if len(x.offsets) > 0 and len(y.offsets) > 0:
         high = tl.where(v < w, w, v)
-        apart = tl.exp(tl.where(v == w, 0.0, tl.where(v < w, v - w, w - v)))  # two of -inf are equal, not NaN apart
+        apart = tl.exp(
+            tl.where(v == w, 0.0, tl.where(v < w, v - w, w - v))
+        )  # two -inf are equal; their difference would be NaN
         return s + (high + tl.log(1.0 + apart)), tl.where(v < w, apart, 1.0) / (1.0 + apart)
     elif len(x.offsets) > 0:
         return s + v, 1.0
@@ -81,7 +82,7 @@ def shift(s, x, y, r, c, N, M, WHOLE: tl.constexpr):
 
 @triton.jit
 def times(terms, kinds, w):
-    """The terms, and their derivatives, of sums times w."""
+    """The terms with those that are summed, and their derivatives, multiplied by w."""
     found = ()
     for k in tl.static_range(len(kinds)):
         term = terms[k]
@@ -97,7 +98,7 @@ def times(terms, kinds, w):
 
 @triton.jit
 def weighed(terms, kinds, x, y, r, c, N, M, WHOLE: tl.constexpr):
-    """The terms of negatives, times the weights of the one side that has them where they are summed."""
+    """The terms of negatives; those that are summed are multiplied by the weights of the side that has weights."""
     if len(x.weights) > 0:
         return times(terms, kinds, load(x.weights[0], r, N)[:, None])
     elif len(y.weights) > 0:
@@ -110,7 +111,8 @@ def weighed(terms, kinds, x, y, r, c, N, M, WHOLE: tl.constexpr):
 def store_columns(
     ptr, s, y, r, c, rows, columns, M, pos, neg, up, down, positive, negative, LOSS: tl.constexpr, BN: tl.constexpr
 ):
-    """The states of a tile's columns over its rows, to columns [row blocks, folds, M]. No mask: all are negative."""
+    """Store the states of a tile's columns over its rows in columns [row blocks, folds, M]. There is no mask: all pairs
+    are negative."""
     at = ptr + tl.program_id(0).to(tl.int64) * (len(pos.kinds) + len(neg.kinds)) * M
     if len(pos.kinds) > 0:
         of_tile = empty_folds(pos.kinds, True, BN)
@@ -132,15 +134,15 @@ def fold(
 ):  # fmt: skip
     """Row states of x over the columns of this program's split. Grid: (row blocks, splits).
 
-    COLUMNS: every y is an anchor too, and this program writes its states over the rows of this program to
-    columns [row blocks, folds, M].
+    COLUMNS: every row of y is an anchor too, whose states over the rows of this program are written to columns
+    [row blocks, folds, M].
     """
     r0 = tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
     own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
     xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS, False, EVEN)
     up, down = load_numbers(pos.numbers), load_numbers(neg.numbers)
-    pos_folds = empty_folds(pos.kinds, True, BM) if len(pos.kinds) > 0 else ()  # Triton 3.3 cannot call for nothing
+    pos_folds = empty_folds(pos.kinds, True, BM) if len(pos.kinds) > 0 else ()  # Triton 3.3 cannot call it for no folds
     neg_folds = empty_folds(neg.kinds, False, BM) if len(neg.kinds) > 0 else ()
     rows, columns = count(x, N), count(y, M)
     far, near = walks(x, rows, columns, BM, BN, COLUMNS)
@@ -183,7 +185,7 @@ def fold(
 
 @triton.jit
 def both_weights(term, row, column, k, slope):
-    """dL/dterm slope of fold k, by the anchors of either side."""
+    """dL/dterm times the slope, for fold k, summed over the anchors of both sides."""
     if len(row) == 0:
         return term_weight(term[0], column[k], slope)
     elif len(column) == 0:
@@ -194,15 +196,15 @@ def both_weights(term, row, column, k, slope):
 
 @triton.jit
 def tile_grad(terms, mask, row, column, sums, POSITIVE: tl.constexpr):
-    """dL/ds [BM, BN] of the pairs in mask, all of them if that is None; and `sums`, a tuple of [BM], of dL by each of
-    as many numbers of the loss.
+    """dL/ds [BM, BN] for the pairs in the mask, or for all if it is None; and `sums`, a tuple of [BM], to which dL by
+    as many of the loss's numbers has been added.
 
-    row, column: the anchors of either side for each fold, () where its rows are none.
+    row, column: the anchors of either side for each fold; () if the rows of the side are not anchors.
     """
-    g = both_weights(terms[0], row, column, 0, terms[0][1])  # not from 0: adding it is an instruction
+    g = both_weights(terms[0], row, column, 0, terms[0][1])  # not added to 0, which would be one more instruction
     for k in tl.static_range(len(row) if len(row) > 0 else len(column)):
         term = terms[k]
-        if len(term) > 1:  # not a constant, as the first never is
+        if len(term) > 1:  # the term is not a constant; the first never is
             if k > 0:
                 g += both_weights(term, row, column, k, term[1])
             if len(sums) > 0:
@@ -221,7 +223,7 @@ def tile_grad(terms, mask, row, column, sums, POSITIVE: tl.constexpr):
 
 @triton.jit
 def zeros(COUNT: tl.constexpr, SIZE: tl.constexpr):
-    """A tuple of [SIZE]"""
+    """A tuple of zeros, each [SIZE]."""
     found = ()
     for _ in tl.static_range(COUNT):
         found = found + (tl.zeros([SIZE], tl.float32),)
@@ -234,7 +236,7 @@ def add_gradient(
     SKIP: tl.constexpr, ROW_SHARE: tl.constexpr, PRECISION: tl.constexpr, BD: tl.constexpr, WHOLE: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
-    """The gradient after a tile with dL/ds g. SKIP: a tile of zeros is left out."""
+    """The gradient after adding a tile with dL/ds g. SKIP: a tile of zeros is skipped."""
     weights = g * d_e
     if not SKIP or tl.reduce(tl.abs(weights), None, larger) != 0.0:
         w, acc, row_share, top = round_weights(weights, acc, row_share, top, x.rows.dtype.element_ty, PRECISION)
@@ -251,8 +253,8 @@ def store_gradient(
     out_ptr, acc, row_share, top, f, x, r0, rows, first, N, D,
     PRECISION: tl.constexpr, ROW_SHARE: tl.constexpr, ADD: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Chunks of dx from dimension `first` on, less the rows' own share, to their places in this split's out; if ADD,
-    added to it; from row `rows` on 0."""
+    """Store chunks of dx from dimension `first` on, less the rows' own share, in this split's out, or add them to it if
+    ADD. Rows from number `rows` on get 0."""
     r = r0 + tl.arange(0, acc[0].shape[0])
     out_ptr += tl.program_id(1).to(tl.int64) * N * D + place(x, r, N).to(tl.int64)[:, None] * D
     SCALED: tl.constexpr = (PRECISION != "manhattan") & (x.rows.dtype.element_ty == tl.float16)
@@ -262,7 +264,7 @@ def store_gradient(
         dx = acc[k]
         if ROW_SHARE:
             dx -= row_share[:, None] * f * load_rows(x.rows, r0, dims, N, D, dx.shape[0]).to(tl.float32)
-        if SCALED:  # by `round_weights`
+        if SCALED:  # `round_weights` has scaled it
             dx *= power(top - 15)[:, None]
         dx = tl.where((r < rows)[:, None], dx, 0.0)
         if ADD:
@@ -277,12 +279,13 @@ def grad(
     PRECISION: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr,
     BD: tl.constexpr, CHUNKS: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
-    """dx of the rows this program owns, SLAB chunks of D of them. Grid: (row blocks, splits, slabs).
+    """dx of the rows that this program owns, for SLAB chunks of D. Grid: (row blocks, splits, slabs).
 
-    x_anchors, y_anchors: the `Anchors` of the own rows and of the other side, or () where they are none. Both roles go
-    through one product.
-    ROW_SHARE: the score's gradient has a share of the row itself. SKIP: leave the product out where all is zero.
-    Each row's sums: of dL by its offset, if it has one, and, if BY_NUMBERS, by each of the loss's numbers.
+    x_anchors, y_anchors: the `Anchors` of the own rows and of the other side, or () if they are not anchors. One
+    product serves both roles.
+    ROW_SHARE: the gradient of a score includes a share of the row itself.
+    SKIP: leave out the product of a tile of zeros.
+    The sums of a row are dL by its offset, if it has one, and, if BY_NUMBERS, dL by each of the loss's numbers.
     """
     r0 = tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
@@ -343,7 +346,7 @@ def grad(
             False, ROW_SHARE, PRECISION, BD, False, EVEN,
         )  # fmt: skip
 
-    own = load_norms(x.norms, r, N, 1)  # anew, not held in registers through the loops
+    own = load_norms(x.norms, r, N, 1)  # loaded again rather than held in registers through the loops
     _s, _d, _t, f = SCORE(own[0], own, own)
     store_gradient(outs.rows, acc, row_share, top, f, x, r0, rows, first, N, D, PRECISION, ROW_SHARE, False, BD)
     if tl.program_id(2) == 0:

@@ -3,12 +3,12 @@
     sum   (value,)       the sum of the terms
     lse   (value, mass)  log sum exp: the running maximum, and the sum of exp(term - maximum)
 
-each [n]. A loss says which folds it wants of its positives and which of its negatives; fold k takes term k. Kernels
-are told what a fold keeps beside its value: () for a sum, (MASS,) for a log sum exp (`KINDS`), and then go by the
-lengths of these tuples, since not every Triton takes tuples of strings.
+each [n]. A loss says which folds it wants over its positives and which over its negatives; fold k takes term k. A
+kernel is given a tuple of what each fold keeps beside its value (`KINDS`): () for a sum, (MASS,) for a log sum exp. The
+lengths of these tuples tell the folds apart, since not every Triton takes tuples of strings.
 
-POSITIVE says whose folds they are, as losses are told it. Before 3.7 Triton takes two calls of a function for one where
-their tuples differ only in how they are nested, and so it would those for positives and for negatives.
+POSITIVE says whether the folds are over positives, as for losses. It also keeps the calls for positives and for
+negatives apart: before 3.7, Triton confuses two calls of a function whose tuples differ only in their nesting.
 """
 
 import triton
@@ -28,13 +28,13 @@ def larger(a, b):
 
 @triton.jit
 def exp(z):
-    """e^z of differences from a maximum or a state: one instruction of the hardware, for which 1e-38 is 0."""
+    """e^z for differences from a maximum or a state, by one hardware instruction, which flushes 1e-38 to 0."""
     return tl.exp2(z * LOG2E)
 
 
 @triton.jit
 def empty_folds(kinds, POSITIVE: tl.constexpr, SIZE: tl.constexpr):
-    """What folds over no pair are."""
+    """The folds over no pairs."""
     folds = ()
     for k in tl.static_range(len(kinds)):
         if len(kinds[k]) > 0:
@@ -46,7 +46,7 @@ def empty_folds(kinds, POSITIVE: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def fold_tile(folds, terms, mask, POSITIVE: tl.constexpr, AXIS: tl.constexpr):
-    """The folds after the tile's pairs in mask, or all of them if that is None, along its rows (AXIS 1) or its columns
+    """The folds after the tile's pairs in the mask (all pairs if it is None), along its rows (AXIS 1) or its columns
     (AXIS 0)."""
     grown = ()
     for k in tl.static_range(len(folds)):
@@ -68,8 +68,8 @@ def fold_tile(folds, terms, mask, POSITIVE: tl.constexpr, AXIS: tl.constexpr):
 
 @triton.jit
 def store_folds(ptr, folds, first, places, inside, counts, n):
-    """ptr[first:, places] of [folds, n], of the rows inside: the sums and log sum exps; of rows that do not count those
-    of no pair."""
+    """Store the sums and log sum exps of the rows inside in ptr[first:, places] of [folds, n]; rows that do not count
+    get the folds over no pairs."""
     for k in tl.static_range(len(folds)):
         state = folds[k][0].to(ptr.dtype.element_ty)
         if len(folds[k]) > 1:
@@ -82,11 +82,11 @@ def store_folds(ptr, folds, first, places, inside, counts, n):
 
 @triton.jit(do_not_specialize=["n"])
 def prepare_anchors(states_ptr, dstates_ptr, order, out_ptr, kinds, n, BLOCK: tl.constexpr):
-    """What `load_anchors` loads, of anchors [folds, n] in the order of their side: out [2, folds, padded n] has
-    dL/dstate and the states in fp32.
+    """Prepare the anchors [folds, n] for `load_anchors`: out [2, folds, padded n] has dL/dstate and the states in fp32,
+    in the order of the side. Grid: (blocks of n, folds).
 
-    A logit of 10,000 is rounded to 5e-4 in fp32, and so would be all weights of its row: of a log sum exp, what fp32
-    has no room for is a factor of its derivative. Grid: (blocks of n, folds).
+    A logit of 10,000 is rounded to 5e-4 in fp32, and all weights of its row would have that error. So the digits of a
+    log sum exp beyond fp32 become a factor of its derivative.
     """
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = rows < n
@@ -108,9 +108,9 @@ def prepare_anchors(states_ptr, dstates_ptr, order, out_ptr, kinds, n, BLOCK: tl
 def load_anchors(
     anchors, kinds, first, rows, n, POSITIVE: tl.constexpr, AXIS: tl.constexpr, WHOLE: tl.constexpr = False
 ):
-    """(dL/dstate,) of sums and (dL/dstate, state) of log sum exps, of the folds from `first` on; () of no anchors.
+    """(dL/dstate,) for sums and (dL/dstate, state) for log sum exps, for the folds from `first` on; () without anchors.
 
-    Shaped for a tile whose rows (AXIS 1) or columns (AXIS 0) they are.
+    They are shaped for a tile whose rows (AXIS 1) or columns (AXIS 0) are the anchors.
     """
     loaded = ()
     if len(anchors) > 0:
@@ -127,8 +127,8 @@ def load_anchors(
 
 @triton.jit
 def term_weight(term, anchor, slope):
-    """dL/dterm slope for the anchor whose term it is, as `load_anchors` has it. Few slopes are no scalar, so they go to
-    the anchor and not to the tile."""
+    """dL/dterm times the slope, for an anchor from `load_anchors`. Most slopes are scalars, so they multiply the anchor
+    and not the tile."""
     if len(anchor) > 1:
         dstate, state = anchor
         return (dstate * slope) * exp(term - state)
@@ -138,7 +138,7 @@ def term_weight(term, anchor, slope):
 
 @triton.jit
 def merge_fold(parts, out_ptr, at, inside, P, step, LOG: tl.constexpr, BP: tl.constexpr):
-    """One fold [BLOCK] from its parts, which lie `step` apart."""
+    """One fold [BLOCK] from its parts, which are `step` apart in memory."""
     value = tl.zeros(at.shape, parts.dtype.element_ty)
     best = value + float("-inf")
     for first in range(0, P, BP):
@@ -159,7 +159,7 @@ def merge_fold(parts, out_ptr, at, inside, P, step, LOG: tl.constexpr, BP: tl.co
 
 @triton.jit(do_not_specialize=["P", "n"])
 def merge(parts, out_ptr, kinds, P, n, BP: tl.constexpr, BLOCK: tl.constexpr):
-    """The folds [folds, n] of all pairs from those of parts of them [P, folds, n].
+    """The folds [folds, n] over all pairs from folds over parts of them [P, folds, n].
 
     Grid: (blocks of n, folds).
     """

@@ -1,7 +1,7 @@
-"""Losses of given logits: softmax over the classes of a row, or every element a question of its own.
+"""Losses of given logits: a softmax over the classes of a row, or every element by itself.
 
-Memory-bound: the logits are read once forward and once backward. They lie as [N, C, P]: row r = (n, p) has its classes
-P apart (P = 1 for a matrix, the pixels for images), so that no layout is copied.
+The kernels are memory-bound: logits are read once forward and once backward. Logits are [N, C, P] in memory: the
+classes of row r = (n, p) are P apart (P = 1 for a matrix, the pixels for images), so that no layout needs a copy.
 """
 
 import triton
@@ -15,11 +15,11 @@ from .walks import split_columns
 
 @triton.jit
 def load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES: tl.constexpr):
-    """Addresses and logits of a tile, its inside, the rows' own classes, and every class's share. [BM, BC] each
+    """The addresses and logits of a tile, what is inside, the rows' own classes, and every class's share. [BM, BC] each
 
-    The share of class c in the loss of its row is its weight times kept q + spread, which are 1 - label smoothing and
-    label smoothing / C, for the probability q, or 1 for the class of an index. A row without a class is read as 0,
-    whatever it holds.
+    The share of class c in the loss of its row is its weight times (kept q + spread), where kept = 1 - label smoothing,
+    spread = label smoothing / C, and q is the target probability, or 1 for the class that an index names. A row without
+    a class is read as 0, whatever it holds.
     """
     at = ((r // P) * C * P + r % P)[:, None] + c.to(tl.int64)[None, :] * P
     inside = (r < R)[:, None] & (c < C)[None, :]
@@ -40,7 +40,7 @@ def load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES: tl.c
 
 @triton.jit
 def reference(best):
-    """The highest logit, from which the others are told; 0 where all are -inf, since -inf - -inf is NaN."""
+    """The highest logit, which is subtracted from the others; 0 if all are -inf, since -inf - -inf is NaN."""
     return tl.where(best == float("-inf"), 0.0, best)
 
 
@@ -52,9 +52,9 @@ def fold_logits(
     """Row states of R rows over the classes of this program's split. Grid: (row blocks, splits).
 
     INDICES: the target is an index, otherwise a probability of every class.
-    SHARES: the sum of the shares, log sum exp of all classes, and the sum of share times (log sum exp - logit). All of
-    it is a sum of what is at least 0, told from the highest logit so far, so that no digit of a large logit is lost.
-    Otherwise the logit of the own class, and log sum exp of the others.
+    SHARES: the states are the sum of the shares, the log sum exp of all classes, and the sum of share times
+    (log sum exp - logit). This is a sum of numbers that are at least 0, relative to the highest logit so far, so that
+    large logits lose no digits. Otherwise they are the logit of the own class, and the log sum exp of the others.
     """
     r = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     first, cost = tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32)
@@ -67,7 +67,7 @@ def fold_logits(
             before = reference(folds[0][0])
             folds = fold_tile(folds, ((z,),), inside, False, 1)
             best = reference(folds[0][0])
-            apart = tl.where(share == 0.0, 0.0, share * (best[:, None] - z))  # a share of 0 in -inf costs nothing
+            apart = tl.where(share == 0.0, 0.0, share * (best[:, None] - z))  # a share of 0 costs nothing, even at -inf
             cost += first * (best - before) + tl.sum(apart, 1)
             first += tl.sum(share, 1)
         else:
@@ -78,7 +78,7 @@ def fold_logits(
     store_folds(at, folds, 1, r, r < R, r < R, R)
     if SHARES:
         mass = folds[0][1]
-        left_out = (mass == 0.0) & (tl.num_programs(1) > 1)  # all of a part of the classes, but not of a whole row
+        left_out = (mass == 0.0) & (tl.num_programs(1) > 1)  # a part of the classes may be left out, a row not
         cost += tl.where(left_out, 0.0, first * tl.log(mass))
         tl.store(at + 2 * R.to(tl.int64) + r, cost.to(states_ptr.dtype.element_ty), mask=r < R)
 
@@ -88,7 +88,7 @@ def logits_grad(
     z_ptr, target_ptr, weight, smoothing, kinds, states, dstates, out_ptr, R, C, P,  # states, dstates [folds, R]
     INDICES: tl.constexpr, SHARES: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """dz of a tile, which may take the place of z. Grid: (row blocks, class blocks)."""
+    """dz of a tile, which may be written over z. Grid: (row blocks, class blocks)."""
     r = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     at, z, inside, own, share = load_tile(z_ptr, target_ptr, weight, smoothing, r, c, R, C, P, INDICES)
@@ -101,7 +101,7 @@ def logits_grad(
         d_cost = load(dstates + 2 * step, r, R).to(tl.float32)
         g = d_lse[:, None] * tl.exp(z - lse[:, None]) - d_cost[:, None] * share
     else:
-        lse = tl.where(lse == float("-inf"), float("inf"), lse)  # where all others are -inf they have no share, not NaN
+        lse = tl.where(lse == float("-inf"), float("inf"), lse)  # if all others are -inf their share is 0, not NaN
         g = d_lse[:, None] * tl.exp(z - lse[:, None])
         g = tl.where(own, load(dstates, r, R).to(tl.float32)[:, None], g)
     tl.store(out_ptr + at, g.to(out_ptr.dtype.element_ty), mask=inside)
@@ -122,7 +122,7 @@ def sigmoids(z):
 
 @triton.jit
 def answered(t, if_1, if_0):
-    """t if_1 and (1 - t) if_0; 0 for what is not asked, though it be infinite."""
+    """t if_1 and (1 - t) if_0; 0 where the factor is 0, even if the other number is infinite."""
     return tl.where(t == 0.0, 0.0, t * if_1), tl.where(t == 1.0, 0.0, (1.0 - t) * if_0)
 
 
@@ -137,7 +137,7 @@ def binary_cross_entropy(z, t, pos_weight, numbers):
 def sigmoid_focal(z, t, pos_weight, numbers):
     """alpha_t (1 - p_t)^gamma times the cross entropy, for alpha and gamma in numbers; alpha_t is 1 for alpha < 0.
 
-    u = 1 - p_t is 0 where z saturates, and u^(gamma - 1) infinite: with the slope du/dz / u of log u there is neither.
+    Where z saturates, u = 1 - p_t is 0 and u^(gamma - 1) is infinite; du/dz / u, the slope of log u, is neither.
     """
     alpha, gamma = numbers
     p, q, if_1, if_0 = sigmoids(z)
@@ -153,7 +153,7 @@ def sigmoid_focal(z, t, pos_weight, numbers):
 
 @triton.jit
 def load_factors(weight, i, n):
-    """The weights of elements i: () for none, (ptr,) for one each, (ptr, period) for those that repeat."""
+    """The weights of elements i: () for none, (ptr,) for one per element, (ptr, period) for weights that repeat."""
     if len(weight) == 0:
         return 1.0
     elif len(weight) == 1:
@@ -165,7 +165,7 @@ def load_factors(weight, i, n):
 
 @triton.jit
 def element_terms(z_ptr, target_ptr, weight, pos_weight, numbers, n, LOSS: tl.constexpr, BLOCK: tl.constexpr):
-    """Indices of this program's elements, their weights, values and derivatives. [BLOCK] each"""
+    """The indices of this program's elements, their weights, values and derivatives. [BLOCK] each"""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     z, t = load(z_ptr, i, n).to(tl.float32), load(target_ptr, i, n).to(tl.float32)
     value, slope = LOSS(z, t, load_factors(pos_weight, i, n), numbers)
@@ -177,7 +177,7 @@ def fold_elements(
     z_ptr, target_ptr, weight, pos_weight, numbers, out_ptr, n,
     LOSS: tl.constexpr, TOTAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The loss of every element [n], or if TOTAL the sum of each program's [programs]."""
+    """The loss of every element [n], or the sum over each program's elements [programs] if TOTAL."""
     i, w, value, _slope = element_terms(z_ptr, target_ptr, weight, pos_weight, numbers, n, LOSS, BLOCK)
     if TOTAL:
         tl.store(out_ptr + tl.program_id(0), tl.sum(tl.where(i < n, w * value, 0.0), 0))
@@ -190,7 +190,7 @@ def elements_grad(
     z_ptr, target_ptr, weight, pos_weight, numbers, dout_ptr, out_ptr, n,
     LOSS: tl.constexpr, TOTAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dz of every element, which may take the place of z; dout is that of the sum if TOTAL."""
+    """dz of every element, which may be written over z; dout is the derivative by the sum if TOTAL."""
     i, w, _value, slope = element_terms(z_ptr, target_ptr, weight, pos_weight, numbers, n, LOSS, BLOCK)
     if TOTAL:
         g = tl.load(dout_ptr).to(tl.float32)

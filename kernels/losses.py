@@ -2,12 +2,12 @@
 
     loss(s, numbers, POSITIVE) -> ((term, by s, by the first number, by the second, ...), ...)
 
-`s` are the scores [BM, BN] of pairs which are all positive, or all negative, and `numbers` those of that kind: one
-tuple for each fold a loss may want of its terms. A term with no derivatives is a constant. What is not used costs
-nothing: the compiler drops it.
+`s` are the scores [BM, BN] of pairs that are all positive, or all negative, and `numbers` are the loss's numbers for
+that kind. A loss returns one tuple for each fold that it may want. A term without derivatives is a constant. Values
+that are not used cost nothing: the compiler drops them.
 
-Without Triton the losses run too, on tensors of PyTorch (`backends/blocked/losses.py`): they are arithmetic,
-`tl.where`, `tl.exp`, and the functions above the first loss, of which PyTorch has its own.
+The losses also run without Triton, on PyTorch's tensors (`backends/blocked/losses.py`): they consist of arithmetic,
+`tl.where`, `tl.exp`, and the functions above the first loss, in place of which PyTorch has its own.
 """
 
 import triton
@@ -16,7 +16,7 @@ import triton.language as tl
 
 @triton.jit
 def minus(z):
-    """-z, at no cost: what Triton makes of -z is 0 - z, an instruction of its own."""
+    """-z at no cost: Triton compiles -z to 0 - z, which is one more instruction."""
     return -1.0 * z
 
 
@@ -34,7 +34,7 @@ def below(z):
 
 @triton.jit
 def log1p(v):
-    """log(1 + v) for v in [0, 1], to the last bits also near 0: 2 artanh(v / (2 + v))."""
+    """log(1 + v) for v in [0, 1] as 2 artanh(v / (2 + v)), which is exact to the last bits near 0 too."""
     r = v / (2.0 + v)
     q = r * r
     tail = 1.0 / 11.0 + q * (1.0 / 13.0 + q * (1.0 / 15.0))
@@ -43,7 +43,7 @@ def log1p(v):
 
 @triton.jit
 def softplus(z):
-    """log(1 + exp(z)), to the last bits for every z."""
+    """log(1 + exp(z)), exact to the last bits for every z."""
     return relu(z) + log1p(tl.exp(-tl.abs(z)))
 
 
@@ -56,14 +56,14 @@ def logistic(z):
 
 @triton.jit
 def logistic_slope(z):
-    """The slope of `logistic`, to the last bits for every z."""
+    """The slope of `logistic`, exact to the last bits for every z."""
     v = tl.exp(-tl.abs(z))
     return v / ((1.0 + v) * (1.0 + v))
 
 
 @triton.jit
 def tanh(u):
-    """The hyperbolic tangent, to the last bits also near 0."""
+    """The hyperbolic tangent, exact to the last bits near 0 too."""
     q = u * u
     small = u * (1.0 + q * (-1.0 / 3.0 + q * (2.0 / 15.0 + q * (-17.0 / 315.0 + q * (62.0 / 2835.0)))))
     v = tl.exp(-2.0 * tl.abs(u))
@@ -73,13 +73,13 @@ def tanh(u):
 
 @triton.jit
 def ones(s):
-    """1 of every pair, NaN's too, laid out as the scores are, so that the compiler counts where they lie."""
+    """1 for every pair, even where the score is NaN, in the layout of the scores, so that sums need no conversion."""
     return tl.where(s > 0.0, 1.0, 0.0) + tl.where(s > 0.0, 0.0, 1.0)
 
 
 @triton.jit
 def beyond(s, numbers, POSITIVE: tl.constexpr):
-    """s - margin where that costs something, otherwise 0: of positives what is above 0, of negatives what is below."""
+    """s - margin where that costs something (above 0 for positives, below 0 for negatives), otherwise 0."""
     (margin,) = numbers
     z = s - margin
     return relu(z) if POSITIVE else below(z)
@@ -105,7 +105,7 @@ def linear_contrastive(s, numbers, POSITIVE: tl.constexpr):
 
 @triton.jit
 def softmax(s, numbers, POSITIVE: tl.constexpr):
-    """The logit scale s + bias, to be folded twice, and 1."""
+    """The logit scale s + bias, twice, since a loss may fold it in two ways, and 1."""
     scale, bias = numbers
     term = (scale * s + bias, scale, s, 1.0)
     return term, term, (ones(s),)
@@ -113,12 +113,12 @@ def softmax(s, numbers, POSITIVE: tl.constexpr):
 
 @triton.jit
 def capped(s, numbers, POSITIVE: tl.constexpr):
-    """The logit s, brought between -cap and cap, to be folded twice."""
+    """The logit s, brought between -cap and cap, twice, since a loss may fold it in two ways."""
     (cap,) = numbers
     u = s / cap
     v = tl.exp(-2.0 * tl.abs(u))
     t = tanh(u)
-    slope = 4.0 * v / ((1.0 + v) * (1.0 + v))  # 1 - t^2, which cancels
+    slope = 4.0 * v / ((1.0 + v) * (1.0 + v))  # 1 - t^2 without cancellation
     term = (cap * t, slope, t - u * slope)
     return term, term
 
@@ -134,14 +134,14 @@ def sigmoid(s, numbers, POSITIVE: tl.constexpr):
 
 @triton.jit
 def rounded(w, s):
-    """w s, rounded before anything is taken from it: a product that ends a term would fuse with the difference from a
-    state, in the gradient and not in the fold, and then be rounded there in another way than in the state."""
+    """w s, rounded before anything is subtracted from it. A product at the end of a term would otherwise be fused with
+    the subtraction of a state in the gradient, and be rounded differently there than in the fold."""
     return tl.where(w == 0.0, 0.0, w * s)
 
 
 @triton.jit
 def circle(s, numbers, POSITIVE: tl.constexpr):
-    """Circle loss: the weight w, by how far a score is from its optimum, is a constant to the derivative."""
+    """Circle loss: the weight w, the distance of a score from its optimum, counts as a constant in the derivative."""
     margin, gamma = numbers
     if POSITIVE:
         w = -gamma * relu(1.0 + margin - s)
@@ -151,14 +151,14 @@ def circle(s, numbers, POSITIVE: tl.constexpr):
         return ((rounded(w, s - margin), w),)
 
 
-# Of a positive of an anchor, from its rank among the anchor's other rows, the sum of others + negatives:
+# Terms of a positive, from its rank among the anchor's other rows, which is others + negatives:
 #
 #     loss(others, negatives, numbers) -> ((term, by others, by negatives), ...)
 
 
 @triton.jit
 def imprecision(others, negatives, numbers):
-    """1 - precision at the rank: the share of negatives in what is ranked so high."""
+    """1 - precision at the rank: the share of negatives among the rows up to that rank."""
     rank = others + negatives
     share = negatives / rank
     return ((share, minus(share / rank), (others / rank) / rank),)
@@ -166,7 +166,7 @@ def imprecision(others, negatives, numbers):
 
 @triton.jit
 def recall(others, negatives, numbers):
-    """Whether the rank is at most k, smoothly, for each k that follows the temperature."""
+    """A smooth indicator that the rank is at most k, for each k; numbers are the temperature, then every k."""
     found = ()
     for i in tl.static_range(1, len(numbers)):
         z = (numbers[i] - (others + negatives)) / numbers[0]

@@ -1,4 +1,4 @@
-"""Mining: for each anchor the extreme positive and the extreme negative, as scores and as places in the inputs."""
+"""Mining: each anchor's extreme positive and extreme negative, as scores and as places in the inputs."""
 
 import triton
 import triton.language as tl
@@ -12,14 +12,15 @@ NO_PLACE: tl.constexpr = tl.constexpr(2147483647)
 
 @triton.jit
 def finite(t):
-    """Numbers that compare: NaN wins, so that it shows, and no pair is worse than one that is no candidate, -inf."""
+    """Finite numbers to compare: NaN becomes the highest, so that it shows, and no pair is as low as -inf, which stands
+    for no candidate."""
     return tl.where(t != t, float("inf"), larger(t, -3.4e38))
 
 
 @triton.jit
 def keep_best(best, index, t, eligible, places):
-    """Running maximum of t [BM, BN] over the eligible pairs, all of them if that is None, and its place; of equal ones
-    the lowest place. [BM] each"""
+    """The running maximum of t [BM, BN] over the eligible pairs (all if None) and its place, the lowest among equal
+    ones. [BM] each"""
     if eligible is not None:
         t = tl.where(eligible, finite(t), float("-inf"))
     value = tl.reduce(t, 1, larger)
@@ -42,10 +43,10 @@ def mine(
     SCORE: tl.constexpr, POSITIVE: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Best positive and negative of this program's split; -1 where there is none. Grid: (row blocks, splits).
+    """The best positive and negative of this program's split; -1 where there is none. Grid: (row blocks, splits).
 
-    POSITIVE, NEGATIVE: 1 for the farthest, -1 for the nearest, 0 for none wanted; NEGATIVE = -2 for the nearest that is
-    farther than floor[i]. ref_offset as in engine.py.
+    POSITIVE, NEGATIVE: 1 for the farthest, -1 for the nearest, 0 if none is wanted; NEGATIVE = -2 for the nearest that
+    is farther than floor[i]. ref_offset is as in engine.py.
     """
     r0 = tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)

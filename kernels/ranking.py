@@ -1,9 +1,9 @@
 """Ranks of an anchor's positives among its other rows, without a triple in memory.
 
 The rank of a positive is 1 + the sum of logistic(z) over the anchor's other rows, z = scale (s - t) of their scores s
-and the positive's own, t. As in `triplets.py` rows are sorted by label and the scores of K positives of an anchor are
-thresholds in registers. A loss is no sum over the other rows: a piece (`losses.py`) makes terms of the whole rank of a
-positive, so a program streams all columns against its positives, and programs share the positives.
+and the positive's own score t. As in `triplets.py`, rows are sorted by label and the scores of K positives of an anchor
+are thresholds in registers. A loss is not a sum over the other rows: a piece (`losses.py`) makes terms of the whole
+rank of a positive. So a program streams all columns against its positives, and programs share out the positives.
 """
 
 from typing import Any, NamedTuple
@@ -18,15 +18,15 @@ from .walks import count, negative_mask
 
 
 class Terms(NamedTuple):
-    """What `rank` writes: the piece's terms of each anchor's positives, summed over those of a share."""
+    """What `rank` writes: the piece's terms of each anchor's positives, summed over a share of the positives."""
 
     states: Any  # [shares, TERMS, N]
 
 
 class Weights(NamedTuple):
-    """Or for the backward, of the positives number `first` to `last`, as `Ranked` takes them."""
+    """What `rank` writes for the backward: weights of positives number `first` to `last`, as `Ranked` takes them."""
 
-    dstates: Any  # dL by the sums of the terms [TERMS, N]
+    dstates: Any  # input: dL by the sums of the terms [TERMS, N]
     weights: Any  # [4, last - first, N]
 
 
@@ -36,8 +36,8 @@ class Ranked(NamedTuple):
     start: Any  # as in `triplets.Ranges` [n]
     stop: Any
     ref_column: Any
-    weights: Any  # of a positive its score, dL by the z of other positives and of negatives less the slope there, and
-    # dL by its own score [4, width, n]
+    weights: Any  # for each positive: its score, dL by the z of other positives and of negatives, without the slope
+    # there, and dL by its own score [4, width, n]
 
 
 @triton.jit(do_not_specialize=["N", "M", "first", "last"])
@@ -46,9 +46,9 @@ def rank(
     SCORE: tl.constexpr, PIECE: tl.constexpr, TERMS: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """The ranks of each anchor's positives number `first` to `last`, of a share of them. Grid: (row blocks, shares).
+    """The ranks of a share of each anchor's positives number `first` to `last`. Grid: (row blocks, shares).
 
-    outs: `Terms`, or for the backward `Weights`.
+    outs: `Terms`, or `Weights` for the backward.
     """
     WEIGHTS: tl.constexpr = len(outs) > 1
     r0 = tl.program_id(0) * BM
@@ -109,8 +109,8 @@ def rank(
 
 @triton.jit
 def above(s, t, scale):
-    """logistic(scale (s - t)), and its slope there; below -83 as at -83."""
-    z = (s - t) * (scale * -1.4426950408889634)  # of a power of 2, which takes one instruction
+    """logistic(scale (s - t)), and its slope there; arguments below -83 count as -83."""
+    z = (s - t) * (scale * -1.4426950408889634)  # the exponent of a power of 2, which takes one instruction
     v = tl.exp2(tl.minimum(z, 120.0, propagate_nan=tl.PropagateNan.ALL))
     h = 1.0 / (1.0 + v)
     return h, v * h * h
@@ -118,8 +118,9 @@ def above(s, t, scale):
 
 @triton.jit
 def add_ranks(sums, slopes, s, t, scale, mask, c, at, WEIGHTS: tl.constexpr):
-    """Sums of logistic(scale (s - t)) over the pairs of a tile in the mask, and if WEIGHTS of its slopes, for each of K
-    thresholds t; without the pair of the threshold itself, in column at + k, unless `at` is None. K of [BM] each"""
+    """For each of K thresholds t, the sum of logistic(scale (s - t)) over the pairs of a tile in the mask and, if
+    WEIGHTS, of its slopes. The pair of threshold k itself, in column at + k, is left out, unless `at` is None. K of
+    [BM] each"""
     grown, grown_slopes = (), ()
     for k in tl.static_range(len(t)):
         h, slope = above(s, t[k][:, None], scale)
@@ -139,7 +140,7 @@ def rank_grad(
     s, anchors, a, others, scale, n, first, width, parts, neg, near,
     AXIS: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr,
 ):  # fmt: skip
-    """As `triplets.anchor_grad`, by the ranks of the anchors' positives."""
+    """The same as `triplets.anchor_grad`, for the ranks of the anchors' positives."""
     start, stop = load(anchors.start, a, n), load(anchors.stop, a, n)
     left = tl.minimum(stop - start - first, width)
     step = width * n.to(tl.int64)
@@ -164,6 +165,6 @@ def rank_grad(
 
 @triton.jit
 def pushed(s, t, weight, scale, AXIS: tl.constexpr):
-    """dL/ds of a tile by the rank of one positive of each anchor, of score t."""
+    """dL/ds of a tile through the rank of one positive of each anchor, whose score is t."""
     _h, slope = above(s, along(t, AXIS), scale)
     return along(weight, AXIS) * slope

@@ -1,4 +1,4 @@
-"""Distances (or similarities) of given rows, and of rows named by their index, exact in fp32 from the original rows.
+"""Distances (or similarities) of given rows, and of rows given by index, exact in fp32 from the original rows.
 
 A pair's distance and gradient come from up to three sums over D (`stats`), then
     gradient by a = alpha (a - b + eps)   or   alpha sign(a - b + eps)   or, for products,   alpha b + beta a.
@@ -10,14 +10,14 @@ import triton.language as tl
 
 @triton.jit
 def load_chunk(ptr, rows, valid, dims, D):
-    """ptr[rows, dims] in fp32, 0 where a row is not valid or past D. [BM, BD]"""
+    """ptr[rows, dims] in fp32, 0 where a row is not valid or a dimension is past D. [BM, BD]"""
     mask = valid[:, None] & (dims < D)[None, :]
     return tl.load(ptr + rows.to(tl.int64)[:, None] * D + dims[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def pair_stats(stats, a, b, in_row, eps, METRIC: tl.constexpr):
-    """The sums over D that a pair's distance and gradient need, plus one chunk. A tuple of [BM]"""
+    """The sums over D that a pair's distance and gradient need, after adding one chunk. A tuple of [BM]"""
     both, aa, bb = stats
     if (METRIC == "cosine" or METRIC == "similarity") or METRIC == "dot":
         return (both + tl.sum(a * b, 1), aa + tl.sum(a * a, 1), bb + tl.sum(b * b, 1))
@@ -35,7 +35,7 @@ def inverse_norm(sq):
 
 @triton.jit
 def pair_distance(stats, METRIC: tl.constexpr):
-    """Distance of each pair, or its similarity. [BM]"""
+    """The distance or the similarity of each pair. [BM]"""
     both, a, b = stats
     if METRIC == "cosine":
         return 1.0 - both * (inverse_norm(a) * inverse_norm(b))
@@ -49,7 +49,7 @@ def pair_distance(stats, METRIC: tl.constexpr):
 
 @triton.jit
 def pair_slopes(stats, g, METRIC: tl.constexpr):
-    """alpha, and beta of either end, for upstream derivative g; 0 for a distance of 0. Three of [BM]"""
+    """alpha, and beta for each end, from the upstream derivative g; 0 for a distance of 0. Three of [BM]"""
     both, a, b = stats
     if METRIC == "cosine" or METRIC == "similarity":
         g = g if METRIC == "cosine" else -g
@@ -70,7 +70,7 @@ def pair_slopes(stats, g, METRIC: tl.constexpr):
 
 @triton.jit
 def pull(a, b, alpha, beta, in_row, eps, METRIC: tl.constexpr):
-    """Gradient of a pair by its first end. [BM, BD]"""
+    """The gradient of a pair by its first end. [BM, BD]"""
     if (METRIC == "cosine" or METRIC == "similarity") or METRIC == "dot":
         return alpha[:, None] * b + beta[:, None] * a
     diff = tl.where(in_row, a - b + eps, 0.0)
@@ -81,7 +81,7 @@ def pull(a, b, alpha, beta, in_row, eps, METRIC: tl.constexpr):
 
 @triton.jit
 def locate(ptr, rows, n, INDEXED: tl.constexpr):
-    """Where an end of pair i is, row i itself or the index stored for it, and whether there is one. [BM] each"""
+    """The row of one end of pair i (i itself, or the index stored for it), and whether there is one. [BM] each"""
     if INDEXED:
         at = tl.load(ptr + rows, mask=rows < n, other=-1)
         return at, at >= 0
@@ -118,15 +118,16 @@ def triplet_stats(
     return ab, ac, bc
 
 
-# The second of two rows of indices is aligned or not by the parity of N.
+# Whether the second of two rows of indices is aligned depends on the parity of N.
 @triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["a_index", "b_index", "c_index"])
 def row_distances(
     a_ptr, b_ptr, c_ptr, a_index, b_index, c_index, out_ptr, N, D, eps,  # out [PAIRS, N]
     METRIC: tl.constexpr, PAIRS: tl.constexpr, INDEXED: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """d(a, b), d(a, c), d(b, c) of row i; NaN where there is none.
+    """d(a, b), d(a, c), d(b, c) of row i; NaN where there is no such row.
 
-    INDEXED: "" for the rows themselves, "others" for a_i with rows b_index[i] and c_index[i], "all" for a_index[i] too.
+    INDEXED: "" for rows i of a, b and c; "others" for a_i with b and c at b_index[i] and c_index[i]; "all" if a is at
+    a_index[i] too.
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     live = r < N
@@ -147,9 +148,10 @@ def row_distances_grad(
     a_ptr, b_ptr, c_ptr, a_index, b_index, c_index, dout_ptr, da_ptr, db_ptr, dc_ptr, N, D, eps,
     METRIC: tl.constexpr, PAIRS: tl.constexpr, INDEXED: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """da, db, dc of given rows. INDEXED: for `gather_grad` in db [4, N] two alphas and two betas of each i.
+    """da, db, dc of given rows. If INDEXED, db [4, N] gets two alphas and two betas for each i, for `gather_grad`.
 
-    "others": those of rows b and c, and da of a_i. "all": those of either end of the one pair, and nothing else.
+    "others": these are for rows b and c, and da of a_i is written too. "all": these are for the two ends of the one
+    pair, and nothing else is written.
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     live = r < N
@@ -196,11 +198,11 @@ def gather_grad(
     x_ptr, y_ptr, entries_ptr, starts_ptr, ends_ptr, alpha_ptr, beta_ptr, base_ptr, out_ptr, N, D,
     METRIC: tl.constexpr, LISTED: tl.constexpr, ADD: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """dy_j from the rows of x that are in a pair with it, plus base_j if ADD. Grid: (rows of y, chunks of D).
+    """dy_j, summed over the rows of x that are paired with row j, plus base_j if ADD. Grid: (rows of y, chunks of D).
 
-    entries are the pairs ordered by their row of y, starts [M + 1] where each row's run begins. Pair e has row
-    ends[e] of x if LISTED, otherwise e % N, and alpha[e] and beta[e] from `row_distances_grad`. One program owns one
-    row, so the sum has a fixed order and needs no atomics.
+    `entries` are the pairs in the order of their rows of y; the run of each row begins at `starts` [M + 1]. Pair e has
+    row ends[e] of x if LISTED, otherwise e % N, and has alpha[e] and beta[e] from `row_distances_grad`. One program
+    owns one row, so the sum has a fixed order and needs no atomics.
     """
     j = tl.program_id(0)
     dims = tl.program_id(1) * BD + tl.arange(0, BD)

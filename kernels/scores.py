@@ -1,14 +1,14 @@
-"""Scores: how similar or far apart two embeddings are, from what a tile accumulates.
+"""Scores: how similar or how far apart two embeddings are, from the sums that a tile accumulates.
 
 `s, d_e, t, f = score(e, own, other)` where
     e      [BM, BN]  what the tile accumulated over D: <x, y>, or sum|x - y| for manhattan
-    own    [BM, 1]   of the row whose gradient is wanted, as `prepare` wrote them: the factor that scales it, and the
-                     squared length it then has
-    other  [1, BN]   the same of the row on the other side
-    s      the score,  d_e = ds/de,  and t f, how much of x itself comes with each y in the gradient:
+    own    [BM, 1]   for the row whose gradient is wanted, as `prepare` wrote them: the factor that scales the row, and
+                     the squared length that it then has
+    other  [1, BN]   the same for the row on the other side
+    s      the score;  d_e = ds/de;  and t f, how much of x itself comes with each y in the gradient:
     dL/dx_i = sum_j w_ij y_j - f_i x_i sum_j w_ij t_ij,   w = dL/ds d_e
-Every score is symmetric in its two rows, so this is the gradient of either side. With the same rounded w in front of
-y_j and of x_i, a close pair loses nothing to the rounding of w.
+Every score is symmetric in its two rows, so this is the gradient for either side. Since the same rounded w multiplies
+y_j and x_i, a close pair loses nothing by the rounding of w.
 """
 
 import triton
@@ -26,8 +26,8 @@ def sqeuclidean(e, own, other):
 
 @triton.jit
 def root(sq):
-    """The root of a squared distance and its inverse, 0 where there is none: the gradient of a distance at 0 is 0."""
-    # 1.2e-38 is the least number that the hardware does not take for 0.
+    """The root of a squared distance and its inverse, 0 at distance 0, where the gradient of a distance is 0."""
+    # 1.2e-38 is the least number that the hardware does not flush to 0.
     return tl.sqrt(larger(sq, 0.0)), tl.where(sq >= 1.2e-38, tl.rsqrt(sq), 0.0)
 
 
@@ -46,7 +46,7 @@ def dot(e, own, other):
 
 @triton.jit
 def similarity(e, own, other):
-    """cos; rows are scaled by 1 / max(|x|, 1e-8), a constant for a row that stays shorter than 1."""
+    """cos; rows are scaled by 1 / max(|x|, 1e-8), which counts as a constant for rows shorter than 1e-8."""
     both = own[0] * other[0]
     return e * both, both, e, tl.where(own[1] < 1.0, 0.0, own[0] * own[0])
 
@@ -68,5 +68,5 @@ def chord(e, own, other):
 
 @triton.jit
 def manhattan(e, own, other):
-    """sum|x - y|, accumulated as it is; its gradient sums signs, not rows."""
+    """sum|x - y|, which is accumulated directly; its gradient sums signs instead of rows."""
     return e, 1.0, 0.0, 0.0

@@ -1,6 +1,6 @@
 """A tile of the score matrix: its rows, what it accumulates over D, and the gradient of that accumulation.
 
-A tile walks D in chunks. Up to some D the chunks of x are loaded once, and those of y once a tile, for the scores and
+A tile walks D in chunks. Up to some D the chunks of x are loaded once, and those of y once per tile, for the scores and
 the gradient alike; above it both are loaded where they are used.
 """
 
@@ -15,18 +15,18 @@ INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "
 
 
 class Rows(NamedTuple):
-    """One side of the score matrix. What a side has not is an empty tuple, since not every Triton takes None in one."""
+    """One side of the score matrix. What it lacks is an empty tuple, since not every Triton takes None in a tuple."""
 
     rows: Any  # [n, D], or [D, n] for manhattan, as `prepare` rounded them
     norms: Any  # from `prepare` [2, padded n]
     labels: Any  # [n]
-    offsets: tuple = ()  # ([n],) if its scores have some
-    weights: tuple = ()  # ([n],) if sums over negatives weigh them
-    group: tuple = ()  # rows are in groups of 2^(its length) neighbours, of which the highest score alone counts
-    # Of rows sorted by label alone:
-    order: tuple = ()  # ([n],) their places in the inputs, if they are others
+    offsets: tuple = ()  # ([n],) if its scores have offsets
+    weights: tuple = ()  # ([n],) if its rows have weights in sums over negatives
+    group: tuple = ()  # rows are in groups of 2^length neighbours, of which only the highest score counts
+    # Only for rows sorted by label:
+    order: tuple = ()  # ([n],) their places in the inputs, if these differ
     near: tuple = ()  # ([n], [n]) first column of the other side that has the row's label, and the one after the last
-    counted: tuple = ()  # (scalar,) how many come before those that are ignored, if some are
+    counted: tuple = ()  # (scalar,) how many rows come before the ignored ones, if some may be ignored
 
 
 class Numbers(NamedTuple):
@@ -42,8 +42,8 @@ def load_rows(
 ):  # fmt: skip
     """Rows `first` to `first + BLOCK` of ptr [n, D], 0 outside. [BLOCK, BD]
 
-    WHOLE: no row is past n, EVEN: no dimension past D. The address of the first row is int64, all others are told from
-    it.
+    WHOLE: no row is past n. EVEN: no dimension is past D. The address of the first row is int64; all others are
+    relative to it.
     """
     rows = tl.arange(0, BLOCK)
     at = ptr + tl.cast(first, tl.int64) * D + (rows[:, None] * D + dims[None, :])
@@ -72,7 +72,7 @@ def load_column(ptr, rows, d, n):
 
 @triton.jit
 def padded(n):
-    """Numbers from one row of a kernel's own array to the next: vectors are loaded where that is aligned."""
+    """The stride between rows of a kernel's own array, aligned so that vectors can be loaded."""
     return tl.cdiv(n, 16).to(tl.int64) * 16
 
 
@@ -87,7 +87,7 @@ def load(ptr, i, n, WHOLE: tl.constexpr = False):
 
 @triton.jit
 def load_norms(ptr, i, n, AXIS: tl.constexpr, WHOLE: tl.constexpr = False):
-    """What scores take of rows i: the factor that scales them, and the squared length they then have."""
+    """What scores need of rows i: the factor that scales them, and the squared length that they then have."""
     squares = ptr + padded(n)
     return tl.expand_dims(load(ptr, i, n, WHOLE), AXIS), tl.expand_dims(load(squares, i, n, WHOLE), AXIS)
 
@@ -125,10 +125,10 @@ def exponent(v):
 
 @triton.jit
 def round_weights(w, acc, row_share, top, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
-    """The weights of the gradient product as it will see them [BM, BN]; and what was added up before, to be added to.
+    """The weights [BM, BN] rounded for the gradient product, and the previous sums in the same scale.
 
-    Weights of any size fit fp16 by the power of two that brings the largest of their row so far, below 2^top, below
-    2^15. What was added up with a lower one is lowered to it; `unscaled` undoes it.
+    Weights of any size fit fp16 when scaled by a power of two: the largest weight of a row so far, below 2^top, is
+    brought below 2^15. Sums with a lower `top` are scaled down to the new one; `unscaled` undoes the scale.
     """
     if PRECISION == "manhattan":
         return w, acc, row_share, top
@@ -136,7 +136,7 @@ def round_weights(w, acc, row_share, top, DTYPE: tl.constexpr, PRECISION: tl.con
         return round_tf32(w), acc, row_share, top
     elif DTYPE == tl.float16:
         higher = tl.maximum(top, exponent(tl.max(tl.abs(w), 1)))
-        if tl.max((higher > top).to(tl.int32)) > 0:  # soon no tile has a larger one
+        if tl.max((higher > top).to(tl.int32)) > 0:  # after some tiles there is no larger weight
             lower = power(top - higher)
             lowered = ()
             for k in tl.static_range(len(acc)):
@@ -201,7 +201,7 @@ def score_tile(
     x, y, xs, own, r0, c0, N, M, D, SCORE: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr, CHUNKS: tl.constexpr, WHOLE: tl.constexpr = False, EVEN: tl.constexpr = False,
 ):  # fmt: skip
-    """Scores of the tile at (r0, c0), whose rows x are loaded and have the norms `own`. [BM, BN]"""
+    """The scores of the tile at (r0, c0), whose rows x are loaded and have the norms `own`. [BM, BN]"""
     ys = load_chunks(y.rows, c0, M, D, BN, BD, CHUNKS, WHOLE, EVEN)
     e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, BN, BD, PRECISION, WHOLE, EVEN)
     s, _d_e, _t, _f = SCORE(e, own, load_norms(y.norms, c0 + tl.arange(0, BN), M, 0, WHOLE))
@@ -225,7 +225,7 @@ def accumulate_grad(
     acc, w, x_ptr, y_ptr, ys, r0, c0, first, N, M, D, BD: tl.constexpr, PRECISION: tl.constexpr,
     WHOLE: tl.constexpr = False, EVEN: tl.constexpr = False,
 ):  # fmt: skip
-    """acc, a tuple of chunks of dx from dimension `first` on, plus the tile's share w y, w = dL/de. Each [BM, BD]"""
+    """acc, a tuple of chunks of dx from dimension `first` on, plus the tile's w y with w = dL/de. Each [BM, BD]"""
     grown = ()
     for k in tl.static_range(len(acc)):
         if PRECISION == "manhattan":
@@ -257,13 +257,15 @@ def prepare(
     x_ptr, order, box, rounded_ptr, norms_ptr, N, D, ROUND: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
-    """One pass over the rows before the engine: their values in the compute format, and the fp32 norms of these.
+    """One pass over the rows before the engine: it writes them in the compute format, and their fp32 norms.
 
-    norms[:, i]: the factor by which scores scale row i, 1 / max(|x_i|, 1e-8) if UNIT, otherwise 1, and the squared
-    length it then has. Grid: (row blocks,).
-    order: ([N],) of the rows that are wanted, or () for all as they are.
-    box: (least, most) of every dimension [D] where all rows may be moved, or ().
-    ROUND: "" leaves the rows alone; the rest write them: "tf32" and "bf16" rounded, "exact" in their own format.
+    Grid: (row blocks,).
+
+    norms[:, i]: the factor by which scores scale row i (1 / max(|x_i|, 1e-8) if UNIT, otherwise 1), and the squared
+    length that the row then has.
+    order: ([N],) of the rows that are wanted, or () for all rows in their order.
+    box: the (minimum, maximum) of every dimension [D], if all rows may be moved, or ().
+    ROUND: "" does not write rows; "tf32" and "bf16" write them rounded, "exact" in their own format.
     """
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     source = tl.where(r < N, load(order[0], r, N), N) if len(order) > 0 else r

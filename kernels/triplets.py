@@ -1,8 +1,8 @@
 """Triplets of a batch: each anchor's positives against its negatives, without a triplet in memory.
 
 Rows are sorted by label, so the positives of an anchor are a run of columns. The scores of K of them are thresholds in
-registers, against which all negatives are streamed; classes of any size are walked K at a time. A threshold of -inf is
-no positive and a score of inf no negative: then d(a, p) - d(a, n) is -inf, which costs nothing.
+registers, against which all negatives are streamed; classes of any size are walked K positives at a time. A threshold
+of -inf stands for no positive, and a score of inf for no negative: d(a, p) - d(a, n) is then -inf, which costs nothing.
 """
 
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from .walks import count, negative_mask, split_columns
 
 
 class Ranges(NamedTuple):
-    """Of every anchor, by the columns that its label has; of one that is ignored they are none. [N] each"""
+    """The columns that have the label of every anchor; an ignored anchor has none. [N] each"""
 
     start: Any
     stop: Any
@@ -41,34 +41,34 @@ class Triplets(NamedTuple):
     start: Any  # as in `Ranges` [n]
     stop: Any
     du: Any  # dL by each anchor's sum [n]
-    thresholds: Any  # scores of its positives [width, n]; for "nearest" the columns of their negatives, -1 for none
-    slopes: Any  # summed over each positive's triplets [parts, width, n]; not used for "nearest"
+    thresholds: Any  # scores of the positives [width, n]; for "nearest" the columns of their negatives, -1 for none
+    slopes: Any  # slopes summed over each positive's triplets [parts, width, n]; not used for "nearest"
 
 
 class Sums(NamedTuple):
-    """What `fold_triplets` writes: the sum of the terms, how many are chosen, how many cost something, and if `SLOPED`
+    """What `fold_triplets` writes: the sum of the terms, how many are chosen, how many cost something and, if `SLOPED`,
     the sum of the slopes."""
 
     states: Any  # [splits, 3 or 4, N]
 
 
 class Slopes(NamedTuple):
-    """Or for the backward, of the positives number `first` to `last`, as `Triplets` take them."""
+    """What `fold_triplets` writes for the backward: positives number `first` to `last`, as `Triplets` takes them."""
 
     thresholds: Any  # [last - first, N]
     slopes: Any  # [splits, last - first, N]
 
 
 class Semihard(NamedTuple):
-    """What `mine_semihard` writes: the sum of the terms and how many cost something, and the negatives' columns."""
+    """What `mine_semihard` writes: the sum of the terms, how many cost something, and the columns of the negatives."""
 
     states: Any  # [2, N]
-    columns: Any  # of the first `width` positives, -1 where the term is 0 [width, N]
+    columns: Any  # those of the first `width` positives' negatives, -1 where the term is 0 [width, N]
 
 
 @triton.jit
 def triplet(gap, margin, KIND: tl.constexpr, SOFT: tl.constexpr):
-    """Of gap = d(a, p) - d(a, n): the term, its slope, and 1 if the triplet is of the kind (but for "all")."""
+    """From gap = d(a, p) - d(a, n): the term, its slope, and (except for "all") 1 if the triplet is of the kind."""
     h = gap + margin
     if SOFT:
         v = tl.exp(-tl.abs(h))
@@ -100,7 +100,7 @@ def load_ranges(ranges, rows, n):
 
 @triton.jit
 def is_positive(columns, start, stop, ref_column):
-    """Whether columns of y hold positives of an anchor: they have its label, and are not the anchor itself."""
+    """Whether columns of y are positives of an anchor: they have its label, and are not the anchor itself."""
     return (columns >= start) & (columns < stop) & (columns != ref_column)
 
 
@@ -110,7 +110,7 @@ def load_thresholds(
     SCORE: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Scores of each anchor with the K positives from column `at` on, -inf where there is none. A tuple of [BM]"""
+    """The scores of each anchor with the K positives from column `at` on; -inf where there is none. A tuple of [BM]"""
     found = zeros(K, BM)
     for c0 in range(tl.min(tl.where(at < stop, at, M)), tl.max(tl.minimum(stop, at + K)), BN):
         c = c0 + tl.arange(0, BN)
@@ -129,13 +129,13 @@ def load_thresholds(
 
 @triton.jit
 def farther(s, xl, yl, c, columns):
-    """Scores of the negatives, inf for all other pairs. [BM, BN]"""
+    """The scores of the negatives; inf for all other pairs. [BM, BN]"""
     return tl.where(negative_mask(xl, yl, c, columns), s, float("inf"))
 
 
 @triton.jit
 def share_labels(xl, yl):
-    """Whether the ranges of two blocks' labels meet: if they do not, no pair of the tile is positive."""
+    """Whether the label ranges of two blocks overlap; if not, no pair of the tile is positive."""
     return (tl.min(xl) <= tl.max(yl)) & (tl.min(yl) <= tl.max(xl))
 
 
@@ -145,10 +145,9 @@ def fold_triplets(
     SCORE: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, SLOPED: tl.constexpr, K: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Each anchor's triplets of its positives number `first` to `last` with the columns of a split. Grid: (row blocks,
-    splits).
+    """The triplets of each anchor's positives number `first` to `last` with the columns of a split.
 
-    outs: `Sums`, or for the backward `Slopes`.
+    Grid: (row blocks, splits). outs: `Sums`, or `Slopes` for the backward.
     """
     SLOPES: tl.constexpr = len(outs) > 1
     r0 = tl.program_id(0) * BM
@@ -175,7 +174,7 @@ def fold_triplets(
             c = c0 + tl.arange(0, BN)
             s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS)
             s = farther(s, xl, load(y.labels, c, M), c, columns)
-            terms, kinds, costly, steep = zeros(4, BM)  # of the tile
+            terms, kinds, costly, steep = zeros(4, BM)  # sums of the tile
             grown = ()
             for k in tl.static_range(K):
                 term, slope, of_kind = triplet(t[k][:, None] - s, margin, KIND, SOFT)
@@ -219,9 +218,9 @@ def mine_semihard(
     SCORE: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """For each positive number `first` to `last` the nearest negative strictly farther, else the farthest.
+    """The negative of each positive number `first` to `last`: the nearest that is farther, else the farthest one.
 
-    outs: `Semihard`; where first > 0 only its columns are written. Grid: (row blocks,).
+    Grid: (row blocks,). outs: `Semihard`; if first > 0 only its columns are written.
     """
     r0 = tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
@@ -283,7 +282,8 @@ def anchor_grad(
     s, anchors, a, others, margin, n, first, width, parts, neg, near,
     AXIS: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr,
 ):  # fmt: skip
-    """dL/ds of a tile by the anchors `a` along one axis, whose pairs are with `others` along the other. [BM, BN]"""
+    """dL/ds of a tile through the anchors `a` along one axis, whose pairs are with `others` along the other axis.
+    [BM, BN]"""
     s = tl.where(neg, s, float("inf"))
     begin = load(anchors.start, a, n)
     left = tl.minimum(load(anchors.stop, a, n) - begin - first, width)
@@ -319,14 +319,14 @@ def triplets_grad(
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
     SLAB: tl.constexpr,
 ):  # fmt: skip
-    """dx of the rows this program owns, as in `grad`, by each anchor's positives number `first` to `first + width`.
+    """dx of the rows that this program owns, as in `grad`, through each anchor's positives number `first` to
+    `first + width`. Grid: (row blocks, splits, slabs).
 
-    ANCHORS: dL/ds by the anchors of one side, `anchor_grad` or `ranking.rank_grad`, which take one number of the loss
-    (`tiles.Numbers`).
-    x_anchors, y_anchors: of the own rows and of the other side the `Triplets`, or `ranking.Ranked`, or () where they
-    are no anchors; for "nearest" only tiles that hold one of their pairs are computed.
-    Nothing is done where no anchor has more than `first` positives; ADD adds to what the programs before wrote.
-    Grid: (row blocks, splits, slabs).
+    ANCHORS: the function for dL/ds through the anchors of one side, `anchor_grad` or `ranking.rank_grad`; it takes one
+    number of the loss (`tiles.Numbers`).
+    x_anchors, y_anchors: `Triplets` or `ranking.Ranked` of the own rows and of the other side, or () if they are not
+    anchors. For "nearest" only tiles with one of their pairs are computed.
+    ADD: add to what earlier programs wrote. If no anchor has more than `first` positives, nothing is done.
     """
     if tl.load(longest_ptr) <= first:
         return
@@ -370,7 +370,7 @@ def triplets_grad(
                     row_share += tl.sum(w.to(tl.float32) * t, 1)
                 acc = accumulate_grad(acc, w, x.rows, y.rows, ys, r0, c0, slab, N, M, D, BD, PRECISION)
 
-    own = load_norms(x.norms, r, N, 1)  # anew, not held in registers through the loop
+    own = load_norms(x.norms, r, N, 1)  # loaded again rather than held in registers through the loop
     _s, _d, _t, f = SCORE(own[0], own, own)
     store_gradient(
         out_ptr, acc, row_share, top, f, x, r0, rows, slab, N, D, PRECISION, PRECISION != "manhattan", ADD, BD

@@ -1,7 +1,7 @@
-"""Which columns a program walks, and which pairs of a tile count: the sides' labels, order and groups.
+"""Which columns a program walks, and which pairs of a tile count, by the labels, the order and the groups of the sides.
 
-Rows sorted by label leave most tiles without a positive pair: a program walks these far ones whole, without labels or
-masks, and the near ones with them.
+If rows are sorted by label, most tiles have no positive pair. A program walks these far tiles without labels and masks,
+and only the near tiles with them.
 """
 
 import triton
@@ -12,7 +12,7 @@ from .tiles import load
 
 @triton.jit
 def count(side, n):
-    """How many of the n rows of a side are in pairs; those that are not come last."""
+    """How many of the n rows of a side are in pairs; the others come last."""
     if len(side.counted) > 0:
         return tl.load(side.counted[0])
     else:
@@ -21,7 +21,7 @@ def count(side, n):
 
 @triton.jit
 def place(side, i, n):
-    """Where rows i of a side are in the inputs."""
+    """The places of a side's rows i in the inputs."""
     if len(side.order) > 0:
         return load(side.order[0], i, n)
     else:
@@ -40,9 +40,9 @@ def split_columns(M, BN: tl.constexpr):
 def walks(x, rows, M, BM: tl.constexpr, BN: tl.constexpr, ALL: tl.constexpr):
     """The columns of this program's split as two walks, far and near: (start, stop, gap, skip), see `column`.
 
-    Every pair of a far tile is negative, and the tile is whole. Near are the columns that have labels of the program's
-    rows, in tiles of BN, and those at the end that make no whole tile. Rows that are not sorted are near to all
-    columns; if ALL, so are those of a program that has less than BM rows.
+    Every pair of a far tile is negative, and the tile is whole. The near walk has the tiles of BN columns with labels
+    of the program's rows, and the columns at the end that do not fill a tile. If rows are not sorted, all columns are
+    near; if ALL, so they are for a program with less than BM rows.
     """
     start, end = split_columns(M, BN)
     first = tl.program_id(0) * BM
@@ -63,7 +63,7 @@ def walks(x, rows, M, BM: tl.constexpr, BN: tl.constexpr, ALL: tl.constexpr):
 
 @triton.jit
 def column(at, walk, BN: tl.constexpr):
-    """The first column of the tile at a place of a walk: from the gap on columns are skipped."""
+    """The first column of the tile at a place of a walk; columns are skipped from the gap on."""
     return tl.multiple_of(at + tl.where(at < walk[2], 0, walk[3]), BN)
 
 
@@ -86,7 +86,7 @@ def pair_masks(xl, yl, c, M, x_places, y_places, ref_offset):
 
 @triton.jit
 def leaders(s, SIZE: tl.constexpr, AXIS: tl.constexpr):
-    """Which scores are the highest of their group, SIZE neighbours along an axis; of equal ones the first, and NaN
+    """Which scores are the highest in their group of SIZE neighbours along an axis: the first of equal ones, and NaN
     before all others. [BM, BN]"""
     rank = tl.where(s == s, s, float("inf"))
     number = tl.arange(0, SIZE)
@@ -104,7 +104,7 @@ def leaders(s, SIZE: tl.constexpr, AXIS: tl.constexpr):
 
 @triton.jit
 def counting(s, x, y):
-    """Which pairs count where rows or columns are in groups; None for all of them."""
+    """Which pairs count if rows or columns are in groups; None for all."""
     if len(x.group) > 0:
         return leaders(s, 2 ** len(x.group), 0)
     elif len(y.group) > 0:
@@ -115,7 +115,7 @@ def counting(s, x, y):
 
 @triton.jit
 def both(a, b):
-    """The pairs in both masks, of which the second may be None for all."""
+    """The pairs that are in both masks; the second may be None for all pairs."""
     if b is None:
         return a
     else:

@@ -1,4 +1,4 @@
-"""The choice of backend, `triton` or `blocked` (PyTorch): modules with the same functions of `request`'s records."""
+"""The choice of backend, `triton` or `blocked` (PyTorch). Both have the same functions, of the records in `request`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRITON_DEVICES = ("cuda", "xpu")  # ROCm devices are "cuda" too
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 _default = "auto"
 _chosen: ContextVar[str | None] = ContextVar("fusedloss_backend", default=None)
-_traced: str | None = None  # the same for torch.compile, which cannot read a ContextVar (torch 2.13): of all threads
+_traced: str | None = None  # for all threads, for torch.compile, which cannot read a ContextVar (torch 2.13)
 
 # Called with every function of a backend and its arguments after a call; `tools.sweep` fills it to tune at first use.
 after_call: Callable[[Callable[..., Any], tuple[Any, ...]], None] | None = None
@@ -34,8 +34,8 @@ def _checked(name: str) -> str:
 def set_backend(name: str) -> None:
     """Choose the backend of every later call, in all threads: "auto" (the default), "triton" or "blocked".
 
-    auto: Triton for CUDA, ROCm and XPU tensors, the blocked PyTorch backend for everything else and for float64.
-    With TRITON_INTERPRET=1 in the environment "triton" takes CPU tensors too, in Triton's interpreter.
+    "auto" means Triton for CUDA, ROCm and XPU tensors, and the blocked PyTorch backend for everything else and for
+    float64. With TRITON_INTERPRET=1 in the environment, "triton" takes CPU tensors too, in Triton's interpreter.
     """
     global _default
     _default = _checked(name)
@@ -77,5 +77,5 @@ def resolve_backend(x: Tensor) -> str:
 
 @functools.cache
 def module(backend: str) -> Any:
-    """The functions of a backend, which `ops` calls by their names."""
+    """The module of a backend, whose functions `ops` calls by name."""
     return importlib.import_module(f".{backend}", __package__)

@@ -1,7 +1,8 @@
-"""What is asked of a backend: a record for each of its functions, which travels whole from the losses to a launch.
+"""Requests to a backend: one record per function, which is passed on unchanged from the losses to a launch.
 
-A function of a backend has the name of an operation and takes its record. Those named ...Grad hold the record of the
-forward whose gradient they want. The leaves of a record are the arguments of the operation, see `ops/registration.py`.
+A function of a backend has the name of an operation and takes the operation's record. Records named ...Grad contain the
+record of the forward whose gradient they ask for. The leaves of a record are the arguments of the operation, see
+`ops/registration.py`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ MOVED = ("euclidean", "sqeuclidean")  # metrics that do not change when all rows
 
 
 def box(b: Batch, metric: str) -> tuple[Tensor, ...]:
-    """The least and the most of every dimension [D] over the rows of both sides, without those that are ignored, by
-    which all rows may be moved; () where they may not, and without rows."""
+    """The minimum and the maximum of every dimension [D] over the rows of both sides, except ignored ones, from which
+    follows by how much all rows are moved; () if the metric does not allow that, or without rows."""
     if metric not in MOVED:
         return ()
     extremes = []
@@ -41,10 +42,10 @@ def box(b: Batch, metric: str) -> tuple[Tensor, ...]:
 
 
 class Piece(NamedTuple):
-    """A loss of `kernels/losses.py`, by what it takes and gives."""
+    """A loss of `kernels/losses.py`: what it takes, and what it returns."""
 
-    numbers: dict[str, float | None]  # their names, as it takes them, and what a number is that is not given
-    terms: int  # how many folds it has a term for
+    numbers: dict[str, float | None]  # the names of its numbers, in order, and their defaults
+    terms: int  # how many folds it has terms for
     costly: bool = False  # it takes so many registers that its gradient has tiles of its own
     sparse: bool = False  # most gradients of a trained model are exactly 0, so tiles of zeros are skipped
 
@@ -57,27 +58,27 @@ PIECES = {
     "sigmoid": Piece({"scale": None, "bias": 0.0}, terms=2),
     "circle": Piece({"margin": None, "gamma": None}, terms=1),
 }
-FOLDS = ("sum", "lse")  # of terms: their sum, and log sum exp
+FOLDS = ("sum", "lse")  # folds of terms: the sum, and the log sum exp
 
 
 class Fold(NamedTuple):
-    """Row states: what a loss's terms of each anchor's positives, and of its negatives, add up to. [folds, anchors]"""
+    """Row states: folds of a loss's terms over each anchor's positives, and over its negatives. [folds, anchors]"""
 
     batch: Batch
-    numbers: Tensor  # of the loss for positives, then for negatives [2, numbers]
-    offsets: Tensor | None  # added to scores: of rows [N] or columns [M]; of both [N + M], [N] in a self batch
-    loss: str  # of PIECES
+    numbers: Tensor  # the loss's numbers for positives, then for negatives [2, numbers]
+    offsets: Tensor | None  # added to scores: one per row [N], column [M] or both [N + M]; [N] for both without y
+    loss: str  # a name of PIECES
     metric: str
-    pos: list[str]  # folds of the positives, of FOLDS; fold k takes the loss's term k
+    pos: list[str]  # folds over the positives, names of FOLDS; fold k takes the loss's term k
     neg: list[str]
     columns: bool = False  # the rows of y are anchors too, whose states follow those of x
     offsets_of: str = "columns"  # or "rows" or "both"
-    weights: Tensor | None = None  # of the columns, in sums over negatives [M]
-    group: int = 1  # so many neighbours among the columns are a group, of which the highest score alone counts
+    weights: Tensor | None = None  # weights of the columns in sums over negatives [M]
+    group: int = 1  # the size of groups of neighbouring columns, of which only the highest score counts
 
     @property
     def split_offsets(self) -> tuple[Tensor | None, Tensor | None]:
-        """Those of the rows and those of the columns, the same ones in a self batch."""
+        """What belongs to the rows, and what belongs to the columns; the same if there is no y."""
         v = self.offsets
         if v is None or self.batch.y is None:
             return v, v
@@ -88,7 +89,7 @@ class Fold(NamedTuple):
 
 
 class FoldGrad(NamedTuple):
-    """dx, dy, and by numbers and offsets, for derivatives of the states; empty tensors for those not wanted."""
+    """dx, dy, and the derivatives by numbers and offsets, from those by the states; empty tensors where not wanted."""
 
     fold: Fold
     states: Tensor  # of the anchors [folds, anchors]
@@ -96,13 +97,13 @@ class FoldGrad(NamedTuple):
     want_x: bool
     want_y: bool
     want_numbers: bool
-    want_x_offsets: bool  # those of both sides follow each other
+    want_x_offsets: bool  # the gradients of both sides' offsets follow each other
     want_y_offsets: bool
     anchors: str = "rows"  # or "columns" or "both": whose states these are
 
     @property
     def of_sides(self) -> tuple[States | None, States | None]:
-        """Those of the rows and those of the columns, the same ones in a self batch."""
+        """What belongs to the rows, and what belongs to the columns; the same if there is no y."""
         both, N = States(self.states, self.dstates), self.fold.batch.x.shape[0]
         if self.fold.batch.y is None:
             return both, both
@@ -112,14 +113,14 @@ class FoldGrad(NamedTuple):
 
 
 class States(NamedTuple):
-    """Of the anchors on one side, and dL/dstates. [folds, n] each"""
+    """The states of the anchors on one side, and dL/dstates. [folds, n] each"""
 
     states: Tensor
     dstates: Tensor
 
 
 class Block(NamedTuple):
-    """Columns of another process that the rows of a fold meet too."""
+    """Columns of another process, which the rows of a fold are compared with too."""
 
     y: Tensor
     labels: Tensor
@@ -128,28 +129,28 @@ class Block(NamedTuple):
 
 
 class Others(NamedTuple):
-    """What the rows of a fold meet after its own columns: one block at a time, of which memory is enough.
+    """What the rows of a fold are compared with after its own columns: one block at a time, to save memory.
 
-    In the backward only dx, and what is by numbers and by the rows' offsets, has a share of theirs; in a self batch
-    their processes count each pair by numbers too, so that it is a half here.
+    In the backward they contribute only to dx and to the derivatives by numbers and by the rows' offsets. Without y the
+    other process counts each of these pairs in its derivatives by numbers too, so half of it is counted here.
     """
 
     blocks: Iterable[Block]
-    box: tuple[Tensor, ...]  # as `box` has it, of the rows of all processes
+    box: tuple[Tensor, ...]  # the `box` around the rows of all processes
 
 
 NO_OTHERS = Others((), ())
 
 
-STORED = 32  # semi-hard negatives of an anchor that are kept for the backward, which mines any others again
+STORED = 32  # how many semi-hard negatives per anchor are kept for the backward, which mines any others again
 
 
 class Triplets(NamedTuple):
-    """States of every anchor: the sum of its triplets' terms, how many are chosen, how many cost something, and if
-    `sloped` the sum of their slopes, which is the derivative by the margin. [3 or 4, N]
+    """States of every anchor: the sum of its triplets' terms, how many are chosen, how many cost something and, if
+    `sloped`, the sum of their slopes, which is the derivative by the margin. [3 or 4, N]
 
-    For "nearest" (one triplet for each positive) also the row of the negative of the first positives of every anchor,
-    -1 for those that cost nothing, in the order of the labels. [STORED, N]
+    For "nearest" (one triplet for each positive) there are also the rows of the negatives of every anchor's first
+    positives in the order of the labels, -1 for triplets that cost nothing. [STORED, N]
     """
 
     batch: Batch
@@ -157,11 +158,11 @@ class Triplets(NamedTuple):
     metric: str
     triplets: str  # "all", "hard", "semihard", "easy" or "nearest"
     soft: bool
-    sloped: bool  # for soft terms: of others the slopes are 1 where they cost something
+    sloped: bool  # for soft terms; the slopes of others are 1 where they cost something
 
     @property
     def use(self) -> str:
-        """What kernels are compiled for."""
+        """The name of what kernels are compiled for."""
         return f"{self.metric} {self.triplets}{' soft' if self.soft else ''}"
 
     def new_states(self) -> Tensor:
@@ -174,18 +175,18 @@ class Triplets(NamedTuple):
 
 
 class TripletsGrad(NamedTuple):
-    """dx and dy for derivatives dsums [N] of the sums; empty tensors for those not wanted."""
+    """dx and dy from the derivatives dsums [N] by the sums; empty tensors where not wanted."""
 
     forward: Triplets
-    negatives: Tensor  # for "nearest" those that the forward found
+    negatives: Tensor  # for "nearest", the negatives that the forward found
     dsums: Tensor
     want_x: bool
     want_y: bool
 
 
 class Ranking(NamedTuple):
-    """States of every anchor: the sums over its positives of each term of a piece of their ranks, and then how many
-    positives it has. [terms + 1, N]
+    """States of every anchor: the sum over its positives' ranks of each term of a piece, and how many positives it has.
+    [terms + 1, N]
 
     The rank of a positive is 1 + the sum of logistic(scale (s - its own score)) over the anchor's other rows.
     """
@@ -194,12 +195,12 @@ class Ranking(NamedTuple):
     metric: str
     scale: float
     piece: str  # of `kernels/losses.py`: "imprecision" or "recall"
-    numbers: list[float]  # the piece's
+    numbers: list[float]  # the numbers of the piece
     terms: int
 
     @property
     def use(self) -> str:
-        """What kernels are compiled for."""
+        """The name of what kernels are compiled for."""
         return f"{self.metric} {self.piece} {self.terms}"
 
     def new_states(self) -> Tensor:
@@ -208,7 +209,7 @@ class Ranking(NamedTuple):
 
 
 class RankingGrad(NamedTuple):
-    """dx and dy for derivatives dstates [terms, N]; empty tensors for those not wanted."""
+    """dx and dy from the derivatives dstates [terms, N]; empty tensors where not wanted."""
 
     forward: Ranking
     dstates: Tensor
@@ -217,19 +218,19 @@ class RankingGrad(NamedTuple):
 
 
 class Mining(NamedTuple):
-    """Index of every anchor's positive and negative, -1 where there is none. [2, N] int64"""
+    """The index of every anchor's positive and negative; -1 where there is none. [2, N] int64"""
 
     batch: Batch
     metric: str
     positives: str  # "farthest" or "nearest"
-    negatives: str  # these two, or "beyond": the nearest farther than the positive
+    negatives: str  # one of these, or "beyond": the nearest that is farther than the positive
 
 
 class ListedDistances(NamedTuple):
-    """Exact distances of pairs of rows that are named by their index. [others.shape]
+    """The exact distances of pairs of rows that are given by index. [others.shape]
 
-    Without anchors each row of x is in two pairs, with the rows that it mined: NaN where it has none. They may be
-    listed in any order, and more than once.
+    Pairs may be listed in any order, and more than once. Without anchors each row of x is in two pairs, with its mined
+    positive and negative; the distance is NaN where there is none.
     """
 
     x: Tensor
@@ -240,7 +241,7 @@ class ListedDistances(NamedTuple):
 
 
 class ListedDistancesGrad(NamedTuple):
-    """dx and dy: a gather, for every row, over the pairs that it is in; empty tensors for those not wanted."""
+    """dx and dy: for every row, a sum over the pairs that it is in; empty tensors where not wanted."""
 
     forward: ListedDistances
     ddistances: Tensor
@@ -267,11 +268,11 @@ class RowDistancesGrad(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """Row states of logits [N, C, P], rows being the samples n and places p. [folds, N P]
+    """Row states of logits [N, C, P], where a row is a sample n and a place p. [folds, N P]
 
-    The logit of the own class and log sum exp of the others. If `shares`, which probabilities need, with the shares
-    b = weight (smoothed target) of the classes: the sum of b, log sum exp of all classes, and the cost, which is the
-    sum of b (log sum exp - logit).
+    They are the logit of the own class and the log sum exp of the other classes. With `shares`, which probabilities
+    need, every class has the share b = weight (smoothed target), and the states are the sum of b, the log sum exp of
+    all classes, and the cost, which is the sum of b (log sum exp - logit).
     """
 
     z: Tensor
@@ -283,8 +284,8 @@ class Logits(NamedTuple):
 
 
 class LogitsGrad(NamedTuple):
-    """dz, into the tensor that the backend is given, which may be z. The derivative of a log sum exp of all classes is
-    what comes from the cost too."""
+    """dz, written into the tensor that the backend is given, which may be z. The derivative by the log sum exp of all
+    classes includes what comes from the cost."""
 
     forward: Logits
     states: Tensor
@@ -292,12 +293,12 @@ class LogitsGrad(NamedTuple):
 
 
 class Elements(NamedTuple):
-    """The loss of every logit, in the shape of z, or if `total` their sum."""
+    """The loss of every logit, in the shape of z, or the sum of all if `total`."""
 
     z: Tensor
     target: Tensor
-    weight: Tensor | None  # of the elements: as many as z has, or of a period of it
-    pos_weight: Tensor | None  # of their positive part
+    weight: Tensor | None  # the weights of the elements: as many as z has, or one period of them
+    pos_weight: Tensor | None  # the weights of the positive part, likewise
     loss: str
     numbers: list[float]
     total: bool
@@ -305,7 +306,7 @@ class Elements(NamedTuple):
 
 
 class ElementsGrad(NamedTuple):
-    """dz, into the tensor that the backend is given, which may be z."""
+    """dz, written into the tensor that the backend is given, which may be z."""
 
     forward: Elements
     dloss: Tensor

@@ -1,4 +1,4 @@
-"""Arguments are checked here, once, at the boundary: ValueError or TypeError naming the argument and what was seen."""
+"""Arguments are checked here, once, on entry: a ValueError or TypeError names the argument and what was seen."""
 
 from .batches import METRICS, SIMILARITIES, Batch, batch, identities, integers
 from .scalars import WITHOUT_FLOAT64, flag, index, number, one_of, several

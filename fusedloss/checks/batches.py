@@ -12,28 +12,28 @@ from . import tensors
 from .tensors import first_of, ignored_rows, one_a_row, rows, same_dimensions, without
 
 METRICS = ("euclidean", "sqeuclidean", "cosine", "manhattan")
-SIMILARITIES = ("cosine", "dot", "euclidean", "sqeuclidean", "manhattan")  # a distance stands for its negative
+SIMILARITIES = ("cosine", "dot", "euclidean", "sqeuclidean", "manhattan")  # a distance means its negative
 
 
 class Batch(NamedTuple):
-    """Rows to be compared, and their labels. [N, D] with [M, D], or with themselves"""
+    """Rows to be compared, and their labels: [N, D] with [M, D], or with themselves."""
 
     x: Tensor
     y: Tensor | None  # None: x
     x_labels: Tensor
     y_labels: Tensor
-    # Row i of x is row ref_offset + i of y, and that pair is left out. 0 where there is no y; None: no row is on both.
+    # Row i of x is row ref_offset + i of y, and the two are not paired. 0 without y; None: no row is on both sides.
     ref_offset: int | None
     ignored: int | None = None  # rows with this label are in no pair
     x_sorted: bool = False  # whether the labels are known to ascend
     y_sorted: bool = False
-    # Over a group (`groups.py`) rows are compared with those of all processes: so many for each that a process gives, 2
-    # of two views. 0: y is this process's own.
+    # Over a group (`groups.py`) the rows are compared with those of all processes: with so many for each row that a
+    # process gives (2 for two views). 0: with the y of this process alone.
     shared: int = 0
 
     @property
     def anchors(self) -> int | Tensor:
-        """How many rows of x count."""
+        """How many rows of x are not ignored."""
         return self.x.shape[0] if self.ignored is None else (self.x_labels != self.ignored).sum()
 
 
@@ -60,7 +60,7 @@ def batch(
 
 
 def integers(name: str, labels: object, x: Tensor) -> Tensor:
-    """One integer or bool label a row of x, as int32 or int64."""
+    """Integer or bool labels, one per row of x, as int32 or int64."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name} must be an integer or bool tensor, got {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex():
@@ -80,8 +80,11 @@ def integers(name: str, labels: object, x: Tensor) -> Tensor:
 def identities(
     ids: object, y_name: str, y_ids: object, x: Tensor, y: Tensor, offset: int | None
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The ids of rows x and of rows y, those of x if there are no others; equal where row i of x belongs to row
-    offset + i of y, which is looked at where that is no sync: elsewhere losses would be wrong."""
+    """The ids of rows x and of rows y, which are those of x if no others are given.
+
+    Row i of x and row offset + i of y must have equal ids. This is checked only where it needs no sync; elsewhere wrong
+    ids make the loss wrong.
+    """
     N, M = x.shape[0], y.shape[0]
     of_x = integers("ids", ids, x)
     if y_ids is None and N != M:
@@ -99,10 +102,13 @@ def identities(
 
 
 def ignoring(b: Batch, ignore_index: int | None) -> Batch:
-    """The batch without the pairs of rows that have the label ignore_index, which hold zeros then."""
+    """The batch without the pairs of rows that have the label ignore_index; these rows are replaced by zeros."""
     if ignore_index is None:
         return b
-    x_labels, y_labels = b.x_labels.long(), b.y_labels.long()  # narrower ones would be compared with its last bits
+    x_labels, y_labels = (
+        b.x_labels.long(),
+        b.y_labels.long(),
+    )  # narrower labels would be compared with the last bits of ignore_index
     of_x, of_y = ignored_rows(x_labels, ignore_index), ignored_rows(y_labels, ignore_index)
     if of_x is None and of_y is None and groups.current() is None:  # other processes may have such rows
         return b
@@ -111,8 +117,8 @@ def ignoring(b: Batch, ignore_index: int | None) -> Batch:
 
 
 def check_place(b: Batch) -> None:
-    """Whether the rows are those of the references from ref_offset on; looked at where that is no sync: elsewhere
-    losses would be wrong."""
+    """Check that the references from ref_offset on are the rows. This is done only where it needs no sync; elsewhere a
+    wrong ref_offset makes the loss wrong."""
     x, y, x_labels, y_labels, first = b[:5]
     if y is None or first is None:
         return
@@ -134,13 +140,13 @@ def check_place(b: Batch) -> None:
 
 
 def apart(x: Tensor, y: Tensor) -> Tensor:
-    """Which rows are not the same; NaN is equal to NaN. [N] bool"""
+    """Which rows of x and y differ; NaN equals NaN here. [N] bool"""
     x, y = x.detach(), y.detach()
     return ((x != y) & ~((x != x) & (y != y))).any(-1)
 
 
 def found_at(x: Tensor, y: Tensor) -> str:
-    """What to do where rows x are not those of y that they should be, for the end of an error."""
+    """The advice at the end of an error, where rows x are not the rows of y that they should be."""
     N, M = x.shape[0], y.shape[0]
     if tensors.readable(x, y) and 0 < N <= M:
         for at in (~apart(x[:1], y[: M - N + 1])).nonzero().flatten().tolist():

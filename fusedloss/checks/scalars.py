@@ -13,12 +13,12 @@ from torch import Tensor
 
 from . import tensors
 
-REAL: Any = (int, float, numbers.Real)  # the last has NumPy's, and is slow to ask
+REAL: Any = (int, float, numbers.Real)  # the last covers NumPy's numbers, and is slow to check
 WITHOUT_FLOAT64 = ("mps", "xpu")  # types of devices
 
 
 def one_of(name: str, value: object, allowed: Sequence[Any]) -> Any:
-    """The one of them that equals it, so that a NumPy integer becomes an int."""
+    """The allowed value that equals the given one, so that a NumPy integer becomes an int."""
     if not isinstance(value, (str, *REAL)) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return allowed[allowed.index(value)]
@@ -28,8 +28,8 @@ def number(
     name: str, value: Any, *, low: float = 0.0, high: float = math.inf, above: bool = False, learnable: bool = False,
     unit: str = "",
 ) -> Any:  # fmt: skip
-    """A finite number from low (above it if `above`) to high, as an int or float; or, if `learnable`, a floating tensor
-    of one element, as a 0-d one, as wide as a float and read only on a CPU."""
+    """A finite number from low (or above it, if `above`) to high, as an int or float; or, if `learnable`, a floating
+    tensor of one element, which becomes 0-d and float32 or wider. Its value is checked only on a CPU."""
     if isinstance(value, Tensor):
         if not learnable or value.shape not in ((), (1,)) or not value.is_floating_point():
             kind = "a number or a floating tensor of one element" if learnable else "a number"
@@ -39,7 +39,7 @@ def number(
         return value.reshape(()).to(torch.float32 if value.device.type in WITHOUT_FLOAT64 else torch.float64)
     if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    found = value if type(value) in (int, float) else float(value)  # NumPy's become Python's
+    found = value if type(value) in (int, float) else float(value)  # NumPy's numbers become Python's
     # Comparisons, all False for NaN: under torch.compile a float may be symbolic, which `math.isfinite` does not take.
     if not (low < found if above else low <= found) or not found <= high or not abs(found) < math.inf:
         most = f" and at most {high:g} {unit}".rstrip() if high < math.inf else ""
@@ -48,7 +48,7 @@ def number(
 
 
 def several(name: str, value: Any, *, low: float = 0.0, high: float = math.inf, unit: str = "") -> Any:
-    """A number as `number` has it, or a floating tensor of several, [n], of either sign, as it is."""
+    """What `number` takes, or a floating tensor of several numbers, [n], of either sign, which stays as it is."""
     if not isinstance(value, Tensor) or value.dim() != 1 or value.shape[0] == 1:
         return number(name, value, low=low, high=high, learnable=True, unit=unit)
     if not value.is_floating_point():
@@ -66,9 +66,9 @@ def flag(name: str, value: object) -> bool:
 
 
 def index(name: str, value: object, *, low: int = 0, high: int | None = None) -> int:
-    """An int, or what is one, such as a NumPy integer; no tensor, whose value would have to be read."""
+    """An int, or an equivalent such as a NumPy integer; not a tensor, whose value would have to be read."""
     if isinstance(value, int) and not isinstance(value, bool):
-        found = value  # which may be symbolic, and then has no other attribute
+        found = value  # it may be symbolic, and then has no __index__
     elif isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     else:

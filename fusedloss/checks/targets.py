@@ -8,15 +8,15 @@ from torch import Tensor
 from . import tensors
 from .tensors import first_of, ignored_rows, one_a_row, tensor, without
 
-IGNORED, WRONG = -1, -2  # rows without a class: not counted, and out of range
+IGNORED, WRONG = -1, -2  # the classes of rows that do not count, and of rows whose class is out of range
 
 
 def class_indices(
     name: str, target: object, shape: torch.Size, C: int, x: Tensor, ignore_index: int | None = None
 ) -> Tensor:
-    """The class of every row of x, from 0 to C - 1; IGNORED where the target is ignore_index. int64, flat
+    """The class of every row of x, from 0 to C - 1, or IGNORED where the target is ignore_index. int64, flat
 
-    Out of range it is an error on a CPU, where looking is no sync, and WRONG elsewhere.
+    A target out of range is an error on a CPU, where looking needs no sync; elsewhere the class is WRONG.
     """
     if not isinstance(target, Tensor):
         raise TypeError(f"{name} must be a tensor of class indices, got {type(target).__name__}")
@@ -43,13 +43,13 @@ def class_indices(
 
 
 def with_classes(x: Tensor, target: object, C: int, ignore_index: int | None) -> tuple[Tensor, Tensor]:
-    """Rows x, with zeros in place of those that are ignored, and the class of every row."""
+    """Rows x, with zeros in place of the ignored ones, and the class of every row."""
     index = class_indices("target", target, x.shape[:1], C, x, ignore_index)
     return without(x, None if ignore_index is None else ignored_rows(index, IGNORED)), index
 
 
 def floating(name: str, values: object, x: Tensor, *, constant: bool) -> Tensor:
-    """A floating tensor on the device of x, which needs no gradient if it is a constant."""
+    """A floating tensor on the device of x, which must not require a gradient if it is a constant."""
     values = tensor(name, values)
     if values.device != x.device:
         raise ValueError(f"{name} must be on the device of the rows, {x.device}, got {values.device}")
@@ -61,7 +61,7 @@ def floating(name: str, values: object, x: Tensor, *, constant: bool) -> Tensor:
 
 
 def of_each(name: str, values: object, what: str, n: int, x: Tensor, *, constant: bool) -> Tensor:
-    """A floating tensor [n], one value for each of what there are n of."""
+    """A floating tensor [n], one value for each of n things, such as the rows; `what` names one of them."""
     found = floating(name, values, x, constant=constant)
     if found.shape != (n,):
         raise ValueError(f"{name} must have shape ({n},), one value a {what}, got {tuple(found.shape)}")
@@ -69,7 +69,7 @@ def of_each(name: str, values: object, what: str, n: int, x: Tensor, *, constant
 
 
 def factors(name: str, values: Tensor, z: Tensor) -> Tensor:
-    """A floating tensor that broadcasts to the shape of z; flat, of as many elements as z has or of a period of it."""
+    """A floating tensor that broadcasts to z, flattened: as many elements as z has, or one period of them."""
     found = floating(name, values, z, constant=True)
     lead = z.dim() - found.dim()
     if lead < 0 or any(n not in (1, m) for n, m in zip(found.shape, z.shape[lead:], strict=True)):
@@ -81,7 +81,7 @@ def factors(name: str, values: Tensor, z: Tensor) -> Tensor:
 
 
 def logits(x: object, overwrite: bool, *, classes: bool = False) -> Tensor:
-    """A floating tensor, of shape [N, C, ...] if it has classes, whose memory the backward may use where it says so."""
+    """A floating tensor, [N, C, ...] if it has classes; if `overwrite`, one that the backward may overwrite."""
     x = tensor("logits", x)
     if classes and (x.dim() < 2 or x.shape[1] == 0):
         raise ValueError(f"logits must have shape (N, C, ...) with C >= 1, got {tuple(x.shape)}")
@@ -91,7 +91,7 @@ def logits(x: object, overwrite: bool, *, classes: bool = False) -> Tensor:
 
 
 def like_logits(name: str, target: object, z: Tensor, *, constant: bool) -> Tensor:
-    """A real tensor in the shape of z, which needs no gradient if it is a constant."""
+    """A real tensor in the shape of z, which must not require a gradient if it is a constant."""
     if not isinstance(target, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(target).__name__}")
     if target.is_complex():
@@ -106,7 +106,7 @@ def like_logits(name: str, target: object, z: Tensor, *, constant: bool) -> Tens
 
 
 def answers(name: str, target: object, z: Tensor) -> Tensor:
-    """A constant from 0 to 1 for every logit; looked at where that is no sync."""
+    """A constant for every logit, from 0 to 1, which is checked where that needs no sync."""
     t = like_logits(name, target, z, constant=True)
     if tensors.readable(t) and t.numel() and t.dtype != torch.bool:
         low, high = (extreme.item() for extreme in t.detach().aminmax())
@@ -133,7 +133,7 @@ def of_given_pairs(target: object, x: Tensor) -> Tensor:
 def grades(target: object, x: Tensor) -> Tensor:
     """How similar given pairs ought to be, in a dtype that sorts: int64, float32 or float64. [N]
 
-    NaN is an error on a CPU, where looking is no sync.
+    NaN is an error on a CPU, where looking needs no sync.
     """
     found = of_given_pairs(target, x)
     if not found.is_floating_point():
@@ -144,17 +144,17 @@ def grades(target: object, x: Tensor) -> Tensor:
 
 
 def similar_pairs(target: object, similar: int, x: Tensor) -> Tensor:
-    """How similar given pairs are, from a target in either convention: bool, or of a floating one shares from 0 to 1,
-    in the dtype of the loss. [N]
+    """How similar given pairs are, from a target in either convention: bool, or, from a floating target, shares from 0
+    to 1 in the dtype of the loss. [N]
 
-    Another value is an error on a CPU, where looking is no sync; elsewhere the share is NaN.
+    Any other value is an error on a CPU, where looking needs no sync; elsewhere the share is NaN.
     """
     target = of_given_pairs(target, x)
     if target.dtype == torch.bool:
         return target if similar == 1 else ~target
     graded, read = target.is_floating_point(), tensors.readable(target)
     if graded or read:
-        values = target if graded else target.long()  # unsigned ones have no -1
+        values = target if graded else target.long()  # unsigned integers have no -1
         known = (values >= 0) & (values <= 1)
         known = known | (values == -1) if similar == 1 else known
         if read and (i := first_of(~known)) is not None:

@@ -1,4 +1,4 @@
-"""Floating tensors, what autocast makes of rows, and whether values may be looked at."""
+"""Checks of floating tensors, the dtype of rows under autocast, and whether values can be read without a sync."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Types of devices that have autocast: asked here, once, since compiled code cannot ask.
+# The types of devices that have autocast; found here, once, since compiled code cannot ask.
 AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "hpu", "mps", "mtia", "xla", "xpu")))
-# Rows that are compared with those of the first argument, where other losses take labels.
+# Names of arguments with rows to compare the first argument with, in places where other losses take labels.
 COMPARED = ("x2", "positive", "negative", "key", "negatives", "z2", "text")
 
 
 def readable(*tensors: Tensor) -> bool:
-    """Whether values can be looked at without waiting for them: plain CPU tensors, in code that is not compiled."""
+    """Whether values can be read without waiting for a device: plain CPU tensors, in code that is not compiled."""
     return not torch.compiler.is_compiling() and all(
-        type(t) in (Tensor, torch.nn.Parameter)  # a fake one has no values, a distributed one not all
+        type(t) in (Tensor, torch.nn.Parameter)  # a fake tensor has no values, a distributed one not all
         and t.device.type == "cpu"
-        and not torch._C._functorch.is_functorch_wrapped_tensor(t)  # nor has one inside torch.func's transforms
+        and not torch._C._functorch.is_functorch_wrapped_tensor(t)  # nor has a tensor inside torch.func's transforms
         for t in tensors
     )
 
 
 def first_of(found: Tensor) -> int | None:
-    """The index of the first that is True."""
+    """The index of the first True, if there is one."""
     return int(found.int().argmax()) if found.any() else None
 
 
 def tensor(name: str, values: object, advice: str = "") -> Tensor:
-    """A floating tensor. The advice is what to do with one of another dtype."""
+    """A floating tensor. The advice says what to do with a tensor of another dtype."""
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
     if values.dtype not in FLOATS:
@@ -40,12 +40,12 @@ def tensor(name: str, values: object, advice: str = "") -> Tensor:
 
 
 def autocast(device: torch.device) -> bool:
-    """Whether it is on."""
+    """Whether autocast is on for a device."""
     return device.type in AUTOCAST and torch.is_autocast_enabled(device.type)
 
 
 def rows(name: str, x: object) -> Tensor:
-    """A floating [N, D] tensor, in the autocast dtype where autocast is on."""
+    """A floating [N, D] tensor, in autocast's dtype if autocast is on."""
     x = matrix(name, x)
     if autocast(x.device) and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(x.device.type))
@@ -63,22 +63,22 @@ def matrix(name: str, x: object) -> Tensor:
 
 
 def of_labels(name: str, x: object) -> str:
-    """Which losses take what looks like labels in the place of rows, for the end of an error."""
+    """Advice for the end of an error where labels were given in place of rows: which losses take labels."""
     if name not in COMPARED or not isinstance(x, Tensor) or x.dim() != 1:
         return ""
     return ": this loss takes rows there; losses by labels are supcon_loss, batch_hard_triplet_loss and others"
 
 
 def one_a_row(name: str, given: Tensor, N: int) -> str:
-    """How labels or classes in columns become one of each of N rows, for the end of an error."""
+    """Advice for the end of an error where labels or classes have columns: how to make one per row of N."""
     if given.dim() != 2 or given.shape[0] != N:
         return ""
     return f": take {name}.flatten()" if given.shape[1] == 1 else f": of one-hot ones take {name}.argmax(1)"
 
 
 def unrounded(names: Sequence[str], tensors: Sequence[object]) -> list[Tensor]:
-    """Several floating [N, D] tensors, for a loss without products of all pairs, which autocast leaves as they are; of
-    several dtypes, which autocast makes, in the widest."""
+    """Several floating [N, D] tensors for a loss without products of all pairs, in which autocast rounds nothing. If
+    autocast has made their dtypes differ, they are returned in the widest."""
     found = [matrix(n, t) for n, t in zip(names, tensors, strict=True)]
     if autocast(found[0].device):
         widest = functools.reduce(torch.promote_types, (t.dtype for t in found))
@@ -87,7 +87,7 @@ def unrounded(names: Sequence[str], tensors: Sequence[object]) -> list[Tensor]:
 
 
 def given_rows(names: Sequence[str], tensors: Sequence[object]) -> list[Tensor]:
-    """Several [N, D] tensors of which row i is compared with row i alone."""
+    """Several [N, D] tensors, in which row i is compared with row i of the others alone."""
     return alike(names, unrounded(names, tensors))
 
 
@@ -139,11 +139,11 @@ def comparable(name: str, x: Tensor, other_name: str, y: Tensor) -> None:
 
 
 def ignored_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
-    """Which rows have the label that is ignored, [N] bool; None where none has, if looking is no sync."""
+    """Which rows have the ignored label, [N] bool; None if no row has it and looking needs no sync."""
     found = labels == ignore_index
     return None if readable(found) and not found.any() else found
 
 
 def without(x: Tensor, ignored: Tensor | None) -> Tensor:
-    """x with zeros in the ignored rows: what they hold, NaN too, goes nowhere, and their gradient is 0."""
+    """x with zeros in the ignored rows, so that their values, even NaN, have no effect and their gradient is 0."""
     return x if ignored is None else x.masked_fill(ignored[:, None], 0.0)

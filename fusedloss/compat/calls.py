@@ -8,15 +8,15 @@ from types import ModuleType
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
-_counts: Counter[tuple[str, str]] = Counter()  # by the class's name and why a call was not fused, "" if it was
+_counts: Counter[tuple[str, str]] = Counter()  # by the name of the class, and why a call was not fused ("" if it was)
 
 
 class NotFused(Exception):
-    """Why a call goes to the library."""
+    """Raised with the reason why a call goes to the library."""
 
 
 class Call(NamedTuple):
-    """So many calls of one kind."""
+    """How many calls of one kind there were."""
 
     loss: str  # the name of the class
     fused: bool
@@ -25,17 +25,19 @@ class Call(NamedTuple):
 
 
 def fused_calls(*, reset: bool = False) -> list[Call]:
-    """What the drop-ins of `fusedloss.compat` have run in this process, by class, the most frequent first.
+    """The calls of the drop-ins of `fusedloss.compat` in this process, by class, the most frequent first.
 
     Args:
-        reset: count from 0 again.
+        reset: whether to count from 0 again afterwards.
 
     Returns:
-        A list of `Call(loss, fused, why, times)`::
+        A list of `Call(loss, fused, why, times)`:
 
-            loss = losses.TripletMarginLoss(margin=0.1, swap=True)
-            loss(embeddings, labels)
-            fused_calls()  # [Call('TripletMarginLoss', False, 'swap of all triplets of a batch', 1)]
+        ```python
+        loss = losses.TripletMarginLoss(margin=0.1, swap=True)
+        loss(embeddings, labels)
+        fused_calls()  # [Call('TripletMarginLoss', False, 'swap of all triplets of a batch', 1)]
+        ```
     """
     found = [Call(loss, not why, why, count) for (loss, why), count in _counts.most_common()]
     if reset:
@@ -44,9 +46,9 @@ def fused_calls(*, reset: bool = False) -> list[Call]:
 
 
 def attempt(loss: str, ours: Callable[[], T], library: Callable[[], T]) -> T:
-    """What ours returns, or, where it cannot be the library's value, what the library returns.
+    """The result of `ours`, or that of `library` where `ours` cannot give the library's value.
 
-    What fusedloss refuses as bad input is the library's to judge.
+    Input that fusedloss refuses as wrong goes to the library too, which judges it.
     """
     try:
         found = ours()
@@ -58,7 +60,7 @@ def attempt(loss: str, ours: Callable[[], T], library: Callable[[], T]) -> T:
 
 
 def unchanged(loss: object, library: ModuleType, *methods: str) -> None:
-    """What a subclass computes otherwise than that module of the library is not fused."""
+    """Raise `NotFused` for a subclass that overrides these methods of the library's class."""
     for name in methods:
         if getattr(loss, name).__module__ != library.__name__:
             raise NotFused(f"{name} is overridden")

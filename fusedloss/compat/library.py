@@ -1,4 +1,4 @@
-"""A library that drop-ins stand beside: importing it, and handing through what they do not replace."""
+"""Importing the library of some drop-ins, and handing through what they do not replace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def require(name: str, package: str, least: str, extra: str) -> ModuleType:
-    """The library's module of that name, from its package, or an error that names the extra."""
+    """The library's module of that name, or an error that names the extra to install."""
     advice = f"pip install 'fusedloss[{extra}]'"
     try:
         module = importlib.import_module(name)
@@ -29,8 +29,8 @@ def _numbers(version: str) -> list[int]:
 
 
 def handed_through(library: ModuleType, names: list[str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a module that has these names of its own, and else those of the library's,
-    modules among them."""
+    """`__getattr__` and `__dir__` of a module that defines these names and takes all others from the library's module,
+    submodules too."""
 
     def __getattr__(name: str) -> Any:
         if not name.startswith("__"):

@@ -1,4 +1,4 @@
-"""What processes tell each other before they compute, so that all of them raise the error that one of them would."""
+"""What processes tell each other before they compute, so that an error of one process is raised by all of them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ..groups import Group, Shard, Sizes
 from ..losses.catalog import Role
 
 DTYPES = [None, *sorted((v for v in vars(torch).values() if isinstance(v, torch.dtype)), key=str)]
-MOST = 12  # tensors of a loss
-AS_MANY = (  # tensors with a row for each of the first one
+MOST = 12  # the most tensors that a loss takes
+AS_MANY = (  # tensors that have a row for each row of the first tensor
     (Role.ROWS, Role.VIEW, Role.LABELS, Role.CLASS, Role.IDS, Role.HARD_NEGATIVES),
     (Role.KEYS, Role.KEY_IDS, Role.KEY_BIAS),
 )
 
 
 class Told(NamedTuple):
-    """What a process tells of a tensor."""
+    """What a process tells the others about a tensor."""
 
-    dtype: int = 0  # in DTYPES; 0: it has none
+    dtype: int = 0  # the place in DTYPES; 0: there is no tensor
     wanted: int = 0  # whether it wants a gradient
     dim: int = 0
     rows: int = 0
-    width: int = 0  # sizes of the second and the third dimension
+    width: int = 0  # this and the next: the sizes of the second and the third dimension
     depth: int = 0
 
     def __str__(self) -> str:
@@ -47,10 +47,12 @@ def told(tensor: Any) -> Told:
 
 
 class Agreement:
-    """The exchange before a loss over a group: of what every process gives, by the roles of its tensors.
+    """The exchange before a loss over a group, in which every process tells what it gives, by the roles of its tensors.
 
-    owner: whose call it is, for errors. options: what has to be alike in all processes, see `text`.
-    paired: whether there is a key for every row. even: nothing is told, every process has as many rows as this one.
+    owner: the name of the called loss, for errors.
+    options: what has to be the same in all processes, see `text`.
+    paired: whether there is a key for every row.
+    even: whether every process has as many rows as this one; then nothing is told.
     """
 
     def __init__(
@@ -64,9 +66,9 @@ class Agreement:
         self.alike = zlib.crc32(f"{owner} {options} {state}".encode())
 
     def exchange(self, group: Group, failed: bool) -> list[list[int]]:
-        """Of every process whether it failed, its options as a number, and what it tells of its tensors."""
+        """For every process, whether it failed, a checksum of its options, and what it tells about its tensors."""
         numbers = [int(failed), self.alike, *(n for name in self.roles for n in self.own[name])]
-        padded = numbers + [0] * (2 + MOST * len(Told()) - len(numbers))  # as many whatever the others call
+        padded = numbers + [0] * (2 + MOST * len(Told()) - len(numbers))  # the same length for every call
         own = torch.tensor(padded, dtype=torch.int64).to(self.device or device_of(group.process_group))
         all_of = own.new_empty(group.world * own.shape[0])
         groups.all_gather(all_of, own, group.process_group)
@@ -81,7 +83,8 @@ class Agreement:
         """How many rows and keys each process gives.
 
         Raises:
-            RuntimeError: an error in another process. ValueError: what they give does not belong together.
+            RuntimeError: Another process has an error.
+            ValueError: What the processes give does not belong together.
         """
         if self.even:
             return self.counted({name: [one] * group.world for name, one in self.own.items()})
@@ -103,7 +106,7 @@ class Agreement:
         return self.counted(by_name)
 
     def check(self, by_name: Mapping[str, list[Told]]) -> None:
-        """Whether tensors are alike but for how many rows they have, of which those of a process have as many."""
+        """Check that tensors are alike in all processes except for their numbers of rows, which agree in a process."""
         for name, of in by_name.items():
             if len({one._replace(rows=0) for one in of}) > 1:
                 each = ", ".join(f"{one} on rank {rank}" for rank, one in enumerate(of))
@@ -127,7 +130,7 @@ class Agreement:
 
 
 def text(options: Mapping[str, Any]) -> str:
-    """Options; of tensors not their values, which would have to be read."""
+    """Options as text; for tensors without their values, which would have to be read from the device."""
 
     def shown(value: Any) -> str:
         if not isinstance(value, Tensor):
@@ -138,7 +141,7 @@ def text(options: Mapping[str, Any]) -> str:
 
 
 def device_of(process_group: Any) -> torch.device:
-    """Where tensors are that a group exchanges, for a call that gives none."""
+    """The device for what a group exchanges, for a call that gives no tensors."""
     on_gpu = "nccl" in dist.get_backend(process_group)
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
@@ -149,7 +152,7 @@ def over_group(
     options: Mapping[str, Any], *, mode: str = "gather", shard: Shard | None = None, paired: bool = False,
     even: bool = False,
 ) -> Any:  # fmt: skip
-    """The call of a loss over a group. If it raises before it asks what the others have, they are told so."""
+    """Call a loss over a group. If it raises before it asks what the others have, they are told about the error."""
     agreement = Agreement(owner, roles, given, text(options), paired=paired, even=even)
     group = Group(process_group, agreement, mode, shard)
     with groups.over(group):

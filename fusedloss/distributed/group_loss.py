@@ -1,4 +1,4 @@
-"""In-batch losses over the batches of all processes of a group."""
+"""In-batch losses over the rows of all processes of a group."""
 
 from __future__ import annotations
 
@@ -20,58 +20,65 @@ from .agreement import over_group
 AT_ONCE = (
     "triplets",
     "ranking",
-)  # families that compare an anchor's rows with each other, so that all have to be there
+)  # families that compare an anchor's rows with each other, so that all rows have to be there
 
 
 class GroupLoss(nn.Module):
-    r"""An in-batch loss over the batches of all processes of a group, as if they were one.
+    r"""An in-batch loss over the batches of all processes of a group, as if they were one batch.
 
-    Every process gives its own rows and gets the loss of the whole batch, in the order of the ranks: the same value on
-    each. Its gradient is such that the mean over the processes, which `DistributedDataParallel`, FSDP2 and Accelerate
-    take, is that of one process with the whole batch; it is exact, for any numbers of rows, none too. Options that are
-    learned receive their whole gradient in every process, whether or not something averages it.
+    Every process gives its own rows and gets the loss of the whole batch, the rows in the order of the ranks; the value
+    is the same in every process. The mean of the gradients over the processes, which `DistributedDataParallel`, FSDP2
+    and Accelerate take, is exactly the gradient of one process with the whole batch, for any numbers of rows (a process
+    may have none). Options that are learned receive their whole gradient in every process, whether or not something
+    averages it.
+
+    `forward` takes what the loss takes, for the rows of this process. Tensors that are not rows of the batch are not
+    sent: `ref_embeddings`, a queue (`negatives`) or `hard_negatives` are compared with the rows of this process alone.
+    `reduction="none"` gives the terms of the own rows. Their gradient is that of a sum over all processes, each of
+    which adds what it computes from its own terms.
+
+    Every process has to call the loss, and its backward, equally often and in the same order; otherwise the others wait
+    until the timeout of the group. In the backward gradients are sent only for mined pairs, triplets and ranks: for all
+    other losses a block of rows brings the states of its anchors along, from which every process computes the whole
+    gradient of its own rows.
+
+    Without DDP, average the gradients of the model yourself after the backward:
+
+    ```python
+    for p in model.parameters():
+        dist.all_reduce(p.grad)
+        p.grad /= dist.get_world_size()
+    ```
+
+    In compiled code the call is a graph break.
 
     Args:
-        loss: an in-batch loss of fusedloss, as a module, a function or a `functools.partial` of these; `hardest_pairs`
-            too, whose indices are then rows of the whole batch. A module's parameters are trained and saved with this
-            one.
-        group: of processes, as `torch.distributed.new_group` makes them; None: all. Without a process group, or with
-            one process, this is the loss itself.
-        mode: how rows of other processes come. "gather": all at once, in O(N D) memory for N rows of the whole batch.
-            "ring": one process after the other, in O(n D) memory for n rows of a process, while tiles are computed.
-            Losses of triplets and ranks, and mined "semihard" negatives, want all rows at once and gather then, with a
-            warning.
-        even: every process has as many rows. Then nothing is told before rows are sent, and no size is read from a
-            device: a step has no host sync. Otherwise how many there are, dtypes and options are told first, and what
-            does not belong together is the same error on every rank.
-
-    `forward` takes what the loss takes, of the rows of this process. What is no row of the batch is not sent: its rows
-    are compared with the `ref_embeddings`, a queue (`negatives`) or `hard_negatives` that this process gives.
-    `reduction="none"` gives the terms of the own rows; their gradient is that of the sum over all processes of what
-    each makes of them.
-
-    Every process has to call it, and its backward, as often and in the same order. If one does not the others wait
-    until the group's timeout. In the backward no gradient is sent but that of mined pairs, triplets and ranks: a block
-    of rows brings the states of its anchors, from which every process has the whole gradient of its own rows.
-
-    Without DDP average the gradients of the model yourself, after the backward::
-
-        for p in model.parameters():
-            dist.all_reduce(p.grad)
-            p.grad /= dist.get_world_size()
-
-    Compiled code is left for the call, with a graph break.
+        loss: an in-batch loss of fusedloss, as a module, a function or a `functools.partial` of these, or
+            `hardest_pairs`, whose indices are then rows of the whole batch. A module's parameters are trained and saved
+            with this module.
+        group: the process group, as `torch.distributed.new_group` makes it; None: all processes. Without a process
+            group, or with one process, this is the loss itself.
+        mode: how the rows of other processes come. "gather": all at once, in O(N D) memory for N rows of the whole
+            batch. "ring": one process after the other while tiles are computed, in O(n D) memory for n rows per
+            process. Losses of triplets and of ranks, and "semihard" negatives, need all rows at once: for them "ring"
+            gathers too, with a warning.
+        even: whether every process has the same number of rows. Then nothing is exchanged before the rows, and no size
+            is read from a device: a step has no host sync. Otherwise the processes first exchange their numbers of
+            rows, dtypes and options, and where these do not belong together every rank raises the same error.
 
     Raises:
-        TypeError: the loss is none of fusedloss, or has no pairs of a batch. ValueError: naming what differs, on every
-            rank.
+        TypeError: The loss is not one of fusedloss, or does not compare the rows of a batch.
+        ValueError: The processes give tensors that do not belong together; the message is the same on every rank.
 
-    Equivalent to (of rows of all processes, gathered in the order of ranks with their gradient)::
+    Equivalent to (for the rows of all processes, gathered with their gradient in the order of the ranks):
 
-        loss(torch.cat(all_embeddings), torch.cat(all_labels))
+    ```python
+    loss(torch.cat(all_embeddings), torch.cat(all_labels))
+    ```
 
-    >>> GroupLoss(fusedloss.SupConLoss(temperature=0.1))(torch.eye(2), torch.tensor([0, 0]))  # one process
-    tensor(0.)
+    Examples:
+        >>> GroupLoss(fusedloss.SupConLoss(temperature=0.1))(torch.eye(2), torch.tensor([0, 0]))  # one process
+        tensor(0.)
     """
 
     def __init__(
@@ -94,7 +101,7 @@ class GroupLoss(nn.Module):
         given = dict(zip(self.places, tensors, strict=False)) | named
         options = {name: option_of(self.loss, name) for name in self.options}
         options |= {name: value for name, value in given.items() if name not in self.roles} | {"mode": self.mode}
-        paired = self.name != "info_nce_loss"  # whose other keys are negatives
+        paired = self.name != "info_nce_loss"  # its further keys are negatives without a query
         return over_group(
             partial(self._step, *tensors, **named), self.group, f"GroupLoss of {self.name}", self.roles, given, options,
             mode=self.mode, paired=paired, even=self.even,
@@ -111,7 +118,7 @@ class GroupLoss(nn.Module):
 
 
 def _taken(loss: Any) -> tuple[str, dict[str, Role], list[str]]:
-    """The name of a loss, its tensors but for the rows of its classes, and the names of what it takes by place."""
+    """The name of a loss, its tensors, and the names of the arguments that it takes by position."""
     function, row = function_of(loss), catalog.find(loss)
     if function is hardest_pairs:
         roles = IN_BATCH

@@ -1,4 +1,4 @@
-"""What the losses share whose rows of classes are sharded over the processes of a group."""
+"""What losses whose rows of classes are sharded over the processes of a group have in common."""
 
 from __future__ import annotations
 
@@ -26,28 +26,36 @@ OWN = [
 ]
 DOC = """`{base}` whose classes are sharded over the processes of a group; exact, and the logits never exist.
 
-Each process owns and trains the rows of its share of the classes (`classes`, a range), C / W of them, and gives its own
-embeddings and targets. The rows of all are gathered, what each shard says of them is merged, and the gradient by
-embeddings goes back to the processes they are from. So a million identities take a W-th of the memory and of the time.
+Each of W processes owns and trains the rows of its share of the C classes (`classes`, a range), C / W of them, and
+gives its own embeddings and targets. The embeddings of all processes are gathered, the results of the shards are
+merged, and the gradient of the embeddings goes back to the processes that gave them. A million identities thus take a
+W-th of the memory and of the time in each process.
 
-The value is that of the whole batch, the same in every process. The gradient by embeddings is such that the mean over
-the processes, which DDP takes, is that of one process with the whole batch; that of the rows of classes, and of options
-that are learned, is whole in each: they want no averaging. **Keep this module out of `DistributedDataParallel` and
-FSDP**, which would give all processes the same rows; wrap the encoder, and give the optimizer the parameters of both::
+The value is that of the whole batch, the same in every process. The mean of the gradients of the embeddings over the
+processes, which DDP takes, is the gradient of one process with the whole batch. The gradients of the rows of classes,
+and of options that are learned, are complete in every process and must not be averaged. **Keep this module out of
+`DistributedDataParallel` and FSDP**, which would give all processes the same rows; wrap the encoder alone, and give the
+optimizer the parameters of both:
 
-    encoder = DistributedDataParallel(encoder)
-    loss = {name}(num_classes, dim)
-    optimizer = torch.optim.SGD([*encoder.parameters(), *loss.parameters()], lr=0.1)
+```python
+encoder = DistributedDataParallel(encoder)
+loss = {name}(num_classes, dim)
+optimizer = torch.optim.SGD([*encoder.parameters(), *loss.parameters()], lr=0.1)
+```
 
-Args, beside those of `{base}`, of which `num_classes` is that of all processes:
-    group: of processes; None: all. Without a process group, or with one process, the shard is the whole.
-    sample_rate: from 0 to 1. Below 1 every step compares with the classes of the batch and a random share of the others
-        (all together this share of the shard, or as many as the batch has rows), as PartialFC does: faster, and no
-        longer the exact loss. In `eval()` all classes count. Not with `label_smoothing`.
-    even: every process gives as many rows. Then no size is told before rows are, and a step has no host sync.
+The parameters begin at random and differ between processes, even with the same seed. `state_dict` is that of the shard;
+loading the state of another rank is an error. `unsharded()` joins all shards into a `{base}`, and `from_unsharded`
+takes this process's shard of one. Arguments that are not listed are those of `{base}`; `num_classes` counts the classes
+of all processes.
 
-The parameters begin at random, different in each process also where the seed is the same. `state_dict` is that of the
-shard, and another rank's is refused. `unsharded()` makes a `{base}` of all shards, `from_unsharded` the shard of one.
+Args:
+    group: the process group; None: all processes. Without a process group, or with one process, the shard is the whole.
+    sample_rate: from 0 to 1. Below 1 every step compares with the classes of the batch and a random sample of the
+        others, together this share of the shard, or as many classes as the batch has rows if that is more. This is
+        PartialFC: it is faster, but no longer the exact loss. In `eval()` mode all classes count. It cannot be combined
+        with `label_smoothing`.
+    even: whether every process has the same number of rows. Then no size is exchanged before the rows, and a step has
+        no host sync.
 
 Source: An et al., "Partial FC: Training 10 Million Identities on a Single Machine", ICCV Workshops 2021.
 """
@@ -56,7 +64,7 @@ Source: An et al., "Partial FC: Training 10 Million Identities on a Single Machi
 class ShardedLoss(ClassLossModule):
     """A `ClassLossModule` that has the rows of a share of the classes."""
 
-    whole: ClassVar[type[ClassLossModule]]  # the same loss with all of them
+    whole: ClassVar[type[ClassLossModule]]  # the same loss with all classes
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -76,7 +84,7 @@ class ShardedLoss(ClassLossModule):
         if world > C:
             raise ValueError(f"num_classes must be at least one for each of {world} processes, got {C}")
         self.classes, self.rank = share(C, rank, world), rank
-        if isinstance(bias := options.get("bias"), Tensor):  # that of all classes
+        if isinstance(bias := options.get("bias"), Tensor):  # the bias of all classes
             own = bias[self.classes.start : self.classes.stop]
             options["bias"] = nn.Parameter(own.detach().clone()) if isinstance(bias, nn.Parameter) else own
         super().__init__(len(self.classes), dim, **options)
@@ -86,7 +94,7 @@ class ShardedLoss(ClassLossModule):
             raise ValueError(
                 f"sample_rate must be 1 with label_smoothing, which takes the logits of all classes, got {sample_rate}"
             )
-        self.apart = False  # whether the shards were seen to differ
+        self.apart = False  # whether the shards have been seen to differ
 
     def reset_parameters(self) -> None:
         rows = getattr(self, self.rows)
@@ -95,7 +103,7 @@ class ShardedLoss(ClassLossModule):
             nn.init.zeros_(self.bias)
 
     def _generator(self, device: torch.device) -> torch.Generator | None:
-        """One of this process. Seeds are drawn as one number by all, whose default generators stay in step."""
+        """A generator for this process. All processes draw the same seed, so their default generators stay in step."""
         seed = int(torch.randint(2**62, (), device="cpu")) + self.rank
         return None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
 
@@ -108,7 +116,7 @@ class ShardedLoss(ClassLossModule):
         roles = {name: role for name, role in tensors_of.items() if role is not Role.CLASSES}
         options = {name: given.get(name, getattr(self, name)) for name in self.options} | {"training": self.training}
         for name in self._of_classes():
-            options.pop(name, None)  # which are those of a shard
+            options.pop(name, None)  # they are those of a shard
         if isinstance(margin := given.get("margin"), Tensor) and margin.dim() == 1:
             options["margin"] = "one a row"
         numbers = torch.arange(
@@ -131,7 +139,7 @@ class ShardedLoss(ClassLossModule):
         for name in self.options:
             value = arguments[name]
             learned = isinstance(value, Tensor) and value.requires_grad and value.numel() == 1
-            if learned and (value.dim() == 0 or name not in named):  # one margin of a call may be that of its one row
+            if learned and (value.dim() == 0 or name not in named):  # in a call a margin [1] may be for a single row
                 arguments[name] = group.replicated(value)
         at = self._sampled(arguments["target"], arguments["embeddings"], group)
         for name in self._of_classes():
@@ -140,7 +148,7 @@ class ShardedLoss(ClassLossModule):
         return arguments
 
     def _sampled(self, target: Any, embeddings: Any, group: Group) -> Tensor | None:
-        """The rows of classes that are compared with in this step; None for all. [k] int64, ascending"""
+        """The rows of classes to compare with in this step; None for all. [k] int64, ascending"""
         own = len(self.classes)
         if self.sample_rate == 1 or not self.training or group.shard is None:
             return None
@@ -159,7 +167,7 @@ class ShardedLoss(ClassLossModule):
         return drawn
 
     def _look_apart(self) -> None:
-        """Whether the shards differ, as they do unless something gave all processes the same rows; once."""
+        """Check once that the shards differ, as they do unless something gave all processes the same rows."""
         group, first = Group(self.group), getattr(self, self.rows).detach()[:1].flatten(1)
         all_of = group.gather(first, [1] * group.world)
         same = (all_of[1:] == all_of[:1]).all() & all_of.any()
@@ -190,8 +198,9 @@ class ShardedLoss(ClassLossModule):
     def unsharded(self, states: Sequence[Mapping[str, Any]] | None = None) -> ClassLossModule:
         """The loss with the rows of all classes.
 
-        states: the `state_dict` of every shard, in the order of ranks. None: they are gathered, for which every process
-        has to call this.
+        Args:
+            states: the `state_dict` of every shard, in the order of the ranks. None: the shards are gathered, for which
+                every process has to call this method.
         """
         joined = {name: self._joined(name, states).to(getattr(self, name)) for name in self._of_classes()}
         options = {name: copy.deepcopy(getattr(self, name)) for name in self.options} | joined
@@ -207,7 +216,7 @@ class ShardedLoss(ClassLossModule):
         return loss.train(self.training)
 
     def _joined(self, name: str, states: Sequence[Mapping[str, Any]] | None) -> Tensor:
-        """What all shards have of every class."""
+        """A tensor with one row per class, joined from all shards."""
         own: Tensor = getattr(self, name).detach()
         if states is not None:
             return torch.cat([state[name] for state in states])
@@ -220,7 +229,7 @@ class ShardedLoss(ClassLossModule):
     def from_unsharded(
         cls, loss: ClassLossModule, *, group: Any = None, sample_rate: float = 1.0, even: bool = False
     ) -> ShardedLoss:
-        """This process's shard of a loss, such as a checkpoint of another number of processes."""
+        """This process's shard of a loss, for example of a checkpoint from another number of processes."""
         if not isinstance(loss, cls.whole) or isinstance(loss, ShardedLoss):
             raise TypeError(f"loss must be of {cls.whole.__name__}, got {type(loss).__name__}")
         options = {name: copy.deepcopy(getattr(loss, name)) for name in loss.options}
@@ -235,7 +244,7 @@ class ShardedLoss(ClassLossModule):
         return found.train(loss.training)
 
     def _of_classes(self) -> list[str]:
-        """The names of what it has of every class."""
+        """The names of its tensors with one row per class."""
         return [self.rows, "bias"] if isinstance(getattr(self, "bias", None), Tensor) else [self.rows]
 
     def extra_repr(self) -> str:
@@ -243,7 +252,7 @@ class ShardedLoss(ClassLossModule):
 
 
 def share(num_classes: int, rank: int, world: int) -> range:
-    """The classes of a process: as many as those of the others, or one more in the first processes."""
+    """The classes of a process; the first processes have one more if the classes cannot be shared out evenly."""
     each, more = divmod(num_classes, world)
     first = rank * each + min(rank, more)
     return range(first, first + each + (rank < more))

@@ -1,4 +1,4 @@
-"""Every loss with a row a class, sharded over processes; what they share is in `shard_module.py`."""
+"""Every loss with one row per class, sharded over processes; what they have in common is in `shard_module.py`."""
 
 from .. import modules
 from .shard_module import ShardedLoss

@@ -1,7 +1,7 @@
-"""The catalog: one row a loss, with what the modules, the tools, the tests and the benchmarks need to know of it.
+"""The catalog: one row per loss, with what the modules, the tools, the tests and the benchmarks need to know of it.
 
-A loss takes tensors, and a role says what each of them is, whatever it is called. A new loss is one more row here; then
-its module knows what it owns, and the tests, the compile report and the benchmarks know how to call it.
+A loss takes tensors, and a role says what each of them is, whatever its name. A new loss is one more row here; then its
+module knows which tensors it owns, and the tests, the compile report and the benchmarks know how to call the loss.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from . import centers, classes, logits, pairs, proxies, ranking, softmax, struct
 class Role(Enum):
     """What a tensor is to a loss of N samples of D dimensions, and of C classes."""
 
-    ROWS = "[N, D]: one row a sample"
-    KEYS = "[N, D] or more rows: row i is the positive of row i of ROWS, and a negative of the others"
+    ROWS = "[N, D]: one row per sample"
+    KEYS = "[N, D] or more rows: row i is the positive of row i of ROWS, and a negative of all others"
     VIEW = "[N, D]: the same samples once more; both views are one batch, which is compared with itself"
     LABELS = "[N], integers: rows with equal ones are positives of each other"
     REF_ROWS = "[M, D], optional: what the rows are compared with, instead of with each other"
     REF_LABELS = "[M], optional: the labels of REF_ROWS"
     QUEUE = "[K, D], optional: negatives of every row"
     HARD_NEGATIVES = "[N, K, D], optional: negatives of one row alone"
-    IDS = "[N], integers, optional: keys with the id of a row are none of its negatives"
-    KEY_IDS = "[M], integers, optional: the ids of KEYS, if they are not those of ROWS"
+    IDS = "[N], integers, optional: keys with the id of a row are not among its negatives"
+    KEY_IDS = "[M], integers, optional: the ids of KEYS, if they differ from those of ROWS"
     KEY_BIAS = "[M], optional: added to the logits of KEYS"
     SIMILAR = "[N]: which of the given pairs are similar"
-    MAYBE_SIMILAR = "[N], optional: which of the given pairs are similar; all of them without it"
-    GRADES = "[N]: how similar the given pairs ought to be; only their order counts"
-    CLASSES = "[C, D]: one row a class, which a module owns and trains"
+    MAYBE_SIMILAR = "[N], optional: which of the given pairs are similar; without it, all of them"
+    GRADES = "[N]: how similar the given pairs ought to be; only the order counts"
+    CLASSES = "[C, D]: one row per class, which a module owns and trains"
     CLASS = "[N]: the class of every sample, from 0 to C - 1"
     LOGITS = "[N, C]: given logits"
     ANSWERS = "[N, C]: the target of every logit, from 0 to 1"
     SCALE = "a number that may be learned, and that a module may own: the factor of all logits"
-    BIAS = "the same: what is added to all logits"
+    BIAS = "a number that may be learned, and that a module may own: it is added to all logits"
 
     @property
     def optional(self) -> bool:
@@ -69,19 +69,19 @@ OF_ELEMENTS = {"logits": Role.LOGITS, "target": Role.ANSWERS}
 
 
 class Loss(NamedTuple):
-    """A public loss function and what is known of it.
+    """A public loss function and what is known about it.
 
     The families are "folds" (row states of all pairs), "triplets" (all triplets), "ranking" (each positive among all
-    rows of its anchor), "mined" (one or two pairs of every anchor, found or known), "rows" (given pairs and triplets),
-    "logits" (softmax over given logits) and "elements" (every given logit is a question of its own).
+    rows of its anchor), "mined" (one or two pairs per anchor, found or known), "rows" (given pairs and triplets),
+    "logits" (a softmax over given logits) and "elements" (every given logit is a question of its own).
     """
 
     function: Callable[..., Tensor]
-    family: str  # of the kernels that compute it
+    family: str  # the kernels that compute it
     tensors: Mapping[str, Role]  # the names of its tensors, in order, and their roles
-    products: float | None = None  # fewest full products of all pairs, forward and backward; None: bound by memory
+    products: float | None = None  # the fewest full products of all pairs, forward and backward; None: memory bounds it
     pieces: tuple[str, ...] = ()  # the functions of `kernels/losses.py` that it folds
-    variants: tuple[dict[str, Any], ...] = ()  # options that other kernels, or other pieces, compute
+    variants: tuple[dict[str, Any], ...] = ()  # options for which it uses other kernels or other pieces
 
     def named(self, role: Role) -> list[str]:
         """The names of its tensors that have a role."""
@@ -94,11 +94,11 @@ class Loss(NamedTuple):
 
     @property
     def paired(self) -> bool:
-        """Whether the positive of a row is told by its place in a second tensor, and not by labels."""
+        """Whether the place in a second tensor, and not a label, says which row is the positive."""
         return bool(self.named(Role.KEYS) or self.named(Role.VIEW))
 
     def sides(self, N: int, C: int) -> tuple[int, int]:
-        """The shape of its score matrix for tensors of N rows, and for C classes."""
+        """The shape of its score matrix for tensors of N rows and for C classes."""
         anchors = 2 * N if self.named(Role.VIEW) else N
         return anchors, C if self.named(Role.CLASSES) else anchors
 
@@ -151,14 +151,14 @@ CATALOG: dict[str, Loss] = {loss.function.__name__: loss for loss in _LOSSES}
 
 
 def function_of(loss: object) -> Any:
-    """The function of a loss: of one, a module (its class or an object), or a `partial` of these."""
+    """The function of a loss that is given as a function, as a module (class or object) or as a `partial` of either."""
     while isinstance(loss, partial):
         loss = loss.func
     return getattr(loss, "function", loss)
 
 
 def option_of(loss: object, name: str) -> Any:
-    """The value of an option of a loss where a call does not give it; None if it has no such option."""
+    """The value that an option of a loss has where a call does not give it; None if there is no such option."""
     while isinstance(loss, partial):
         if name in loss.keywords:
             return loss.keywords[name]
@@ -168,7 +168,7 @@ def option_of(loss: object, name: str) -> Any:
 
 
 def find(loss: object) -> Loss | None:
-    """The row of a loss of fusedloss, of whatever `function_of` takes."""
+    """The row of a loss, given as for `function_of`; None if it is not a loss of fusedloss."""
     function = function_of(loss)
     row = CATALOG.get(getattr(function, "__name__", ""))
     return row if row is not None and row.function is function else None

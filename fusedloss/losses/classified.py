@@ -1,7 +1,7 @@
-"""Rows and the classes that they are compared with, of which a process of a group may have a shard.
+"""Rows and the classes that they are compared with; a process of a group may have only a shard of the classes.
 
 The classes are the other side of the score matrix, each with a label of its own: a row's positive is its class, and its
-negatives are all others.
+negatives are all other classes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from .. import checks, groups, ops
 
 
 class Classified(NamedTuple):
-    """Rows, zeros where they are ignored, the class of each, and the rows of classes to compare them with."""
+    """The rows (zeros where they are ignored), the class of each, and the rows of classes to compare them with."""
 
     x: Tensor
     target: Tensor  # [N], negative where a row has no class
     classes: Tensor  # [group C, D]
     C: int
-    group: int = 1  # neighbours among them that are of one class, whose cosine is that of the nearest
+    group: int = 1  # neighbouring rows of `classes` that belong to one class, whose cosine is that of the nearest
 
 
 def classified(
@@ -36,8 +36,8 @@ def classified(
 
 
 def centered(embeddings: object, weight: object, target: object, ignore_index: int, sub_centers: int) -> Classified:
-    """The same of [C, K, D] sub-centers; a power of 2 of them, the last one repeated, which is never the first of the
-    nearest."""
+    """`classified` for [C, K, D] sub-centers. The last one is repeated until there are a power of 2 of them; a copy is
+    never the first of the nearest."""
     if sub_centers == 1:
         return classified(embeddings, "weight", weight, target, ignore_index)
     x = checks.rows("embeddings", embeddings)
@@ -54,7 +54,7 @@ def centered(embeddings: object, weight: object, target: object, ignore_index: i
 
 
 def total(classes: int) -> int:
-    """How many classes there are, of which this process may have a shard."""
+    """How many classes there are in all, where this process may have a shard of them."""
     group = groups.sharded()
     return classes if group is None or group.shard is None else group.shard.total
 
@@ -68,7 +68,7 @@ def class_of(c: Classified) -> Tensor:
 
 
 def compared(c: Classified) -> tuple[Tensor, Tensor]:
-    """The rows that meet the classes, and the class of each: over a group those of all processes."""
+    """The rows that are compared with the classes, and the class of each; over a group, the rows of all processes."""
     group = groups.sharded()
     if group is None:
         return c.x, c.target
@@ -76,7 +76,7 @@ def compared(c: Classified) -> tuple[Tensor, Tensor]:
 
 
 def merged(found: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
-    """States of the own rows over the classes of all processes, from those of the rows of all over the own classes."""
+    """Row states over the classes of all processes for the own rows, from states over the own classes for all rows."""
     group = groups.sharded()
     if group is None:
         return [*found]
@@ -86,7 +86,7 @@ def merged(found: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
     sums = group.scattered(torch.stack(terms, 1), group.rows).unbind(1)
     first = group.first(group.rows)
     own = high[:, first : first + group.rows[group.rank]]
-    none = (total == 0 for total in sums)  # whose logarithm has no derivative
+    none = (total == 0 for total in sums)  # the logarithm of such a sum has no derivative
     return [
         total if of == "sum" else (total.masked_fill(no, 1.0).log() + h).masked_fill(no, -torch.inf)
         for total, h, no, of in zip(sums, own, none, kinds, strict=True)
@@ -96,17 +96,17 @@ def merged(found: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
 class Logits(NamedTuple):
     """What is known of the logits of every row [N]."""
 
-    own: Tensor  # that of its class
-    others: Tensor  # log sum exp of the other classes
-    total: Tensor | None  # the sum of the others' logits, times the weights of the classes if they have some
+    own: Tensor  # the logit of its class
+    others: Tensor  # log sum exp of the logits of the other classes
+    total: Tensor | None  # the sum of the other classes' logits, weighted if the classes have weights
 
 
 def class_logits(
     c: Classified, loss: str, metric: str, numbers: Mapping[str, float | Tensor], own: Mapping[str, float | Tensor], *,
     bias: Tensor | None = None, smooth: bool = False, class_weight: Tensor | None = None,
 ) -> Logits:  # fmt: skip
-    """The logits by a loss of `kernels/losses.py` and its numbers, those of the own class by others; their total if
-    they are to be smoothed."""
+    """The logits that a loss of `kernels/losses.py` makes of the scores with its numbers, and with other numbers for
+    the own class; their total if the targets are to be smoothed."""
     (x, target), labels = compared(c), class_of(c)
     batch = checks.Batch(x, c.classes, target, labels, None, y_sorted=True)
     weights = None if class_weight is None or not smooth else class_weight[labels]

@@ -1,4 +1,4 @@
-"""Losses of given logits: one pass over them forward, one backward, and nothing of their size kept but themselves."""
+"""Losses of given logits: one pass over them forward, one backward, and no other tensor of their size is kept."""
 
 from __future__ import annotations
 
@@ -21,43 +21,49 @@ def cross_entropy_loss(
 ) -> Tensor:  # fmt: skip
     r"""Cross entropy of a softmax over the classes.
 
-    $$ \ell_i = -\sum_c w_c \Bigl((1 - \epsilon)\, q_{ic} + \frac{\epsilon}{C}\Bigr) \log p_{ic} $$
+    ```math
+    \ell_i = -\sum_c w_c \Bigl((1 - \epsilon)\, q_{ic} + \frac{\epsilon}{C}\Bigr) \log p_{ic}
+    ```
 
-    with p the softmax of the logits, and q the probabilities, or 1 for the class of an index.
+    with p the softmax of the logits, and q the target probabilities, or 1 for the class that an index names.
 
     Args:
         logits: [N, C] or [N, C, d1, ...], float16, bfloat16, float32 or float64, in any memory format.
-        target: class indices [N] or [N, d1, ...] of any integer dtype, or probabilities of the shape of the logits and
-            any floating dtype, which receive their gradient.
-        weight: [C], of every class; receives no gradient.
-        ignore_index: rows with this target do not count, whatever their logits are, NaN too; indices only.
+        target: class indices [N] or [N, d1, ...] of any integer dtype, or probabilities in the shape of the logits and
+            of any floating dtype, which receive their gradient.
+        weight: [C], the weight of every class; it receives no gradient.
+        ignore_index: rows with this target do not count, whatever their logits are, even NaN; for class indices only.
         label_smoothing: epsilon, from 0 to 1.
         overwrite_logits: let the backward write the gradient into the memory of the logits, so that no second tensor of
-            their size is needed. They must be a result, such as that of a linear layer, and nothing else may read them
-            afterwards; what autograd knows to need them raises its error. Compiled code decides by itself.
-        reduction: "mean": the sum over that of the weights of the rows that count (for probabilities, over the rows);
-            "sum"; "none" (the shape of an index target, 0 for rows that do not count).
+            their size is needed. The logits must be a result, such as that of a linear layer, and nothing else may read
+            them afterwards; autograd raises an error where it knows of such a reader. Compiled code decides by itself.
+        reduction: "mean": the sum divided by the total weight of the rows that count (for probabilities, by the number
+            of rows); "sum"; "none" (the shape of an index target, 0 for rows that do not count).
 
     Returns:
-        A scalar, or the terms for "none"; float32 (float64 for float64 logits). If no row counts 0, with zero gradient,
-        where torch gives NaN.
+        A scalar, or the terms for "none"; float32 (float64 for float64 logits). If no row counts, it is 0 with zero
+            gradient, where torch gives NaN.
 
     Raises:
-        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
-            where looking would wait for it, and in compiled code the loss of such a row is NaN.
+        TypeError, ValueError: An argument is wrong; the message names it and what was seen. A class out of range is an
+            error on a CPU only: on a GPU, where the check would wait for the device, and in compiled code, the loss of
+            such a row is NaN.
 
-    Equivalent to::
+    Equivalent to:
 
-        F.cross_entropy(logits.float(), target, weight, label_smoothing=label_smoothing)
+    ```python
+    F.cross_entropy(logits.float(), target, weight, label_smoothing=label_smoothing)
+    ```
 
     It stays exact where p is so near 1 that log p is 0 in float32, and where logits are large: a constant added to them
     changes nothing. A class left out by a logit of -inf costs nothing where its probability is 0 (NaN in torch).
-    As torch's it takes any probabilities: they need not add up to 1, and are not looked at.
+    As in torch, any probabilities are taken: they need not add up to 1, and are not checked.
 
     Source: `torch.nn.functional.cross_entropy`.
 
-    >>> cross_entropy_loss(torch.eye(2), torch.tensor([0, 1]))
-    tensor(0.3133)
+    Examples:
+        >>> cross_entropy_loss(torch.eye(2), torch.tensor([0, 1]))
+        tensor(0.3133)
     """
     z = checks.logits(logits, overwrite_logits, classes=True)
     if not isinstance(target, Tensor) or not target.is_floating_point():
@@ -75,7 +81,7 @@ def _of_index(
     z: Tensor, target: object, weight: Tensor | None, ignore_index: int, smoothing: float, gamma: float,
     overwrite: bool, reduction: str,
 ) -> Tensor:  # fmt: skip
-    """Cross entropy of class indices, focal if gamma is above 0."""
+    """The cross entropy of class indices, or the focal loss if gamma is above 0."""
     C = z.shape[1]
     index = checks.class_indices("target", target, z.shape[:1] + z.shape[2:], C, z, ignore_index)
     w = None if weight is None else checks.of_each("weight", weight, "class", C, z, constant=True)
@@ -90,7 +96,7 @@ def _of_index(
 
 
 def _rows(z: Tensor, *alike: Tensor) -> list[Tensor]:
-    """[N, C, d1, ...] as contiguous [N, C, P], or [N P, C, 1] where the classes lie side by side (channels last)."""
+    """Tensors [N, C, d1, ...] as contiguous [N, C, P], or as [N P, C, 1] where the memory format is channels last."""
     if z.dim() > 2 and z.movedim(1, -1).is_contiguous():
         return [t.movedim(1, -1).flatten(0, -2)[..., None].contiguous() for t in (z, *alike)]
     return [t.unsqueeze(-1).flatten(2).contiguous() for t in (z, *alike)]
@@ -111,36 +117,43 @@ def focal_loss(
 ) -> Tensor:  # fmt: skip
     r"""Focal loss of a softmax over the classes: rows that are already right count less.
 
-    $$ \ell_i = -w_y (1 - p_{iy})^\gamma \log p_{iy} $$
+    ```math
+    \ell_i = -w_y (1 - p_{iy})^\gamma \log p_{iy}
+    ```
 
     Args:
         logits: [N, C] or [N, C, d1, ...], float16, bfloat16, float32 or float64, in any memory format.
         target: class indices [N] or [N, d1, ...] of any integer dtype.
-        gamma: at least 0, where 0 is cross entropy.
-        weight: [C], of every class; receives no gradient.
-        ignore_index: rows with this target do not count, whatever their logits are, NaN too.
+        gamma: at least 0; 0 gives cross entropy.
+        weight: [C], the weight of every class; it receives no gradient.
+        ignore_index: rows with this target do not count, whatever their logits are, even NaN.
         overwrite_logits: let the backward write the gradient into the memory of the logits, see `cross_entropy_loss`.
-        reduction: "mean": the sum over that of the weights of the rows that count; "sum"; "none" (the shape of the
+        reduction: "mean": the sum divided by the total weight of the rows that count; "sum"; "none" (the shape of the
             target, 0 for rows that do not count).
 
     Returns:
-        A scalar, or the terms for "none"; float32 (float64 for float64 logits). If no row counts 0, with zero gradient.
+        A scalar, or the terms for "none"; float32 (float64 for float64 logits). If no row counts, it is 0 with zero
+            gradient.
 
     Raises:
-        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
-            where looking would wait for it, and in compiled code the loss of such a row is NaN.
+        TypeError, ValueError: An argument is wrong; the message names it and what was seen. A class out of range is an
+            error on a CPU only: on a GPU, where the check would wait for the device, and in compiled code, the loss of
+            such a row is NaN.
 
-    Equivalent to::
+    Equivalent to:
 
-        p = logits.softmax(1).gather(1, target[:, None])
-        (-((1 - p) ** gamma) * p.log()).mean()
+    ```python
+    p = logits.softmax(1).gather(1, target[:, None])
+    (-((1 - p) ** gamma) * p.log()).mean()
+    ```
 
-    Its gradient is finite also for gamma below 1 at p = 1.
+    Its gradient is finite at p = 1 for gamma below 1 too.
 
     Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
 
-    >>> focal_loss(torch.eye(2), torch.tensor([0, 1]))
-    tensor(0.0227)
+    Examples:
+        >>> focal_loss(torch.eye(2), torch.tensor([0, 1]))
+        tensor(0.0227)
     """
     z = checks.logits(logits, overwrite_logits, classes=True)
     return _of_index(z, target, weight, ignore_index, 0.0, gamma, overwrite_logits, reduction)
@@ -153,32 +166,39 @@ def binary_cross_entropy_loss(
 ) -> Tensor:  # fmt: skip
     r"""Binary cross entropy of every logit.
 
-    $$ \ell = -w \bigl(v\, t \log \sigma(z) + (1 - t) \log \sigma(-z)\bigr) $$
+    ```math
+    \ell = -w \bigl(v\, t \log \sigma(z) + (1 - t) \log \sigma(-z)\bigr)
+    ```
 
     Args:
         logits: z, of any shape, float16, bfloat16, float32 or float64.
-        target: t, from 0 to 1, in the shape of the logits and of any floating, integer or bool dtype; receives no
+        target: t, from 0 to 1, in the shape of the logits and of any floating, integer or bool dtype; it receives no
             gradient.
-        weight: w, of every element, in a shape that broadcasts to that of the logits; receives no gradient.
-        pos_weight: v, of the positive part, as weight: [C] for one of each column.
+        weight: w, the weight of every element, in a shape that broadcasts to that of the logits; it receives no
+            gradient.
+        pos_weight: v, the weight of the positive part, in a shape that broadcasts likewise: [C] for one per column.
         overwrite_logits: let the backward write the gradient into the memory of the logits, see `cross_entropy_loss`.
         reduction: "mean" over the elements, "sum", or "none" (the shape of the logits).
 
     Returns:
-        A scalar, or the terms for "none"; float32 (float64 for float64 logits). Of no elements 0.
+        A scalar, or the terms for "none"; float32 (float64 for float64 logits). Without elements it is 0.
 
     Raises:
-        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a target beyond 0 and 1. On a
-            GPU, where looking would wait for it, and in compiled code the loss of such a target has no meaning.
+        TypeError, ValueError: An argument is wrong; the message names it and what was seen. A target below 0 or above 1
+            is an error on a CPU only: on a GPU, where the check would wait for the device, and in compiled code, the
+            loss of such a target has no meaning.
 
-    Equivalent to::
+    Equivalent to:
 
-        F.binary_cross_entropy_with_logits(logits, target, weight, pos_weight=pos_weight)
+    ```python
+    F.binary_cross_entropy_with_logits(logits, target, weight, pos_weight=pos_weight)
+    ```
 
     Source: `torch.nn.functional.binary_cross_entropy_with_logits`.
 
-    >>> binary_cross_entropy_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0]))
-    tensor(0.7201)
+    Examples:
+        >>> binary_cross_entropy_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0]))
+        tensor(0.7201)
     """
     z = checks.logits(logits, overwrite_logits)
     w = None if weight is None else checks.factors("weight", weight, z)
@@ -196,7 +216,7 @@ def _of_elements(
 
 
 def _alpha(name: str, value: object) -> Any:
-    """A share, or -1 for no weights."""
+    """A share from 0 to 1, or -1 for no weights."""
     return -1 if isinstance(value, int | float) and value == -1 else checks.number(name, value, high=1.0)
 
 
@@ -205,43 +225,49 @@ def sigmoid_focal_loss(
     logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean", *,
     overwrite_logits: bool = False,
 ) -> Tensor:  # fmt: skip
-    r"""Focal loss of every logit for itself, as detectors use it.
+    r"""Focal loss of every logit by itself, as detectors use it.
 
-    $$ \ell = -\alpha_t (1 - p_t)^\gamma \bigl(t \log p + (1 - t) \log(1 - p)\bigr), \quad
-       p_t = p\, t + (1 - p)(1 - t), \quad \alpha_t = \alpha\, t + (1 - \alpha)(1 - t) $$
+    ```math
+    \ell = -\alpha_t (1 - p_t)^\gamma \bigl(t \log p + (1 - t) \log(1 - p)\bigr), \quad
+       p_t = p\, t + (1 - p)(1 - t), \quad \alpha_t = \alpha\, t + (1 - \alpha)(1 - t)
+    ```
 
     with p the sigmoid of the logit.
 
     Args:
-        logits: of any shape, float16, bfloat16, float32 or float64.
-        target: t, from 0 to 1, in the shape of the logits and of any floating, integer or bool dtype; receives no
+        logits: any shape; float16, bfloat16, float32 or float64.
+        target: t, from 0 to 1, in the shape of the logits and of any floating, integer or bool dtype; it receives no
             gradient.
         alpha: the weight of the positives, from 0 to 1, or -1 for no weights.
-        gamma: at least 0, where 0 is binary cross entropy.
+        gamma: at least 0; 0 gives binary cross entropy.
         overwrite_logits: let the backward write the gradient into the memory of the logits, see `cross_entropy_loss`.
         reduction: "mean" over the elements, "sum", or "none" (the shape of the logits).
 
     Returns:
-        A scalar, or the terms for "none"; float32 (float64 for float64 logits). Of no elements 0.
+        A scalar, or the terms for "none"; float32 (float64 for float64 logits). Without elements it is 0.
 
     Raises:
-        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a target beyond 0 and 1. On a
-            GPU, where looking would wait for it, and in compiled code the loss of such a target has no meaning.
+        TypeError, ValueError: An argument is wrong; the message names it and what was seen. A target below 0 or above 1
+            is an error on a CPU only: on a GPU, where the check would wait for the device, and in compiled code, the
+            loss of such a target has no meaning.
 
-    Equivalent to::
+    Equivalent to:
 
-        p = logits.sigmoid()
-        p_t = p * target + (1 - p) * (1 - target)
-        alpha_t = alpha * target + (1 - alpha) * (1 - target)
-        (alpha_t * (1 - p_t) ** gamma * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).mean()
+    ```python
+    p = logits.sigmoid()
+    p_t = p * target + (1 - p) * (1 - target)
+    alpha_t = alpha * target + (1 - alpha) * (1 - target)
+    (alpha_t * (1 - p_t) ** gamma * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).mean()
+    ```
 
-    Equals `sigmoid_focal_loss` of torchvision, whose gradient is NaN for gamma below 1 where 1 - p_t is 0, and whose
-    default reduction is "none". Here it is finite.
+    It equals `sigmoid_focal_loss` of torchvision, whose default reduction is "none". Where 1 - p_t is 0, torchvision's
+    gradient is NaN for gamma below 1; here it is finite.
 
     Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
 
-    >>> sigmoid_focal_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0]))
-    tensor(0.0880)
+    Examples:
+        >>> sigmoid_focal_loss(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0]))
+        tensor(0.0880)
     """
     z = checks.logits(logits, overwrite_logits)
     return _of_elements(z, target, "sigmoid_focal", [alpha, gamma], overwrite_logits, reduction)

@@ -20,15 +20,19 @@ def contrastive_loss(
     x1: Tensor, x2: Tensor, target: Tensor, *,
     margin: float | Tensor = 1.0, metric: str = "euclidean", similar: int = 1, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
-    r"""Contrastive loss of given pairs: similar pairs are pulled together, others pushed at least `margin` apart.
+    r"""Contrastive loss of given pairs: similar pairs are pulled together, others are pushed at least `margin` apart.
 
-    $$ \ell_i = \tfrac12 d_i^2 \text{ if similar, else } \tfrac12 \max(0, m - d_i)^2, \quad d_i = d(x1_i, x2_i) $$
+    ```math
+    \ell_i = \tfrac12 d_i^2 \text{ if similar, else } \tfrac12 \max(0, m - d_i)^2, \quad d_i = d(x1_i, x2_i)
+    ```
 
     Args:
-        x1, x2: embeddings [N, D], float16, bfloat16, float32 or float64.
-        target: [N]. `similar=1` (default): similar where target is 1, so bool, {0, 1} and {-1, +1} all work;
-            `similar=0`: similar where target is 0, the convention of the paper. A floating target between 0 and 1 is
-            graded: its pair costs that share of the similar term and the rest of the other. It receives no gradient.
+        x1: embeddings [N, D], float16, bfloat16, float32 or float64.
+        x2: embeddings [N, D]; row i is paired with row i of `x1`.
+        target: [N]. A pair is similar where its target equals `similar`. A floating target between 0 and 1 is graded:
+            with `similar=1` the pair costs that share of the similar term and the remaining share of the dissimilar
+            one, with 0 the other way round. It receives no gradient.
+        similar: 1 or 0. With 1, targets may be bool, {0, 1} or {-1, +1}; 0 is the convention of the paper.
         margin: distance beyond which a dissimilar pair costs nothing; a tensor of one element receives its gradient.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
         reduction: "mean" over the pairs, "active" (the mean over the pairs that cost something), "sum", or "none" (one
@@ -38,19 +42,23 @@ def contrastive_loss(
         A scalar, or [N] for reduction "none"; float32 (float64 for float64 inputs). N = 0 gives 0.
 
     Raises:
-        TypeError, ValueError: naming the argument and what was seen; on a CPU also of another target. On a GPU, where
-            looking would wait for it, and in compiled code the loss of such a pair is NaN if the target is floating.
+        TypeError, ValueError: An argument is wrong; the message names it and what was seen. Any other target is an
+            error on a CPU only: on a GPU, where the check would wait for the device, and in compiled code, the loss of
+            such a pair is NaN if the target is floating.
 
-    Equivalent to (euclidean)::
+    Equivalent to (euclidean):
 
-        d = (x1 - x2).norm(dim=1)
-        torch.where(target == 1, d**2, F.relu(margin - d) ** 2).mean() / 2
+    ```python
+    d = (x1 - x2).norm(dim=1)
+    torch.where(target == 1, d**2, F.relu(margin - d) ** 2).mean() / 2
+    ```
 
     Source: Hadsell, Chopra, LeCun, "Dimensionality Reduction by Learning an Invariant Mapping", CVPR 2006.
 
-    >>> x1, x2 = torch.zeros(2, 1), torch.tensor([[2.0], [1.0]])
-    >>> contrastive_loss(x1, x2, torch.tensor([1, 0]), margin=2.0, reduction="none")
-    tensor([2.0000, 0.5000])
+    Examples:
+        >>> x1, x2 = torch.zeros(2, 1), torch.tensor([[2.0], [1.0]])
+        >>> contrastive_loss(x1, x2, torch.tensor([1, 0]), margin=2.0, reduction="none")
+        tensor([2.0000, 0.5000])
     """
     return _given_pairs_hinge(x1, x2, target, margin, metric, similar, reduction, scale=0.5)
 
@@ -61,18 +69,23 @@ def euclidean_distance_loss(
 ) -> Tensor:
     r"""Contrastive loss of given pairs without the factor 1/2, on the euclidean distance.
 
-    $$ \ell_i = d_i^2 \text{ if similar, else } \max(0, m - d_i)^2, \quad d_i = \|x1_i - x2_i\| $$
+    ```math
+    \ell_i = d_i^2 \text{ if similar, else } \max(0, m - d_i)^2, \quad d_i = \|x1_i - x2_i\|
+    ```
 
-    Arguments, result and errors are those of `contrastive_loss`.
+    The arguments, the result and the errors are those of `contrastive_loss`.
 
-    Equivalent to::
+    Equivalent to:
 
-        d = (x1 - x2).norm(dim=1)
-        torch.where(target == 1, d**2, F.relu(margin - d) ** 2).mean()
+    ```python
+    d = (x1 - x2).norm(dim=1)
+    torch.where(target == 1, d**2, F.relu(margin - d) ** 2).mean()
+    ```
 
-    >>> x1, x2 = torch.zeros(2, 1), torch.tensor([[2.0], [1.0]])
-    >>> euclidean_distance_loss(x1, x2, torch.tensor([1, 0]), margin=2.0, reduction="none")
-    tensor([4., 1.])
+    Examples:
+        >>> x1, x2 = torch.zeros(2, 1), torch.tensor([[2.0], [1.0]])
+        >>> euclidean_distance_loss(x1, x2, torch.tensor([1, 0]), margin=2.0, reduction="none")
+        tensor([4., 1.])
     """
     return _given_pairs_hinge(x1, x2, target, margin, "euclidean", similar, reduction, scale=1.0)
 
@@ -85,10 +98,10 @@ def _given_pairs_hinge(
     share = checks.similar_pairs(target, similar, x1)
     if metric == "cosine":
         cos = ops.row_distances(x1, x2, None, "similarity")[0]
-        d, short = 1 - cos, F.relu(cos - (1 - margin))  # of the cosine itself: 1 - (1 - cos) loses small ones
+        d, short = 1 - cos, F.relu(cos - (1 - margin))  # from the cosine itself: 1 - (1 - cos) loses small cosines
     else:
         d = ops.row_distances(x1, x2, None, metric)[0]
-        short = F.relu(-(d - margin))  # margin - d, in the order in which compiled code lets the margin vary
+        short = F.relu(-(d - margin))  # margin - d, written so that compiled code lets the margin vary
     loss = reduce(_graded(share, d, short, torch.square), reduction, d.shape[0], x1)
     return loss if scale == 1 else scale * loss
 
@@ -96,8 +109,8 @@ def _given_pairs_hinge(
 def _graded(
     share: Tensor, similar: Tensor, dissimilar: Tensor, cost: Callable[[Tensor], Tensor] = lambda x: x
 ) -> Tensor:
-    """What each pair costs: that share of the similar term, and the rest of the dissimilar one; by a bool one of them,
-    whatever the other is. [N]"""
+    """The loss of each pair: its share of the similar term plus the remaining share of the dissimilar one. A bool takes
+    one term, even if the other is not finite. [N]"""
     if share.dtype == torch.bool:
         return cost(torch.where(share, similar, dissimilar))
     similar, dissimilar = similar.masked_fill(share == 0, 0.0), dissimilar.masked_fill(share == 1, 0.0)
@@ -105,7 +118,7 @@ def _graded(
 
 
 def _given_cosines(x1: Tensor, x2: Tensor, target: Tensor, similar: int) -> tuple[Tensor, Tensor]:
-    """How similar the pairs are to be, see `checks.similar_pairs`, and their cosines. [N] each"""
+    """How similar the pairs ought to be, see `checks.similar_pairs`, and their cosines. [N] each"""
     x1, x2 = checks.given_rows(("x1", "x2"), (x1, x2))
     return checks.similar_pairs(target, similar, x1), ops.row_distances(x1, x2, None, "similarity")[0]
 
@@ -116,20 +129,25 @@ def cosine_similarity_loss(
 ) -> Tensor:
     r"""Cosine similarity of given pairs as a loss between 0 and 1.
 
-    $$ \ell_i = 1 - s_i \text{ if similar, else } s_i, \quad s_i = \tfrac12 (1 + \cos(x1_i, x2_i)) $$
+    ```math
+    \ell_i = 1 - s_i \text{ if similar, else } s_i, \quad s_i = \tfrac12 (1 + \cos(x1_i, x2_i))
+    ```
 
     Without `target` every pair is similar and the value is the cosine distance 1 - cos, between 0 and 2. Norms are
-    clamped to at least 1e-8. It is no hinge, so that `reduction` has no "active". Arguments, result and errors are
-    otherwise those of `contrastive_loss`.
+    clamped to at least 1e-8. The loss is not a hinge, so `reduction` cannot be "active". The arguments, the result and
+    the errors are otherwise those of `contrastive_loss`.
 
-    Equivalent to::
+    Equivalent to:
 
-        s = (1 + F.cosine_similarity(x1, x2)) / 2
-        torch.where(target == 1, 1 - s, s).mean()  # without target: (1 - F.cosine_similarity(x1, x2)).mean()
+    ```python
+    s = (1 + F.cosine_similarity(x1, x2)) / 2
+    torch.where(target == 1, 1 - s, s).mean()  # without target: (1 - F.cosine_similarity(x1, x2)).mean()
+    ```
 
-    >>> x = torch.eye(2)
-    >>> cosine_similarity_loss(x, x.flip(0), torch.tensor([1, 0]), reduction="none")
-    tensor([0.5000, 0.5000])
+    Examples:
+        >>> x = torch.eye(2)
+        >>> cosine_similarity_loss(x, x.flip(0), torch.tensor([1, 0]), reduction="none")
+        tensor([0.5000, 0.5000])
     """
     if target is None:
         checks.one_of("reduction", reduction, REDUCTIONS)
@@ -147,18 +165,23 @@ def cosine_embedding_loss(
 ) -> Tensor:
     r"""Cosine embedding loss of given pairs; equals `torch.nn.functional.cosine_embedding_loss`.
 
-    $$ \ell_i = 1 - \cos_i \text{ if similar, else } \max(0, \cos_i - m) $$
+    ```math
+    \ell_i = 1 - \cos_i \text{ if similar, else } \max(0, \cos_i - m)
+    ```
 
-    `target` may mix both kinds. `margin` is a cosine, between -1 and 1. Other arguments, result and errors are those
-    of `contrastive_loss`.
+    `target` may mix both kinds. `margin` is a cosine, between -1 and 1. The other arguments, the result and the errors
+    are those of `contrastive_loss`.
 
-    Equivalent to::
+    Equivalent to:
 
-        F.cosine_embedding_loss(x1, x2, target, margin=margin)  # target in {-1, +1}
+    ```python
+    F.cosine_embedding_loss(x1, x2, target, margin=margin)  # target in {-1, +1}
+    ```
 
-    >>> x1, x2 = torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 2.0]])
-    >>> cosine_embedding_loss(x1, x2, torch.tensor([-1]), margin=0.5)
-    tensor(0.5000)
+    Examples:
+        >>> x1, x2 = torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 2.0]])
+        >>> cosine_embedding_loss(x1, x2, torch.tensor([-1]), margin=0.5)
+        tensor(0.5000)
     """
     share, cos = _given_cosines(x1, x2, target, similar)
     return reduce(_graded(share, 1 - cos, F.relu(cos - margin)), reduction, cos.shape[0], x1)
@@ -166,40 +189,48 @@ def cosine_embedding_loss(
 
 @options(scale=learnable(above=True))
 def cosent_loss(x1: Tensor, x2: Tensor, target: Tensor, *, scale: float | Tensor = 20.0) -> Tensor:
-    r"""CoSENT: the cosines of given pairs in the order of their targets, whatever their values.
+    r"""CoSENT: the cosines of given pairs ought to be in the order of their targets, whatever their values.
 
-    $$ \log\Bigl(1 + \sum_{t_i > t_j} e^{s (\cos_j - \cos_i)}\Bigr), \quad \cos_i = \cos(x1_i, x2_i) $$
+    ```math
+    \log\Bigl(1 + \sum_{t_i > t_j} e^{s (\cos_j - \cos_i)}\Bigr), \quad \cos_i = \cos(x1_i, x2_i)
+    ```
 
-    Any two pairs with different targets are a term: the one with the lower target ought to have the lower cosine. The
-    targets are sorted instead, which takes O(N log N) time and, beside the rows, O(N) memory.
+    Any two pairs with different targets are a term of the sum: the one with the lower target ought to have the lower
+    cosine. The terms are not listed: sorting the targets takes O(N log N) time and, beside the rows, O(N) memory.
 
     Args:
-        x1, x2: embeddings [N, D], float16, bfloat16, float32 or float64.
+        x1: embeddings [N, D], float16, bfloat16, float32 or float64.
+        x2: embeddings [N, D]; row i is paired with row i of `x1`.
         target: [N], how similar each pair ought to be (ratings, scores of a teacher, 0 and 1), of any real dtype or
-            bool. Only its order counts, and equal ones are not compared. It receives no gradient.
-        scale: s, sharpness of the comparison, above 0; a tensor of one element receives its gradient.
+            bool. Only the order of the targets counts, and pairs with equal targets are not compared. It receives no
+            gradient.
+        scale: s, the sharpness of the comparison, above 0; a tensor of one element receives its gradient.
 
     Returns:
-        A scalar, of all pairs together; float32 (float64 for float64 inputs). Where no two targets differ it is 0, with
-        zero gradient.
+        A scalar for all pairs together; float32 (float64 for float64 inputs). If no two targets differ, it is 0 with
+            zero gradient.
 
     Raises:
-        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a target that is NaN. On a GPU,
-            where looking would wait for it, and in compiled code the loss is NaN then.
+        TypeError, ValueError: An argument is wrong; the message names it and what was seen. A target that is NaN is an
+            error on a CPU only: on a GPU, where the check would wait for the device, and in compiled code, the loss is
+            NaN.
 
-    Equivalent to::
+    Equivalent to:
 
-        z = scale * F.cosine_similarity(x1, x2)
-        F.softplus((z - z[:, None])[target[:, None] > target].logsumexp(0))
+    ```python
+    z = scale * F.cosine_similarity(x1, x2)
+    F.softplus((z - z[:, None])[target[:, None] > target].logsumexp(0))
+    ```
 
-    The loss of sentence-transformers' `CoSENTLoss`, here exact also where it is below the last bit of 1.
+    It is the loss of sentence-transformers' `CoSENTLoss`, and is exact even where it is below the last bit of 1.
 
     Source: Huang et al., "CoSENT: Consistent Sentence Embedding via Similarity Ranking", IEEE/ACM Transactions on
     Audio, Speech, and Language Processing, 2024.
 
-    >>> x1, x2 = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    >>> cosent_loss(x1, x2, torch.tensor([0.2, 0.9]), scale=2.0)
-    tensor(2.1269)
+    Examples:
+        >>> x1, x2 = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+        >>> cosent_loss(x1, x2, torch.tensor([0.2, 0.9]), scale=2.0)
+        tensor(2.1269)
     """
     x1, x2 = checks.given_rows(("x1", "x2"), (x1, x2))
     target = checks.grades(target, x1)
@@ -207,13 +238,13 @@ def cosent_loss(x1: Tensor, x2: Tensor, target: Tensor, *, scale: float | Tensor
 
 
 def in_order(scores: Tensor, target: Tensor, scale: float | Tensor) -> Tensor:
-    """`cosent_loss` of given scores, by targets that `checks.grades` has looked at."""
+    """`cosent_loss` of given scores, for targets that `checks.grades` has checked."""
     target, order = target.sort()
     z = scale * scores.to(state_dtype(scores))[order].masked_fill(target.isnan(), torch.nan)
-    z = z - z.detach().logsumexp(0)  # which changes no difference: the largest are near 0, where rounding is least
-    lower = torch.searchsorted(target, target)  # how many targets are below each: the first ones
+    z = z - z.detach().logsumexp(0)  # differences stay; the largest scores come near 0, where rounding is least
+    lower = torch.searchsorted(target, target)  # how many targets are below each one; they come first
     below = z.logcumsumexp(0)[(lower - 1).clamp(min=0)]
-    lowest = torch.finfo(z.dtype).min / 2  # of terms that are all -inf the gradient would be NaN
+    lowest = torch.finfo(z.dtype).min / 2  # the gradient of terms that are all -inf would be NaN
     return softplus((below - z).masked_fill(lower == 0, lowest).logsumexp(0)).to(loss_dtype(scores))
 
 
@@ -228,64 +259,73 @@ def pairwise_contrastive_loss(
 ) -> Tensor:  # fmt: skip
     r"""Contrastive loss over all pairs of a batch, or of a batch with a reference set, without the distance matrix.
 
-    $$ \ell_{ij} = c \max(0, d_{ij} - m_+)^p \text{ if } y_i = y_j, \text{ else } c \max(0, m_- - d_{ij})^p $$
+    ```math
+    \ell_{ij} = c \max(0, d_{ij} - m_+)^p \text{ if } y_i = y_j, \text{ else } c \max(0, m_- - d_{ij})^p
+    ```
 
     with c = 1/2 for p = 2 and c = 1 for p = 1. Memory is O((N + M) D).
 
     Args:
         embeddings: [N, D], float16, bfloat16, float32 or float64.
         labels: [N], any integer dtype or bool; pairs with equal labels are positive, all others negative.
-        ref_embeddings, ref_labels: [M, D] and [M], another set to compare with (a memory bank, a gathered batch).
-            Without them the batch is compared with itself and the pairs (i, i) are left out.
-        ref_offset: row i of embeddings is row ref_offset + i of ref_embeddings (a gathered batch, a memory bank), and
-            that pair is left out, as (i, i) in a batch alone. None: no row is in both.
-        ignore_index: rows of either side with this label (padding, rows without one) are in no pair and count in no
-            mean, whatever they hold; their gradient is 0. None: every label is a class.
-        pos_margin, neg_margin: distance above which a positive costs, and below which a negative costs; each may be a
-            tensor of one element, which receives its gradient.
+        ref_embeddings: [M, D], another set to compare with (a memory bank, a gathered batch). None: the batch is
+            compared with itself, without the pairs (i, i).
+        ref_labels: [M], the labels of `ref_embeddings`.
+        ref_offset: row i of `embeddings` is also row ref_offset + i of `ref_embeddings` (a gathered batch, a memory
+            bank), and the two are not paired. None: no row is in both.
+        ignore_index: rows of either side with this label (padding, rows without a label) are in no pair and count in no
+            mean, whatever values they have; their gradient is 0. None: every label is a class.
+        pos_margin: the distance above which a positive pair costs something; a tensor of one element receives its
+            gradient.
+        neg_margin: the distance below which a negative pair costs something; a tensor of one element receives its
+            gradient.
         metric: "euclidean", "sqeuclidean", "cosine" (1 - cos) or "manhattan".
-        power: 2 or 1.
+        power: p, 2 or 1.
         reduction: "mean" over all valid ordered pairs; "active": the mean over the non-zero positive terms plus the
-            mean over the non-zero negative terms; "sum"; "none": the sum of each anchor's terms, [N].
+            mean over the non-zero negative terms; "sum"; "none" ([N], the sum of each anchor's terms).
 
     Returns:
-        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any pair it is 0, with zero gradient.
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any pair it is 0 with zero gradient.
 
     Raises:
-        TypeError, ValueError: naming the argument and what was seen.
+        TypeError, ValueError: An argument is wrong; the message names it and what was seen.
 
-    Equivalent to (euclidean, a self batch)::
+    Equivalent to (euclidean distances, without references):
 
-        d = torch.cdist(embeddings, embeddings)
-        same = labels[:, None] == labels
-        terms = torch.where(same, F.relu(d - pos_margin), F.relu(neg_margin - d)) ** 2 / 2
-        terms.fill_diagonal_(0).sum() / (N * (N - 1))
+    ```python
+    d = torch.cdist(embeddings, embeddings)
+    same = labels[:, None] == labels
+    terms = torch.where(same, F.relu(d - pos_margin), F.relu(neg_margin - d)) ** 2 / 2
+    terms.fill_diagonal_(0).sum() / (N * (N - 1))
+    ```
 
-    pytorch-metric-learning's `ContrastiveLoss` is power=1 with reduction="active" on normalised embeddings.
+    `ContrastiveLoss` of pytorch-metric-learning is this loss with power=1 and reduction="active" of normalised
+    embeddings.
 
     Source: Hadsell, Chopra, LeCun, CVPR 2006; margins on both sides as in Wu et al., "Sampling Matters in Deep
     Embedding Learning", ICCV 2017.
 
-    >>> x = torch.tensor([[0.0], [0.5], [3.0]])
-    >>> pairwise_contrastive_loss(x, torch.tensor([0, 1, 1]), reduction="none")
-    tensor([0.1250, 3.2500, 3.1250])
+    Examples:
+        >>> x = torch.tensor([[0.0], [0.5], [3.0]])
+        >>> pairwise_contrastive_loss(x, torch.tensor([0, 1, 1]), reduction="none")
+        tensor([0.1250, 3.2500, 3.1250])
 
-    A mean in which rows have weights:
+        A mean in which rows have weights:
 
-    >>> w = torch.tensor([1.0, 0.0, 2.0])
-    >>> (w * pairwise_contrastive_loss(x, torch.tensor([0, 1, 1]), reduction="none")).sum() / w.sum()
-    tensor(2.1250)
+        >>> w = torch.tensor([1.0, 0.0, 2.0])
+        >>> (w * pairwise_contrastive_loss(x, torch.tensor([0, 1, 1]), reduction="none")).sum() / w.sum()
+        tensor(2.1250)
 
-    Labels of a hierarchy, here of classes and of kinds within them: a weighted sum over its levels.
+        Labels of a hierarchy, here classes and kinds within them, as a weighted sum over the levels:
 
-    >>> classes, kinds = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2])
-    >>> sum(w * pairwise_contrastive_loss(x, labels) for w, labels in ((0.3, classes), (0.7, kinds)))
-    tensor(0.0417)
+        >>> classes, kinds = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2])
+        >>> sum(w * pairwise_contrastive_loss(x, labels) for w, labels in ((0.3, classes), (0.7, kinds)))
+        tensor(0.0417)
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
 
     loss = "contrastive" if power == 2 else "linear_contrastive"
-    folds = ["sum", "sum"] if reduction == "active" else ["sum"]  # of the terms, and of whether they are active
+    folds = ["sum", "sum"] if reduction == "active" else ["sum"]  # the terms, and whether they are active
     pos, neg = ops.of(*folds, margin=pos_margin), ops.of(*folds, margin=neg_margin)
     states = ops.fold(batch, loss, metric, pos=pos, neg=neg)
     if reduction == "active":
@@ -305,45 +345,53 @@ def margin_loss(
     ref_offset: int | None = None, ignore_index: int | None = None, margin: float | Tensor = 0.2,
     beta: float | Tensor = 1.2, metric: str = "euclidean", reduction: str = "active",
 ) -> Tensor:  # fmt: skip
-    r"""Margin loss: positives within a boundary and negatives beyond it, by a margin; the boundary may be learned.
+    r"""Margin loss: positives ought to be within a boundary and negatives beyond it, both by a margin.
 
-    $$ \ell_{ij} = \max(0, d_{ij} - \beta_i + m) \text{ if } y_i = y_j, \text{ else } \max(0, \beta_i + m - d_{ij}) $$
+    ```math
+    \ell_{ij} = \max(0, d_{ij} - \beta_i + m) \text{ if } y_i = y_j, \text{ else } \max(0, \beta_i + m - d_{ij})
+    ```
 
-    Memory is O((N + M) D).
+    The boundary may be learned. Memory is O((N + M) D). Arguments that are not listed are those of
+    `pairwise_contrastive_loss`.
 
     Args:
-        embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index, metric: as for
-            `pairwise_contrastive_loss`.
         margin: m, on either side of the boundary; a tensor of one element receives its gradient.
-        beta: the boundary, a distance; a tensor of one element receives its gradient, and so does one of several, [C],
-            of which an anchor has that of its label, which is then from 0 to C - 1::
+        beta: the boundary, a distance. A tensor of one element receives its gradient. So does a tensor [C] with one
+            boundary per label; labels are then from 0 to C - 1, and an anchor has the boundary of its label:
 
-                beta = torch.nn.Parameter(torch.full([num_classes], 1.2))
-                loss = margin_loss(F.normalize(x), labels, beta=beta) + nu * beta.mean()
+            ```python
+            beta = torch.nn.Parameter(torch.full([num_classes], 1.2))
+            loss = margin_loss(F.normalize(x), labels, beta=beta) + nu * beta.mean()
+            ```
 
         reduction: "active": the mean over all terms above 0, of both kinds together; "mean" over all valid ordered
-            pairs; "sum"; "none": the sum of each anchor's terms, [N].
+            pairs; "sum"; "none" ([N], the sum of each anchor's terms).
 
     Returns:
-        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any such term 0, with zero gradient.
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs). Without any such term it is 0 with zero
+            gradient.
 
     Raises:
-        TypeError, ValueError: naming the argument and what was seen. With a beta of each label, on a CPU also of a
-            label out of range; on a GPU, where looking would wait for it, the loss of such an anchor is NaN.
+        TypeError, ValueError: An argument is wrong; the message names it and what was seen. With one beta per label, a
+            label out of range is an error on a CPU only: on a GPU, where the check would wait for the device, the loss
+            of such an anchor is NaN.
 
-    Equivalent to (euclidean, a self batch)::
+    Equivalent to (euclidean distances, without references):
 
-        d = torch.cdist(embeddings, embeddings)
-        terms = F.relu(torch.where(same, d - beta + margin, beta + margin - d)).fill_diagonal_(0)
-        terms.sum() / (terms > 0).sum()
+    ```python
+    d = torch.cdist(embeddings, embeddings)
+    terms = F.relu(torch.where(same, d - beta + margin, beta + margin - d)).fill_diagonal_(0)
+    terms.sum() / (terms > 0).sum()
+    ```
 
     `MarginLoss` of pytorch-metric-learning counts a pair once for every triplet that it is in.
 
     Source: Wu, Manmatha, Smola, Kraehenbuehl, "Sampling Matters in Deep Embedding Learning", ICCV 2017.
 
-    >>> x, labels = torch.tensor([[0.0], [1.5], [1.0]]), torch.tensor([0, 0, 1])
-    >>> margin_loss(x, labels, reduction="none")
-    tensor([0.9000, 1.4000, 1.3000])
+    Examples:
+        >>> x, labels = torch.tensor([[0.0], [1.5], [1.0]]), torch.tensor([0, 0, 1])
+        >>> margin_loss(x, labels, reduction="none")
+        tensor([0.9000, 1.4000, 1.3000])
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     boundary, offsets = beta, None
@@ -357,7 +405,7 @@ def margin_loss(
 
 
 def _of_labels(name: str, values: Tensor, batch: checks.Batch, ignore_index: int | None) -> Tensor:
-    """Of every anchor the value of its label; NaN where it is no index of them. [N]"""
+    """For every anchor, the value at its label; NaN where the label is not an index of the values. [N]"""
     values = checks.of_each(name, values, "class", values.shape[0], batch.x, constant=False)
     group = groups.current()
     values = values if group is None else group.replicated(values)

@@ -16,42 +16,48 @@ def proxy_nca_loss(
     embeddings: Tensor, proxies: Tensor, target: Tensor, *, scale: float | Tensor = 1.0,
     ignore_index: int | None = None, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
-    r"""ProxyNCA: softmax over the squared distances to every class's proxy, all on the unit sphere.
+    r"""ProxyNCA: softmax over the negative squared distances to every class's proxy, all on the unit sphere.
 
-    $$ \ell_i = -\log \frac{e^{-s \|\hat x_i - \hat p_y\|^2}}{\sum_c e^{-s \|\hat x_i - \hat p_c\|^2}} $$
+    ```math
+    \ell_i = -\log \frac{e^{-s \|\hat x_i - \hat p_y\|^2}}{\sum_c e^{-s \|\hat x_i - \hat p_c\|^2}}
+    ```
 
     On the sphere a squared distance is 2 - 2 cos, so this is `normalized_softmax_loss` of temperature 1 / (2 s). The
     proxy of the own class is in the denominator, as in ProxyNCA++; the paper leaves it out.
 
     Args:
         embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
-        proxies: [C, D], one row a class.
+        proxies: [C, D], one row per class.
         target: [N], class indices of any integer dtype.
         scale: s, above 0, an inverse temperature; a tensor of one element receives its gradient.
-        ignore_index: rows with this target do not count, whatever they hold, and their gradient is 0. None: every
-            target is a class.
-        reduction: "mean" over the rows that count, "sum", or "none" ([N], 0 for one that does not).
+        ignore_index: rows with this target do not count, whatever values they have, and their gradient is 0. None:
+            every target is a class.
+        reduction: "mean" over the rows that count, "sum", or "none" ([N], 0 for rows that do not count).
 
     Returns:
-        A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. If no row counts
-        0, with zero gradient.
+        A scalar, or [N] for "none"; float32 (float64 for float64 inputs), at least 0. If no row counts, it is 0 with
+            zero gradient.
 
     Raises:
-        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
-            where looking would wait for it, and in compiled code the loss of such a row is NaN.
+        TypeError, ValueError: An argument is wrong; the message names it and what was seen. A class out of range is an
+            error on a CPU only: on a GPU, where the check would wait for the device, and in compiled code, the loss of
+            such a row is NaN.
 
-    Equivalent to::
+    Equivalent to:
 
-        F.cross_entropy(-scale * torch.cdist(F.normalize(embeddings), F.normalize(proxies)).square(), target)
+    ```python
+    F.cross_entropy(-scale * torch.cdist(F.normalize(embeddings), F.normalize(proxies)).square(), target)
+    ```
 
-    Equals `ProxyNCALoss(softmax_scale=scale)` of pytorch-metric-learning, which leaves out rows whose probability is
-    below the smallest float.
+    It equals `ProxyNCALoss(softmax_scale=scale)` of pytorch-metric-learning, except that the library leaves out rows
+    whose probability is below the smallest float.
 
     Source: Movshovitz-Attias et al., "No Fuss Distance Metric Learning using Proxies", ICCV 2017; Teh, DeVries,
     Taylor, "ProxyNCA++", ECCV 2020.
 
-    >>> proxy_nca_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
-    tensor(0.1269)
+    Examples:
+        >>> proxy_nca_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
+        tensor(0.1269)
     """
     c = classified(embeddings, "proxies", proxies, target, ignore_index)
     z = cosine_logits(c, 2 * scale)
@@ -65,43 +71,49 @@ def proxy_anchor_loss(
 ) -> Tensor:  # fmt: skip
     r"""Proxy anchor: every class's proxy pulls the rows of its class and pushes all others, the hardest the most.
 
-    $$ \ell = \frac{1}{|P^+|} \sum_{p \in P^+} \log\Bigl(1 + \sum_{x \in X_p} e^{-\alpha (\cos(x, p) - m)}\Bigr)
-       + \frac{1}{C} \sum_p \log\Bigl(1 + \sum_{x \notin X_p} e^{\alpha (\cos(x, p) + m)}\Bigr) $$
+    ```math
+    \ell = \frac{1}{|P^+|} \sum_{p \in P^+} \log\Bigl(1 + \sum_{x \in X_p} e^{-\alpha (\cos(x, p) - m)}\Bigr)
+       + \frac{1}{C} \sum_p \log\Bigl(1 + \sum_{x \notin X_p} e^{\alpha (\cos(x, p) + m)}\Bigr)
+    ```
 
     where P+ are the proxies of the classes in the batch.
 
     Args:
         embeddings: [N, D], float16, bfloat16, float32 or float64; norms are clamped to at least 1e-8.
-        proxies: [C, D], one row a class.
+        proxies: [C, D], one row per class.
         target: [N], class indices of any integer dtype.
         margin: m, at least 0; a tensor of one element receives its gradient.
-        alpha: above 0; a tensor of one element receives its gradient.
-        ignore_index: rows with this target do not count, whatever they hold, and their gradient is 0. None: every
-            target is a class.
-        reduction: "mean" as above; "none": one value a proxy ([C]), its pull plus its push; "sum" of these.
+        alpha: the sharpness, above 0; a tensor of one element receives its gradient.
+        ignore_index: rows with this target do not count, whatever values they have, and their gradient is 0. None:
+            every target is a class.
+        reduction: "mean": the formula above; "none": the pull plus the push of every proxy, [C]; "sum": their sum.
 
     Returns:
-        A scalar, or [C] for "none"; float32 (float64 for float64 inputs), at least 0. If no row counts
-        0, with zero gradient.
+        A scalar, or [C] for "none"; float32 (float64 for float64 inputs), at least 0. If no row counts, it is 0 with
+            zero gradient.
 
     Raises:
-        TypeError, ValueError: naming the argument and what was seen; on a CPU also of a class out of range. On a GPU,
-            where looking would wait for it, and in compiled code such a class makes the loss NaN.
+        TypeError, ValueError: An argument is wrong; the message names it and what was seen. A class out of range is an
+            error on a CPU only: on a GPU, where the check would wait for the device, and in compiled code, it makes the
+            loss NaN.
 
-    Equivalent to::
+    Equivalent to:
 
-        cos = F.normalize(proxies) @ F.normalize(embeddings).T
-        own = torch.arange(C)[:, None] == target
-        pull = (1 + ((-alpha * (cos - margin)).exp() * own).sum(1)).log()
-        push = (1 + ((alpha * (cos + margin)).exp() * ~own).sum(1)).log()
-        pull.sum() / own.any(1).sum() + push.mean()
+    ```python
+    cos = F.normalize(proxies) @ F.normalize(embeddings).T
+    own = torch.arange(C)[:, None] == target
+    pull = (1 + ((-alpha * (cos - margin)).exp() * own).sum(1)).log()
+    push = (1 + ((alpha * (cos + margin)).exp() * ~own).sum(1)).log()
+    pull.sum() / own.any(1).sum() + push.mean()
+    ```
 
-    Equals `ProxyAnchorLoss` of pytorch-metric-learning.
+    It equals `ProxyAnchorLoss` of pytorch-metric-learning.
 
     Source: Kim et al., "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020.
 
-    >>> proxy_anchor_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.0, alpha=1.0)
-    tensor(1.0064)
+    Examples:
+        >>> proxy_anchor_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), margin=0.0, alpha=1.0)
+        tensor(1.0064)
     """
     c = classified(embeddings, "proxies", proxies, target, ignore_index)
     (x, index), p = compared(c), c.classes

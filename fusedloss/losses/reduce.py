@@ -14,16 +14,16 @@ from ..checks import IGNORED, WRONG
 
 REDUCTIONS = ("mean", "sum", "none")
 OF_HINGES = (*REDUCTIONS, "active")
-Folding = Callable[..., tuple[Tensor, ...]]  # `ops.fold` of one batch and metric, or what does the same of other pairs
+Folding = Callable[..., tuple[Tensor, ...]]  # `ops.fold` for one batch and metric, or the same for other pairs
 
 
 def similarity(metric: str) -> tuple[str, float]:
-    """The score of a metric of `checks.SIMILARITIES`, and its sign: a distance is the negative of a similarity."""
+    """The score for a metric of `checks.SIMILARITIES`, and the sign that makes it a similarity: -1 for a distance."""
     return {"cosine": ("similarity", 1.0), "dot": ("dot", 1.0)}.get(metric, (metric, -1.0))
 
 
 def pairs(batch: checks.Batch) -> int | Tensor:
-    """How many pairs the rows of a batch are in, without those of a row with itself."""
+    """How many pairs there are in a batch, without those of a row with itself."""
     group = groups.current() if batch.shared else None
     others: int | Tensor
     if batch.ignored is None:
@@ -35,9 +35,12 @@ def pairs(batch: checks.Batch) -> int | Tensor:
 
 
 def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor, active: Tensor | None = None) -> Tensor:
-    """The loss of rows x. "none": the terms [N]; "sum"; "mean" over `count` of them, or weights that add up to it: 0
-    (still attached to the graph) when count is 0. "active": the mean over those above 0, of which each of the terms, if
-    it is a sum itself, has as many as `active` says."""
+    """The loss of rows x from their terms [N].
+
+    reduction: "none": the terms; "sum"; "mean": the sum divided by `count`, a number of terms or the sum of their
+        weights; it is 0, still attached to the graph, if `count` is 0. "active": the mean over the terms above 0.
+    active: how many terms above 0 each of the given terms is a sum of.
+    """
     if reduction == "active":
         return reduce(terms, "mean", (terms.detach() > 0 if active is None else active.detach()).sum(), x)
     group = groups.current()
@@ -54,28 +57,28 @@ def reduce(terms: Tensor, reduction: str, count: Tensor | int, x: Tensor, active
 
 
 def over_group(own: Tensor, reduction: str, count: Tensor | int, group: groups.Group) -> Tensor:
-    """The reduction of the sums of all processes, the same in each."""
+    """The "sum" or "mean" over all processes, the same value in each."""
     counted = own.detach().new_full((), count) if isinstance(count, int) else count.detach().to(own)
     total, count = group.total(torch.stack([own, counted])).unbind()
     return total / count.detach().where(count != 0, 1) if reduction == "mean" else total
 
 
 def at_least_one(count: int) -> int:
-    """The larger of a number of rows, which may be symbolic, and 1."""
+    """The larger of 1 and a number of rows, which may be symbolic."""
     return max(count, 1) if isinstance(count, int) else torch.sym_max(count, 1)
 
 
 def reduce_rows(terms: Tensor, reduction: str, index: Tensor, x: Tensor, weights: Tensor | None = None) -> Tensor:
-    """`reduce` of the rows that have a class, by their weights; NaN where `checks.class_indices` found none."""
+    """`reduce` over the rows that have a class, weighted; NaN if `checks.class_indices` found one out of range."""
     if weights is None and checks.readable(index) and index.numel() and int(index.min()) >= 0:
-        return reduce(terms, reduction, terms.numel(), x)  # all have one
+        return reduce(terms, reduction, terms.numel(), x)  # every row has a class
     terms = terms.masked_fill(index == IGNORED, 0.0).masked_fill(index == WRONG, torch.nan)
     counted = (index >= 0) if weights is None else weights.where(index >= 0, 0.0)
     return reduce(terms, reduction, counted.sum(), x)
 
 
 def mean_shares(z: Tensor) -> Tensor:
-    """N softmax(z), of which the mean is 1, over the N of the batch."""
+    """N softmax(z), whose mean over the N rows of the batch is 1."""
     group = groups.current()
     if group is None:
         return z.shape[0] * z.softmax(0)
@@ -86,7 +89,7 @@ def mean_shares(z: Tensor) -> Tensor:
 
 
 def softplus(z: Tensor) -> Tensor:
-    """log(1 + exp(z)) to the last bits for every z, float64's too: from 40 on it is z."""
+    """log(1 + exp(z)), exact to the last bits for every z, in float64 too: above 40 it is z."""
     return F.softplus(z, threshold=40.0)
 
 

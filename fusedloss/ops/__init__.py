@@ -1,4 +1,4 @@
-"""From the losses to a backend, one file per family; `registration` makes autograd Functions and custom ops.
+"""The operations between the losses and a backend, one file per family; `registration` makes Functions and custom ops.
 
 Rows x [N, D] are compared with y [M, D], or with themselves where y is None, see `checks.Batch`.
 """

@@ -47,7 +47,7 @@ fold_op = Operation("fold", Fold, "Tensor", _fold_fake, _fold_backward)
 
 
 class Of(NamedTuple):
-    """What is folded of one kind of pairs: fold k, "sum" or "lse", of the loss's term k; and the loss's numbers."""
+    """What is folded over one kind of pairs: fold k, "sum" or "lse", of the loss's term k; and the loss's numbers."""
 
     folds: list[str]
     numbers: Mapping[str, float | Tensor]
@@ -66,16 +66,19 @@ def fold(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Row states of x against y: each fold of `pos`, then each of `neg`, [N].
 
-    loss: of `PIECES`.
-    columns: the rows of y are anchors too, and every state is [N + M], theirs last.
-    offsets: of "columns" [M] or "rows" [N], added to their scores; or of "both" [N + M], or [N] in a self batch: then
-    log(exp(v_i) + exp(v_j)) of the offsets v is added to every score.
-    weights: of columns [M], by which a "sum" over negatives weighs its terms; a constant.
-    group: so many neighbours among the columns, a power of 2, are a group (the sub-centers of a class), of which the
-    highest score alone counts, and the first of equal ones.
-    Differentiable by x, y, offsets and the numbers.
+    They are differentiable by x, y, the offsets and the numbers.
+
+    loss: a name of `PIECES`.
+    columns: whether the rows of y are anchors too; every state is then [N + M], with the rows of y last.
+    offsets: numbers that are added to the scores of "columns" [M] or of "rows" [N]. With offsets v for "both", [N + M]
+        or [N] if there is no y, log(exp(v_i) + exp(v_j)) is added to every score.
+    weights: the weights of the columns [M] in a "sum" over negatives; they receive no gradient.
+    group: the size, a power of 2, of groups of neighbouring columns (the sub-centers of a class). Only the highest
+        score of a group counts, the first of equal ones.
     """
-    if offsets is not None and offsets_of == "rows" and batch.y is None:  # a pair has two scores: there are two sides
+    if (
+        offsets is not None and offsets_of == "rows" and batch.y is None
+    ):  # s_ij and s_ji differ, so there must be two sides
         batch = batch._replace(y=batch.x, ref_offset=0, y_sorted=batch.x_sorted)
     given = [*numbers_of(loss, pos), *numbers_of(loss, neg)]
     offsets, weights = (None if t is None else t.to(loss_dtype(batch.x)) for t in (offsets, weights))
@@ -87,10 +90,10 @@ def fold(
 
 
 def numbers_of(loss: str, kind: Of) -> list[float | Tensor]:
-    """The loss's numbers for one kind of pairs, in its order; they do not matter if nothing is folded.
+    """The loss's numbers for one kind of pairs, in the loss's order; if nothing is folded, they have no effect.
 
     Raises:
-        ValueError: the loss has other numbers, or no such terms to be folded.
+        ValueError: The loss has other numbers, or does not have these terms.
     """
     if loss not in PIECES:
         raise ValueError(f"loss must be one of PIECES (backends/request.py), {', '.join(PIECES)}, got {loss!r}")
@@ -108,13 +111,13 @@ def numbers_of(loss: str, kind: Of) -> list[float | Tensor]:
 
 
 def as_tensor(numbers: list[float | Tensor], x: Tensor) -> Tensor:
-    """A loss's numbers: on the CPU, where reading them takes no sync, unless one of them is a tensor on the device."""
+    """A loss's numbers as a tensor, on the CPU, where reading needs no sync, unless one is a tensor on the device."""
     dtype, symbolic = loss_dtype(x), torch.compiler.is_compiling()
     tensors = list(filter(torch.is_tensor, numbers))
     device = x.device if any(p.device.type != "cpu" for p in tensors) else torch.device("cpu")
     if not tensors and not symbolic:
         return torch.tensor(numbers, dtype=dtype, device=device)
-    # Unlike a copy from the CPU a fill can be captured in a CUDA graph, and in compiled code a product can change.
+    # Unlike a copy from the CPU, a fill can be captured in a CUDA graph, and compiled code lets a product vary.
     one = torch.ones((), dtype=dtype, device=device)
     filled = [p if isinstance(p, Tensor) else one * p if symbolic else torch.full_like(one, p) for p in numbers]
     return torch.stack([p.to(device, dtype) for p in filled])

@@ -15,7 +15,7 @@ from .registration import Operation, plain, transformed
 
 
 def _dz(g: Any) -> Tensor:
-    """Where dz is written: over z, if it may be overwritten."""
+    """The tensor into which dz is written: z itself, if it may be overwritten."""
     z = g.forward.z
     return z if g.forward.overwrite else torch.empty_like(z, memory_format=torch.contiguous_format)
 
@@ -25,7 +25,7 @@ def _dz_fake(g: Any) -> Tensor:
 
 
 def _may_overwrite(r: Any) -> Any:
-    """A request of a backward, which overwrites z only where nothing needs it again."""
+    """The request of a backward, which may overwrite z only if nothing needs z again."""
     once = not torch.is_grad_enabled() and not transformed()  # create_graph, vmap
     return r._replace(overwrite=r.overwrite and once and plain([r.z]))
 
@@ -40,7 +40,7 @@ def _logits_fake(r: Logits) -> Tensor:
 
 def _logits_backward(r: Logits, wanted: Any, backend: str, outputs: Any, derivatives: Any) -> dict[str, Tensor]:
     (states,), (dstates,), found = outputs, derivatives, {}
-    if wanted.target:  # the probabilities', from the logits before they are overwritten
+    if wanted.target:  # computed from the logits before they are overwritten
         found["target"] = _dtarget(r, states, dstates)
     if r.shares:
         d_first, d_lse, d_cost = dstates
@@ -50,11 +50,11 @@ def _logits_backward(r: Logits, wanted: Any, backend: str, outputs: Any, derivat
 
 
 def _dtarget(r: Logits, states: Tensor, dstates: Tensor) -> Tensor:
-    """By probabilities; as that of `torch.xlogy` it is 0 where a share of 0 meets a logit of -inf."""
+    """The derivative by probabilities; as in `torch.xlogy` it is 0 where a share of 0 meets a logit of -inf."""
     d_first, _, d_cost = dstates.view(3, r.z.shape[0], 1, r.z.shape[2])
     lse, dtype = states[1].view_as(d_cost), loss_dtype(r.z)
     high = lse.to(dtype)
-    apart = (high - r.z).add_((lse - high).to(dtype))  # of large numbers, before it is a factor
+    apart = (high - r.z).add_((lse - high).to(dtype))  # a difference of large numbers, taken before it is a factor
     share = r.target if r.weight is None else r.target * r.weight[:, None]
     apart.masked_fill_((r.z == -torch.inf) & (share == 0), 0.0)
     by_share = torch.addcmul(d_first.to(dtype), d_cost.to(dtype), apart).mul_(1 - r.smoothing)
@@ -70,7 +70,7 @@ def fold_logits(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Row states of logits [N, C, P], see `Logits`.
 
-    Differentiable by probabilities and by z, whose memory may hold its gradient afterwards if `overwrite`.
+    They are differentiable by probabilities and by z, whose memory may hold the gradient afterwards if `overwrite`.
     """
     request = Logits(z, target, weight, smoothing, shares, overwrite)
     return fold_logits_op(request, resolve_backend(z)).unbind()
@@ -97,7 +97,7 @@ def fold_elements(
 ) -> Tensor:  # fmt: skip
     """The loss of every logit, or if `total` their sum, see `Elements`.
 
-    Differentiable by z, whose memory may hold its gradient afterwards if `overwrite`.
+    It is differentiable by z, whose memory may hold the gradient afterwards if `overwrite`.
     """
     request = Elements(z, target, weight, pos_weight, loss, [*numbers], total, overwrite)
     return fold_elements_op(request, resolve_backend(z))

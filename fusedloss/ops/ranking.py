@@ -18,7 +18,7 @@ rank_grad_op = Operation("rank_grad", RankingGrad, "(Tensor, Tensor)", grad_fake
 
 
 def _backward(q: Ranking, wanted: Any, backend: str, outputs: Any, derivatives: Any) -> dict[str, Tensor]:
-    """Recomputes the tiles. The last state is a count, without a derivative."""
+    """Recomputes the tiles. The last state is a count and has no derivative."""
     dx, dy = rank_grad_op(RankingGrad(q, derivatives[0][:-1], wanted.batch.x, wanted.batch.y), backend)
     return {"x": dx, "y": dy}
 
@@ -27,11 +27,12 @@ rank_op = Operation("rank", Ranking, "Tensor", Ranking.new_states, _backward, sa
 
 
 def rank(batch: Batch, metric: str, scale: float, piece: str, numbers: Sequence[float] = ()) -> tuple[Tensor, ...]:
-    """Of every anchor: the sums over its positives of each term of a piece, and how many positives it has. [N] each
+    """For every anchor, the sum over its positives of each term of a piece, and how many positives it has. [N] each
 
-    The rank of a positive is 1 + the sum of logistic(scale (s - its own score)) over the anchor's other rows.
+    The rank of a positive is 1 + the sum of logistic(scale (s - its own score)) over the anchor's other rows. The sums
+    are differentiable by x and y.
+
     piece: "imprecision", without numbers; or "recall", whose numbers are a temperature, then every k.
-    Differentiable by x and y.
     """
     group = group_of(batch)
     batch = batch if group is None else gathered(batch, group)

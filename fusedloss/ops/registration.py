@@ -1,11 +1,11 @@
-"""From a record to a function of a backend: a `torch.autograd.Function` and a custom op for each of them.
+"""From a record to a function of a backend: each has a `torch.autograd.Function` and a custom op.
 
 An `Operation` is made from one function of the backends, one fake and at most one backward. A plain eager call goes
-through the Function: it costs a third of what the op costs, whose first call imports torch._dynamo, and `torch.func`
-works through it. What cannot run, or must not be looked into, goes through the op: torch.compile, export, tensors
-that are no plain ones, and code under a dispatch mode (fake tensors, make_fx, selective checkpointing).
-The arguments of both are the leaves of the record of `backends/request.py`, then the backend's name. The op takes
-floats as tensors on the CPU, whose value may change without a new compilation.
+through the Function: it costs a third of a call of the op, whose first call imports torch._dynamo, and `torch.func`
+works through it. The op serves calls that cannot run the code or must not look into it: torch.compile, export, tensor
+subclasses, and code under a dispatch mode (fake tensors, make_fx, selective checkpointing).
+The arguments of both are the leaves of a record of `backends/request.py`, then the backend's name. The op takes floats
+as tensors on the CPU, whose values may change without a new compilation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TYPES = {
     Tensor: "Tensor", Tensor | None: "Tensor?", str: "str", bool: "bool", int: "int", int | None: "SymInt?",
     float: "Tensor", list[str]: "str[]", list[float]: "Tensor",
 }  # fmt: skip
-OPERATIONS: dict[str, Operation] = {}  # by the names of their ops
+OPERATIONS: dict[str, Operation] = {}  # by the name of the op
 
 
 @functools.cache
@@ -37,7 +37,7 @@ def inner(kind: Any) -> Any:
 
 @functools.cache
 def leaves(kind: Any) -> dict[str, Any]:
-    """The types of a record's leaves by their names: those of the record inside it, then its own."""
+    """The types of a record's leaves by name: first those of the record inside it, then its own."""
     hints = get_type_hints(kind)
     return hints if inner(kind) is None else leaves(inner(kind)) | dict(list(hints.items())[1:])
 
@@ -49,7 +49,7 @@ def flat(record: Any) -> list[Any]:
 
 
 def rebuilt(kind: Any, values: Sequence[Any]) -> Any:
-    """The record of these leaves."""
+    """The record that has these leaves."""
     if inner(kind) is None:
         return kind(*values)
     own = len(kind._fields) - 1
@@ -62,10 +62,10 @@ def schema(kind: Any, returns: str) -> str:
 
 
 def plain(values: Sequence[Any]) -> bool:
-    """Whether a call is eager, of tensors that have values and no type of their own."""
+    """Whether a call is eager, and its tensors have values and are not of a subclass."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    if torch._C._dispatch_tls_is_dispatch_key_included("VmapMode"):  # is_grads_batched, which looks into Functions
+    if torch._C._dispatch_tls_is_dispatch_key_included("VmapMode"):  # for is_grads_batched, which looks into Functions
         return False
     return all(
         not isinstance(value, Tensor) or (type(value) in (Tensor, torch.nn.Parameter) and not value.is_meta)
@@ -92,7 +92,7 @@ def on_device_of(x: Tensor) -> Iterator[None]:
 
 
 def keep(ctx: Any, leaves: Sequence[Any], outputs: Sequence[Tensor]) -> None:
-    """For the backward: leaves, of which some are tensors, and tensors that the forward made."""
+    """Save for the backward: leaves, some of which are tensors, and tensors that the forward made."""
     ctx.leaves, ctx.places = [*leaves], [i for i, value in enumerate(leaves) if isinstance(value, Tensor)]
     ctx.save_for_backward(*(leaves[i] for i in ctx.places), *outputs)
     for i in ctx.places:
@@ -103,21 +103,21 @@ def kept(ctx: Any) -> tuple[list[Any], Sequence[Tensor]]:
     saved, leaves = (
         ctx.saved_tensors,
         [*ctx.leaves],
-    )  # read once: activation checkpointing unpacks them as they are read
+    )  # read once: activation checkpointing unpacks them when they are read
     for i, tensor in zip(ctx.places, saved, strict=False):
         leaves[i] = tensor
     return leaves, saved[len(ctx.places) :]
 
 
 def as_tensor(values: Any) -> Any:
-    """A float, or a list of them, as the op takes it; a product is what compiled code keeps as a product."""
+    """A float, or a list of floats, as the op takes it; as a product, since compiled code lets a product vary."""
     if isinstance(values, list):
         return torch.stack([*map(as_tensor, values)]) if values else torch.empty(0, dtype=torch.float64, device="cpu")
     return values if isinstance(values, Tensor) else torch.ones((), dtype=torch.float64, device="cpu") * values
 
 
 class Function(torch.autograd.Function):
-    """One whose forward has no defaults: PyTorch's own `apply` reads its signature at every call to fill them in."""
+    """A Function whose forward has no defaults: PyTorch's `apply` reads the signature in every call to fill them in."""
 
     @classmethod
     def apply(cls, *arguments: Any) -> Any:
@@ -127,11 +127,11 @@ class Function(torch.autograd.Function):
 
 
 class Operation:
-    """A function of the backends, by its name, on a record of a kind. Without a backward its derivative is an error.
+    """A function of the backends, given by name, on one kind of record. Without a backward its derivative is an error.
 
-    backward(record, wanted, backend, outputs, their derivatives) returns gradients by the names of the leaves; `wanted`
-    is a record of whether each leaf wants its own, and those of others are dropped.
-    out(record) is the tensor into which the backends write their result, where they do not return it.
+    backward(record, wanted, backend, outputs, derivatives of the outputs) returns gradients by the names of the leaves.
+    `wanted` is a record that says for each leaf whether its gradient is wanted; other gradients are dropped.
+    out(record) is the tensor into which the backends write their result, if they do not return it.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Operation:
 
     def apply(self, *arguments: Any) -> Any:
         if plain(arguments):
-            # What a transform of torch.func leaves behind is wrapped: the saved tensors of a vjp.
+            # Tensors that a transform of torch.func has saved, for a vjp, are wrapped.
             given = [unwrap(value) if isinstance(value, Tensor) else value for value in arguments]
             in_graph = self.backward is not None or torch.is_grad_enabled() or transformed()
             return self.function.apply(*given) if in_graph else self.run(*given)
@@ -184,7 +184,7 @@ class Operation:
     # What the Function and the op are made of.
 
     def shapes(self, *arguments: Any) -> Any:
-        """Empty results; on the device "meta" the Triton backend goes as far as its launches."""
+        """Empty results of the right shapes; on the device "meta" the Triton backend runs up to its launches."""
         *values, backend = arguments
         return (
             self.run(*arguments) if values[0].is_meta and backend == "triton" else self.fake(rebuilt(self.kind, values))
@@ -207,7 +207,7 @@ class Operation:
         return (*by_leaf, None)
 
     def vmap(self, info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
-        """One call after another: each fills the machine by itself."""
+        """The calls one after another, since each fills the machine by itself."""
         calls = []
         for i in range(info.batch_size):
             slices = (a.select(d, i) if isinstance(d, int) else a for a, d in zip(arguments, in_dims, strict=True))

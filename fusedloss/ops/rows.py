@@ -30,8 +30,8 @@ mine_op = Operation("mine", Mining, "Tensor", _mine_fake)
 
 
 def minable(batch: Batch, negatives: str) -> Batch:
-    """The batch that `mine` and `mined_distances` take: over a group with the rows of all processes, if they come at
-    once, as they have to for negatives "beyond" the positive of all rows."""
+    """The batch for `mine` and `mined_distances`. Over a group it has the rows of all processes if they come at once,
+    as they must for negatives "beyond" the positive."""
     group = group_of(batch)
     if group is None or (group.mode == "ring" and negatives != "beyond"):
         return batch
@@ -39,9 +39,10 @@ def minable(batch: Batch, negatives: str) -> Batch:
 
 
 def mine(batch: Batch, metric: str, positives: str, negatives: str) -> Tensor:
-    """Index of every anchor's positive and negative, -1 where there is none. [2, N] int64
+    """The index of every anchor's positive and negative; -1 where there is none. [2, N] int64
 
-    positives: "farthest" or "nearest"; negatives: those two, or "beyond": the nearest farther than the positive.
+    positives: "farthest" or "nearest".
+    negatives: "farthest", "nearest", or "beyond": the nearest that is farther than the positive.
     """
     detached = batch._replace(x=batch.x.detach(), y=None if batch.y is None else batch.y.detach())
     request, backend, group = Mining(detached, metric, positives, negatives), resolve_backend(batch.x), group_of(batch)
@@ -66,7 +67,7 @@ def _listed_fake(of: ListedDistances) -> Tensor:
 def _listed_backward(
     of: ListedDistances, wanted: Any, backend: str, outputs: Any, derivatives: Any
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Gathers, for every row, from the pairs that it is in."""
+    """Sums for every row over the pairs that it is in."""
     dx, dy = listed_distances_grad_op(ListedDistancesGrad(of, derivatives[0], wanted.x, bool(wanted.y)), backend)
     return {"x": dx, "y": dy}
 
@@ -77,9 +78,9 @@ listed_distances_op = Operation(
 
 
 def listed_distances(x: Tensor, y: Tensor | None, anchors: Tensor, others: Tensor, metric: str) -> Tensor:
-    """Exact distances of listed pairs: rows of x, by their index, to rows of y, or of x if there is no y. [P]
+    """Exact distances of listed pairs: rows of x to rows of y (or of x if there is no y), both given by index. [P]
 
-    They may be listed in any order, and count as often as they are. No index is checked.
+    Pairs may be listed in any order, and count as often as they are listed. Indices are not checked.
     """
     return listed_distances_op(ListedDistances(x, y, anchors, others[None], metric), resolve_backend(x))[0]
 

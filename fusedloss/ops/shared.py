@@ -1,7 +1,7 @@
-"""The same functions of a batch that the processes of a group share: own rows as anchors, compared with those of all.
+"""The same functions for a batch that the processes of a group share: the own rows are anchors, compared with all rows.
 
-Anchors' states are complete in their own process. In a fold's backward a block of columns brings its states and their
-derivatives, so that a process computes the whole gradient of its own rows, and no gradient travels.
+The states of an anchor are complete in its own process. In the backward of a fold a block of columns brings along its
+states and their derivatives, so that a process computes the whole gradient of its own rows, and no gradient is sent.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def sizes(b: Batch, group: Group) -> tuple[Sizes, Sizes]:
 
 
 def gathered(b: Batch, group: Group) -> Batch:
-    """Own rows with those of all processes as references, which receive their gradient: of a batch alone."""
+    """The own rows, with the rows of all processes as references that receive their gradient; for a batch without y."""
     rows, _ = sizes(b, group)
     y, labels = group.rows_with_gradient(b.x, rows), group.gather(b.y_labels, rows)
     return b._replace(y=y, y_labels=labels, ref_offset=group.first(rows), y_sorted=b.x_sorted, shared=0)
@@ -56,19 +56,19 @@ def gathered(b: Batch, group: Group) -> Batch:
 
 
 def fold(f: Fold, group: Group, backend: str) -> Tensor:
-    """Row states [folds, N] of the own rows over all columns; then those of the own columns, if they are anchors."""
+    """Row states [folds, N] of the own rows over all columns, then those of the own columns if they are anchors."""
     return SharedFold.apply(f.batch.x, f.batch.y, f.numbers, f.offsets, f, group, backend)
 
 
 def joined(of_x: Tensor | None, of_y: Tensor | None) -> tuple[Tensor | None, str]:
-    """Offsets, and whose they are."""
+    """The joined offsets, and the sides that they are for."""
     if of_x is None or of_y is None:
         return (of_y, "columns") if of_x is None else (of_x, "rows")
     return torch.cat([of_x, of_y]), "both"
 
 
 def flipped(f: Fold) -> Fold:
-    """The same pairs, whose columns are the rows."""
+    """The same pairs, with rows and columns exchanged."""
     b, (of_x, of_y) = f.batch, f.split_offsets
     assert b.y is not None
     other = Batch(b.y, b.x, b.y_labels, b.x_labels, b.ref_offset, b.ignored, b.y_sorted, b.x_sorted, b.shared)
@@ -77,9 +77,9 @@ def flipped(f: Fold) -> Fold:
 
 
 class Way:
-    """Own rows on their way over the columns of all processes: all of them at once, or one process after the other.
+    """How the own rows meet the columns of all processes: all at once, or one process after the other.
 
-    fold: of the own rows and, if they are met at once, all columns; otherwise the own ones, and others follow.
+    fold: the fold of the own rows over all columns if they come at once, else over the own columns; others follow.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Way:
         return self.own._replace(batch=whole, offsets=offsets, offsets_of=whose, columns=False)
 
     def others(self, states: States | None = None) -> Others:
-        """What comes after the own columns, with the states of columns that are anchors."""
+        """The blocks after the own columns, with the states of columns that are anchors."""
         if self.at_once:
             return NO_OTHERS
         return Others(self.blocks(None if states is None else packed(states)), self.extremes)
@@ -120,13 +120,13 @@ class Way:
     def gradient(
         self, rows: States | None, columns: States | None, backend: str, *wants: bool
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """dx of the own rows, and by numbers and by the rows' offsets: of anchors among rows and columns, of which this
-        process has its own."""
+        """dx of the own rows, and the derivatives by numbers and by the rows' offsets, for anchors among the rows and
+        the columns of which this process has the states."""
         self_batch = self.own.batch.y is None
         others = self.others(columns)
         if self.at_once and columns is not None:
             columns = unpacked(self.group.gather(packed(columns), self.columns))
-        if self_batch and not self.at_once:  # own columns are the rows
+        if self_batch and not self.at_once:  # the own columns are the own rows
             columns = None
         sides = [of for of in (rows, columns) if of is not None]
         anchors = "both" if len(sides) == 2 else "columns" if rows is None else "rows"
@@ -149,7 +149,7 @@ def unpacked(t: Tensor) -> States:
 
 
 def extremes(b: Batch, metric: str, group: Group) -> tuple[Tensor, ...]:
-    """The box of the rows of all processes, by which they are all moved alike."""
+    """The box around the rows of all processes, so that all processes move their rows by the same vector."""
     if metric not in MOVED or group.mode == "gather":
         return ()
     own = box(b, metric) or (b.x.new_full(b.x.shape[1:], torch.inf), b.x.new_full(b.x.shape[1:], -torch.inf))
@@ -215,8 +215,8 @@ class SharedFold(torch.autograd.Function):
 
 
 def mine(m: Mining, group: Group, backend: str) -> Tensor:
-    """Numbers of every own anchor's positive and negative among the rows of all processes, which come one process after
-    the other. [2, N]"""
+    """The numbers, among the rows of all processes, of every own anchor's positive and negative. The rows come one
+    process after the other. [2, N]"""
     b, module = m.batch, backends.module(backend)
     rows, _ = sizes(b, group)
     best = torch.full((2, b.x.shape[0]), torch.inf, dtype=torch.float64, device=b.x.device)
@@ -241,8 +241,8 @@ def mine(m: Mining, group: Group, backend: str) -> Tensor:
 
 
 def taken(x: Tensor, number: Tensor, group: Group, rows: Sizes) -> Tensor:
-    """Rows by their numbers among those of all processes, the own one where there is none (-1), [K, N, D]; their
-    gradients go back to the processes that they are from."""
+    """Rows by their numbers among those of all processes, the own row for -1, [K, N, D]. Their gradients go back to the
+    processes that have these rows."""
     own = group.first(rows) + torch.arange(x.shape[0], device=x.device)
     return Taken.apply(x, torch.where(number < 0, own, number), group, rows)
 
@@ -274,7 +274,7 @@ class Taken(torch.autograd.Function):
 
 
 def placed(number: Tensor, rank: int, rows: Sizes) -> tuple[Tensor, Tensor]:
-    """Where rows of these numbers are among those of a process, and which of them are there."""
+    """The places that rows with these numbers have in a process, and which of the rows the process has."""
     at = number - sum(rows[:rank])
     here = (at >= 0) & (at < rows[rank])
     return at.where(here, 0), here

@@ -24,11 +24,11 @@ fold_triplets_grad_op = Operation("fold_triplets_grad", TripletsGrad, "(Tensor, 
 
 
 def _backward(t: Triplets, wanted: Any, backend: str, outputs: Any, derivatives: Any) -> dict[str, Tensor]:
-    """Recomputes the tiles. Of the states only the sums have a derivative: the others are counts."""
+    """Recomputes the tiles. Only the sums have a derivative; the other states are counts."""
     (states, negatives), dsums = outputs, derivatives[0][0]
     dx, dy = fold_triplets_grad_op(TripletsGrad(t, negatives, dsums, wanted.batch.x, wanted.batch.y), backend)
     found = {"x": dx, "y": dy}
-    if wanted.margin:  # every term grows with the margin as with its gap: the last state is the sum of the slopes
+    if wanted.margin:  # a term grows with the margin as with its gap: the last state is the sum of these slopes
         found["margin"] = (dsums * states[-1]).sum().reshape(1).to(t.margin)
     return found
 
@@ -43,10 +43,12 @@ fold_triplets_op = Operation("fold_triplets", Triplets, "(Tensor, Tensor)", _fak
 def fold_triplets(
     batch: Batch, margin: float | Tensor, metric: str, triplets: str, soft: bool = False
 ) -> tuple[Tensor, ...]:
-    """Of every anchor: the sum of the terms of its triplets, how many are chosen, how many terms are above 0. [N] each
+    """For every anchor, the sum of its triplets' terms, how many are chosen, and how many terms are above 0. [N] each
 
-    triplets: "all", or those that are "hard", "semihard" or "easy"; or "nearest": one for each positive, with the
-    nearest negative that is farther, else the farthest. Differentiable by x, y and the margin.
+    The sums are differentiable by x, y and the margin.
+
+    triplets: "all"; the "hard", "semihard" or "easy" ones; or "nearest": one for each positive, with the nearest
+        negative that is farther, else the farthest.
     """
     group = group_of(batch)
     batch = batch if group is None else gathered(batch, group)

@@ -1,7 +1,7 @@
 """Every loss in a few lines of dense PyTorch: the specification, and the oracle of the tests.
 
 Memory is O(N M). Arguments, defaults and formulas are those of the functions of the same name in `fusedloss`; only
-`overwrite_logits` has no effect here. A file holds what the file of `fusedloss.losses` of that name does.
+`overwrite_logits` has no effect here. A file has the same losses as the file of that name in `fusedloss.losses`.
 """
 
 from .centers import center_loss, island_loss

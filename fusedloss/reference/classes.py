@@ -28,7 +28,7 @@ def linear_cross_entropy_loss(
 
 
 def cosines(embeddings, weight, target, ignore_index):
-    """To every class, or the nearest of its sub-centers, of ones for ignored rows."""
+    """The cosines to every class, or to the nearest of its sub-centers; ignored rows are replaced by ones."""
     x = where_counted(embeddings, which_count(target, ignore_index))
     if weight.dim() == 2:
         return similarities(x, weight, "cosine")
@@ -36,7 +36,7 @@ def cosines(embeddings, weight, target, ignore_index):
 
 
 def _margin_softmax(cos, own_logit, scale, target, ignore_index, options):
-    """Cross entropy of scaled cosines, of which that of the own class is replaced."""
+    """Cross entropy of scaled cosines, in which the logit of the own class is replaced."""
     own = own_class(target, cos.shape[1], ignore_index)
     logits = torch.where(own, own_logit, scale * cos)
     weight, smoothing, reduction = options

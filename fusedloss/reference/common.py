@@ -1,4 +1,4 @@
-"""What the references of several families are made of."""
+"""What references of several families use."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ EPS = 1e-8
 
 
 def root(s: Tensor) -> Tensor:
-    """Square root whose gradient at 0 is 0."""
+    """The square root, with gradient 0 at 0."""
     return torch.where(s > 0, s.where(s > 0, s.new_ones(())).sqrt(), s)
 
 
 def softplus(z: Tensor) -> Tensor:
-    """log(1 + exp(z)); torch's own drops what is below 2e-9 of it."""
+    """log(1 + exp(z)); torch's own returns z for z above 20, which drops 2e-9."""
     return -F.logsigmoid(-z)
 
 
@@ -57,12 +57,12 @@ def row_cosine(x: Tensor, y: Tensor) -> Tensor:
 
 
 def reduce(terms: Tensor, reduction: str) -> Tensor:
-    """Terms [N], which all count, see `mean_of`."""
+    """`mean_of` of terms [N], all of which count."""
     return mean_of(terms, torch.ones_like(terms, dtype=torch.bool), reduction)
 
 
 def mean_of(terms, counted, reduction):
-    """Terms [N] or [N, ...]: "mean" over those that count, "active" over those above 0, "none" one sum an anchor."""
+    """Reduced terms [N] or [N, ...]: "mean" over those that count, "active" over those above 0, "none" per anchor."""
     if reduction == "none":
         return terms.flatten(1).sum(1) if terms.dim() > 1 else terms
     counted = terms > 0 if reduction == "active" else counted
@@ -70,7 +70,7 @@ def mean_of(terms, counted, reduction):
 
 
 def diagonal(logits, offset=0):
-    """Which logits are those of row i and column i + offset."""
+    """A mask of the logits of row i and column i + offset."""
     return (
         torch.arange(logits.shape[1], device=logits.device)
         == torch.arange(len(logits), device=logits.device)[:, None] + offset
@@ -83,7 +83,7 @@ def which_count(labels, ignore_index):
 
 
 def where_counted(x, counts):
-    """The rows that count, and ones, which have a direction in every dtype."""
+    """The rows that count, and ones in place of the others; a row of ones has a direction in every dtype."""
     return torch.where(counts[:, None], x, x.new_ones(()))
 
 
@@ -99,11 +99,11 @@ def pairs_of(embeddings, labels, ref_embeddings=None, ref_labels=None, ref_offse
 
 
 def cross_entropy(logits, pos, neg):
-    """-log of the positive's share, of its row's logits: pos has one pair a row. [N]"""
+    """-log of the positive's share in the logits of its row; pos has one pair per row. [N]"""
     return -logits.masked_fill(~(pos | neg), -torch.inf).log_softmax(1).where(pos, logits.new_zeros(())).sum(1)
 
 
 def log_sum_exp(terms, mask):
-    """Over the pairs in mask; -inf, with gradient 0, where there is none. [N]"""
+    """The log sum exp over the pairs in the mask; -inf, with gradient 0, where there is none. [N]"""
     some = mask.any(1)
     return terms.masked_fill(~mask & some[:, None], -torch.inf).logsumexp(1).masked_fill(~some, -torch.inf)

@@ -9,7 +9,7 @@ from .common import reduce
 
 
 def mean_of_classes(terms, weights, reduction):
-    """Terms of rows, whose mean is by weights: 0 for a row that does not count."""
+    """Reduced terms of rows; the mean is by their weights, 0 for a row that does not count."""
     if reduction == "none":
         return terms
     total = weights.sum()
@@ -17,13 +17,13 @@ def mean_of_classes(terms, weights, reduction):
 
 
 def own_class(target, C, ignore_index=None):
-    """1 for the class of every row, all 0 for one that does not count. [N, C, d1, ...]"""
+    """One-hot classes of the rows, all 0 for a row that does not count. [N, C, d1, ...]"""
     counted = target != ignore_index if ignore_index is not None else torch.ones_like(target, dtype=torch.bool)
     return (F.one_hot(target.where(counted, 0).long(), C).movedim(-1, 1) * counted.unsqueeze(1)).bool()
 
 
 def left_out(x, target, ignore_index):
-    """Rows x with zeros where they do not count, whatever they hold. [N, C, d1, ...]"""
+    """Rows x with zeros in place of rows that do not count, whatever those hold. [N, C, d1, ...]"""
     return x.masked_fill((target == ignore_index).unsqueeze(1), 0)
 
 

@@ -19,7 +19,7 @@ from .common import (
 
 
 def _graded(target, similar, if_similar, if_not):
-    """What each pair costs: the share of `if_similar` that its target says, and the rest of `if_not`."""
+    """The loss of each pair: its target's share of `if_similar`, and the remaining share of `if_not`."""
     target = target.to(if_not.dtype).clamp(min=0)
     share = target if similar == 1 else 1 - target
     mixed = share * if_similar + (1 - share) * if_not
@@ -27,7 +27,7 @@ def _graded(target, similar, if_similar, if_not):
 
 
 def _short_of(x, y, metric, margin):
-    """margin - d(x_i, y_i), which of small cosines is more than 1 - (1 - cos). [N]"""
+    """margin - d(x_i, y_i), which keeps digits of small cosines that 1 - (1 - cos) loses. [N]"""
     return row_cosine(x, y) - (1 - margin) if metric == "cosine" else margin - row_distance(x, y, metric)
 
 

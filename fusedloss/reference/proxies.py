@@ -11,7 +11,7 @@ from .logits import cross_entropy_loss
 
 def proxy_nca_loss(embeddings, proxies, target, *, scale=1.0, ignore_index=None, reduction="mean"):
     logits = 2 * scale * cosines(embeddings, proxies, target, ignore_index)
-    none = -1 if ignore_index is None else ignore_index  # which is no class
+    none = -1 if ignore_index is None else ignore_index  # not a class
     return cross_entropy_loss(logits, target, ignore_index=none, reduction=reduction)
 
 

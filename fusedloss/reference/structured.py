@@ -1,4 +1,4 @@
-"""Losses of log sum exps over the positives and the negatives of an anchor."""
+"""Losses made of log sum exps over the positives and over the negatives of an anchor."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def lifted_structure_loss(
 ):  # fmt: skip
     x, refs, pos, neg = pairs_of(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     d = _lifted_distance(x, refs, normalize)
-    lowest = torch.finfo(d.dtype).min / 2  # two of -inf would have the gradient NaN
+    lowest = torch.finfo(d.dtype).min / 2  # the gradient of two -inf would be NaN
     own, other = (log_sum_exp(neg_margin - m, of).clamp_min(lowest) for m, of in ((d, neg), (d.T, neg.T)))
     terms = F.relu(torch.logaddexp(own[:, None], other) + d - pos_margin).square().where(pos, d.new_zeros(())) / 2
     return mean_of(terms, pos, reduction)

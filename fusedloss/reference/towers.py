@@ -9,7 +9,7 @@ from .common import cross_entropy, diagonal, reduce, similarities
 
 
 def _masks(x, y, offset, ids, y_ids):
-    """Which pairs are a row and its own, and which have another id. [N, M] each"""
+    """Masks of the pairs of a row and its own one, and of pairs with different ids. [N, M] each"""
     own = diagonal(x.new_empty(len(x), len(y)), offset)
     return own, ~own if ids is None else ids[:, None] != (ids if y_ids is None else y_ids)
 

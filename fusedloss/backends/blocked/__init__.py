@@ -1,7 +1,7 @@
 """The PyTorch backend: the same functions as `triton`, tile by tile, on any device and in float64.
 
 Memory is O((N + M) D) plus one tile. On a CPU the rows are sorted by label first, so that most tiles hold no positive
-pair and need no masks, and tiles that contribute nothing are left early. The files are those of `kernels`.
+pair and need no masks, and tiles that contribute nothing are skipped early. The files correspond to those of `kernels`.
 """
 
 from .folds import fold, fold_grad

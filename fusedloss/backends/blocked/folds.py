@@ -28,22 +28,22 @@ from .tiles import (
     tile,
 )
 
-EMPTY = {"sum": 0.0, "lse": -torch.inf}  # what a fold over no pair is
+EMPTY = {"sum": 0.0, "lse": -torch.inf}  # the fold over no pairs
 SAFE = 10.0  # exponents this far apart lose no more than 5e-7 of their exponentials in float32 when shifted together
 
 
 class Kind(NamedTuple):
-    """What is folded of the positives of a tile, or of its negatives."""
+    """What is folded over the positives of a tile, or over its negatives."""
 
     positive: bool
-    mask: Tensor | None  # None: all are
-    first: int  # the state of the first fold
+    mask: Tensor | None  # which pairs are of the kind; None: all
+    first: int  # the number of the first fold's state
     folds: list[str]
     terms: list[Term]
 
 
 def kinds(f: Fold, t: Tile, s: Tensor, numbers: Sequence[Any], weights: Tensor | None) -> list[Kind]:
-    """Both kinds of a tile's pairs, those that are there and folded."""
+    """The kinds of pairs that a tile has and that are folded, at most two."""
     found: list[Kind] = []
     for positive, folds, mask in ((True, f.pos, t.pos), (False, f.neg, t.neg)):
         if folds and (mask is not None or not positive):
@@ -57,7 +57,7 @@ def kinds(f: Fold, t: Tile, s: Tensor, numbers: Sequence[Any], weights: Tensor |
 
 
 def weighed(term: Term, w: Tensor) -> Term:
-    """A term of negatives times the weights of their columns [BM, BN]."""
+    """A term of negatives, multiplied by the weights of their columns [BM, BN]."""
     by_s = term.by_s
     return Term(
         lambda: term.value() * w,
@@ -67,8 +67,8 @@ def weighed(term: Term, w: Tensor) -> Term:
 
 
 def met(f: Fold, x: Side, y: Side, i: int, tasks: Tasks) -> Iterator[Tile]:
-    """The tiles of a block of rows, of a self batch those on and above the diagonal. Where only positives are folded
-    those of negatives alone are passed by, at their turn."""
+    """The tiles of a block of rows; without y, only those on and above the diagonal. Where only positives are folded,
+    a tile without positives is skipped when its turn comes."""
     for j in range(i if x is y else 0, len(y.blocks)):
         if f.neg or not all_negative(x, y, i, j):
             yield tile(x, y, f.metric, i, j)
@@ -78,7 +78,7 @@ def met(f: Fold, x: Side, y: Side, i: int, tasks: Tasks) -> Iterator[Tile]:
 
 
 def listed(numbers: Tensor) -> Sequence[Any]:
-    """A loss's numbers, as floats where reading them is no sync."""
+    """A loss's numbers, as floats where reading them needs no sync."""
     return numbers.tolist() if numbers.device.type == "cpu" else [row.unbind() for row in numbers]
 
 
@@ -123,14 +123,14 @@ def fold(f: Fold, others: Others = NO_OTHERS) -> Tensor:
 
 
 def facing(f: Fold, x: Side, others: Others) -> Iterator[tuple[Block, Side, Side, Tensor | None]]:
-    """Every other block, the rows as they meet it, its own, and its offsets in the walking order."""
+    """Every other block: the block, the rows and its columns as sides that meet, and its offsets in walking order."""
     for block in others.blocks:
         x, y = other_side(x, block.y, block.labels, f.metric)
         yield block, x, y, None if block.offsets is None else y.ordered(block.offsets)
 
 
 def empty_states(f: Fold, x: Tensor) -> Tensor:
-    """What the states of rows x are before any pair. [folds, N]"""
+    """The states of rows x before any pair is folded. [folds, N]"""
     states = x.new_empty(len(f.pos) + len(f.neg), x.shape[0], dtype=state_dtype(x))
     for state, kind in zip(states, [*f.pos, *f.neg], strict=True):
         state.fill_(EMPTY[kind])
@@ -138,7 +138,7 @@ def empty_states(f: Fold, x: Tensor) -> Tensor:
 
 
 def fold_tile(term: Tensor, kind: str, columns: bool) -> tuple[Tensor, Tensor | None]:
-    """A tile's part of the states of its rows, and of its columns if they are wanted."""
+    """A tile's contribution to the states of its rows and, if wanted, of its columns."""
     if kind == "sum":
         return term.sum(1), term.sum(0) if columns else None
     if term.device.type == "cpu" and columns:
@@ -155,12 +155,12 @@ def log_sum_exp(term: Tensor, dim: int) -> Tensor:
 
 
 def highest(term: Tensor, dim: int) -> Tensor:
-    """The maximum, by which exponents are shifted; 0 for one of -inf, since -inf - -inf is NaN."""
+    """The maximum, by which exponents are shifted; 0 where it is -inf, since -inf - -inf is NaN."""
     return term.amax(dim, keepdim=True).nan_to_num_(neginf=0.0, posinf=torch.inf, nan=torch.nan)
 
 
 def log_sum(p: Tensor, high: Tensor, dim: int) -> Tensor:
-    """log(sum(p)) + high; a logit of 10,000 leaves float32 no room for the logarithm."""
+    """log(sum(p)) + high in float64: beside a logit of 10,000, float32 has no digits left for the logarithm."""
     dtype = state_dtype(p)
     return p.sum(dim).to(dtype).log_().add_(high)
 
@@ -173,28 +173,28 @@ def add(state: Tensor, part: Tensor, kind: str) -> None:
 
 
 def walked(f: Fold, x: Side, y: Side) -> tuple[Tensor | None, Tensor | None]:
-    """The offsets of the rows and of the columns in the walking order, of sides that have them."""
+    """The offsets of the rows and of the columns in the walking order; None for a side without offsets."""
     of_x, of_y = f.split_offsets
     return None if of_x is None else x.ordered(of_x), None if of_y is None else y.ordered(of_y)
 
 
 def shift(t: Tile, v: Tensor | None, w: Tensor | None) -> tuple[Tensor, Any]:
-    """The scores plus the offsets v of the rows or w of the columns; if both have offsets, lifted by log(exp(v_i) +
-    exp(w_j)). And the share of the rows' offsets in the derivative. [BM, BN] each"""
+    """The scores plus the offsets v of the rows or w of the columns, or plus log(exp(v_i) + exp(w_j)) if both have
+    offsets; and the share of the rows' offsets in the derivative. [BM, BN] each"""
     if v is None:
         return t.s if w is None else t.s + w[t.c], 0.0
     if w is None:
         return t.s + v[t.r, None], 1.0
     v, w = v[t.r, None], w[t.c]
     lift = torch.logaddexp(v, w)
-    return t.s + lift, torch.where(v == w, 0.5, (v - lift).exp_())  # also of two infinities
+    return t.s + lift, torch.where(v == w, 0.5, (v - lift).exp_())  # v == w covers two infinities
 
 
 # --------------------------------------------------------------------------------------------------------- backward
 
 
 class Anchors:
-    """A side's anchors in the walking order: their states, and dL/dstates. [folds, n]"""
+    """The anchors of a side in the walking order: their states, and dL/dstates. [folds, n]"""
 
     def __init__(self, side: Side, of: States, folds: Sequence[str]) -> None:
         self.states, self.dstates, dtype = side.ordered(of.states), side.ordered(of.dstates), side.rows.dtype
@@ -211,7 +211,7 @@ class Anchors:
 
 
 class Met(NamedTuple):
-    """Anchors where they meet a tile: as its rows or as its columns."""
+    """The anchors that a tile has as its rows or as its columns."""
 
     anchors: Anchors
     block: int
@@ -282,9 +282,9 @@ def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, 
 
 
 def kind_grad(kind: Kind, anchors: Sequence[Met], s: Tensor, by_numbers: Any, once: float) -> Tensor | None:
-    """dL/ds of a kind of pairs, as if all were of it, as a tile or what broadcasts to one; None where it is 0.
+    """dL/ds for one kind of pairs, computed as if all pairs were of it: a tile or what broadcasts to one; None for 0.
 
-    Adds the derivatives by the loss's numbers, if they are wanted, `once` for every pair that the tile shows.
+    It also adds up the derivatives by the loss's numbers, if wanted, each pair of the tile weighted by `once`.
     """
     gradient = None
     for k, (how, term) in enumerate(zip(kind.folds, kind.terms, strict=False), kind.first):
@@ -292,13 +292,13 @@ def kind_grad(kind: Kind, anchors: Sequence[Met], s: Tensor, by_numbers: Any, on
             continue
         value = term.value() if how == "lse" else None
         by_each = [] if by_numbers is None else term.by_numbers()
-        slope: Any = term.by_s()  # the last, since it may overwrite
+        slope: Any = term.by_s()  # called last, since it may overwrite the scores
         varies = isinstance(slope, Tensor) and slope.shape == s.shape
         weight = term_weight(value, k, anchors, 1.0 if varies or by_each else slope)
         for p, by in enumerate(by_each):
             part = weight * by
             part = part if kind.mask is None else torch.where(kind.mask, part, 0.0)
-            rows = part.expand(s.shape).sum(1)  # row by row: a sum of all depends on the number of threads
+            rows = part.expand(s.shape).sum(1)  # row by row: one sum over all would depend on the number of threads
             by_numbers[p].add_(once * rows.to(by_numbers).sum())
         if varies or by_each:
             weight = slope.mul_(weight) if varies else weight * slope
@@ -310,7 +310,8 @@ def kind_grad(kind: Kind, anchors: Sequence[Met], s: Tensor, by_numbers: Any, on
 
 
 def term_weight(value: Tensor | None, k: int, anchors: Sequence[Met], factor: Any) -> Tensor:
-    """dL/dterm of a tile times a factor, summed over its anchors: fold k of a sum, or log sum exp of a value."""
+    """dL/dterm of a tile times a factor, summed over rows and columns that are anchors: for fold k, a sum (without a
+    value) or a log sum exp of the value."""
     shift = None if value is None else common_shift(k, anchors)
     weights = []
     for of, _, at in anchors:
@@ -320,7 +321,7 @@ def term_weight(value: Tensor | None, k: int, anchors: Sequence[Met], factor: An
             weight = of.of_lse[(k, *at)]
         else:
             weight = ((shift - of.states[(k, *at)]).exp_() * of.dstates[(k, *at)]).to(value.dtype)
-        weight = weight * factor  # also a copy of what is a view
+        weight = weight * factor  # copies what may be a view
         if value is not None and shift is None:
             weight = (value - of.rounded[(k, *at)]).exp_().mul_(weight)
         weights.append(weight)
@@ -329,7 +330,7 @@ def term_weight(value: Tensor | None, k: int, anchors: Sequence[Met], factor: An
 
 
 def common_shift(k: int, anchors: Sequence[Met]) -> float | None:
-    """The highest of the states, if they are so close that one exponential serves all; None where it takes a sync."""
+    """The highest state, if all are so close that one exponential serves them; None if not, or if looking is a sync."""
     bounds = [of.bounds[block][k] for of, block, _ in anchors if of.bounds]
     if not bounds:
         return None
@@ -338,7 +339,7 @@ def common_shift(k: int, anchors: Sequence[Met]) -> float | None:
 
 
 def exponential(term: Tensor, state: Tensor, dstate: Tensor, out: Tensor | None = None) -> Tensor:
-    """dL/dterm of a log sum exp; what the tile's dtype has no room for is a factor of its derivative."""
+    """dL/dterm of a log sum exp. The digits of the state beyond the tile's dtype become a factor of its derivative."""
     rounded = state.to(term.dtype)
     rest = torch.where(state == rounded, 0.0, state - rounded)  # not inf - inf
     return torch.sub(term, rounded, out=out).exp_().mul_((dstate * (-rest).exp()).to(term.dtype))

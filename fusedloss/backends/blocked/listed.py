@@ -1,6 +1,6 @@
-"""Listed pairs that are many of all pairs: their scores from products of blocks of rows, in float64.
+"""Listed pairs that are a large share of all pairs: their scores come from products of blocks of rows, in float64.
 
-What a product loses of a small distance is computed from the rows themselves.
+A small distance, of which a product loses digits, is computed from the rows themselves.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ..request import MOVED, ListedDistances, ListedDistancesGrad
 from .parallel import Tasks
 from .tiles import inverse_norm, slices
 
-SHARE = 32  # from a pair in so many on a tile costs less than the pairs' own rows
+SHARE = 32  # if one pair in so many is listed, or more, whole tiles cost less than the rows of single pairs
 TILE = 1 << 20  # scores of a block of anchors
-LOST = 1e-8  # of the squared lengths: a squared distance of which a product has too few digits
+LOST = 1e-8  # a squared distance below this share of the squared lengths has too few digits in a product
 
 
 def are_many(of: ListedDistances) -> bool:
-    """Whether the pairs of rows on a CPU are, where their rows are finite and of at most 32 bits."""
+    """Whether the listed pairs are that many; False unless the rows are on a CPU, finite and of at most 32 bits."""
     x, y = of.x, of.x if of.y is None else of.y
     if of.anchors is None or of.metric == "manhattan" or x.device.type != "cpu" or x.element_size() == 8:
         return False
@@ -29,11 +29,11 @@ def are_many(of: ListedDistances) -> bool:
 
 
 class Sides(NamedTuple):
-    """Both sides in float64, as their products want them: of length 1, or around the middle of all."""
+    """Both sides in float64, as the products need them: scaled to length 1, or centered on the mean of all rows."""
 
     x: Tensor
     y: Tensor
-    x_scale: Tensor | None  # the lengths' inverses [N, 1], where they are of length 1
+    x_scale: Tensor | None  # the inverse lengths [N, 1], if the rows are scaled to length 1
     y_scale: Tensor | None
 
 
@@ -47,7 +47,7 @@ def sides(of: ListedDistances) -> Sides:
 
 
 class Block(NamedTuple):
-    """Some anchors, and the pairs of them."""
+    """A block of anchors, and their pairs."""
 
     rows: slice
     pairs: Tensor  # their numbers in the list
@@ -82,7 +82,7 @@ def scores(of: ListedDistances, s: Sides, b: Block) -> Tensor:
 
 
 def distances(of: ListedDistances, found: Tensor) -> None:
-    """Into found [1, P]."""
+    """Write the distances into `found` [1, P]."""
     s = sides(of)
     tasks, parts = Tasks(), blocks(of, s.y.shape[0])
 
@@ -95,7 +95,7 @@ def distances(of: ListedDistances, found: Tensor) -> None:
 
 
 def gradients(g: ListedDistancesGrad) -> tuple[Tensor, Tensor]:
-    """By the pairs' anchors, and by their other rows, zeros if those are not wanted. In float64"""
+    """The gradients by the anchors and by the other rows (zeros if not wanted), in float64."""
     of, s = g.forward, sides(g.forward)
     dx, dy = torch.zeros_like(s.x), torch.zeros_like(s.y)
     want_others = of.y is None or g.want_y
@@ -122,14 +122,14 @@ def gradients(g: ListedDistancesGrad) -> tuple[Tensor, Tensor]:
 
 
 def pulled(metric: str, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """By rows x, of the sum of products, or of squared distances, with these weights."""
+    """The gradient by rows x of the weighted sum of products, or of squared distances."""
     if metric not in MOVED:
         return weights @ y
     return 2 * (weights.sum(1, keepdim=True) * x - weights @ y)
 
 
 def of_rows(d: Tensor, unit: Tensor, scale: Tensor | None) -> Tensor:
-    """The gradient by rows, from that by them at length 1; one shorter than 1e-8 is divided by that, a constant."""
+    """The gradient by rows from that by rows of length 1; rows shorter than 1e-8 were divided by that constant."""
     if scale is None:
         return d
     along = ((d * unit).sum(1, keepdim=True) * unit).where(scale < 9.9e7, 0.0)

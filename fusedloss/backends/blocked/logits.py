@@ -1,4 +1,4 @@
-"""Losses of given logits, block by block: softmax over the classes of a row, or every element for itself."""
+"""Losses of given logits, block by block: a softmax over the classes of a row, or every element by itself."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .parallel import single_threaded, spread
 from .tiles import slices, widen
 
 BLOCK = 1 << 18  # logits of a block: 1 MiB in float32 stays in a core's L2 cache
-ELEMENTS = 1 << 17  # of a block, with some ten temporaries; half as long as with a quarter (2 cores, 2026-11-27)
+ELEMENTS = 1 << 17  # elements of a block, which has about ten temporaries; a quarter takes twice as long (2026-11-27)
 
 
 class Rows(NamedTuple):
-    """A block of the rows of logits [N, C, P]: whole samples, or a part of one that is too large."""
+    """A block of the rows of logits [N, C, P]: whole samples, or a part of a sample that is too large."""
 
     n: slice
     p: slice
-    logits: Tensor  # [n, C, p], in float32 or wider; 0 in a row without a class that is not finite
-    own: Tensor  # the own classes, 0 for none [n, 1, p]; not of probabilities
-    shares: Tensor | None  # of every class in the loss of its row, if wanted [n, C, p]
+    logits: Tensor  # [n, C, p], in float32 or wider; 0 in rows without a class that are not finite
+    own: Tensor  # the own classes, 0 for none [n, 1, p]; unused for probabilities
+    shares: Tensor | None  # the share of every class in the loss of its row, if wanted [n, C, p]
 
 
 class Blocks:
@@ -58,15 +58,15 @@ class Blocks:
 
 
 def read_as_zero(z: Tensor, ignored: Tensor) -> Tensor:
-    """Logits [n, C, p] with zeros in rows that are ignored, unless all of these are finite, which do no harm."""
+    """Logits [n, C, p] with zeros in ignored rows; if all of those are finite they do no harm and stay."""
     if z.device.type == "cpu" and not bool((ignored & ~z.sum(1, keepdim=True).isfinite()).any()):
         return z
     return z.masked_fill(ignored, 0.0)
 
 
 def asked(shares: Tensor, logs: Tensor) -> Tensor:
-    """shares * logs, 0 where a share is 0, though its logarithm be -inf: that is looked for where looking is no sync,
-    since selecting takes longer than all else."""
+    """shares * logs, 0 where a share is 0, even if the logarithm is -inf. Where looking needs no sync, -inf is looked
+    for first, since the selection takes longer than everything else."""
     found = shares * logs
     there = logs.device.type != "cpu" or (logs.numel() > 0 and not bool(logs.amin() > -torch.inf))
     return found.masked_fill_(shares == 0, 0.0) if there else found
@@ -85,7 +85,7 @@ def fold_logits(r: Logits) -> Tensor:
         if rows.shares is None:
             first.copy_(rows.logits.gather(1, rows.own)[:, 0])
             lse.copy_(log_sum(apart.exp_().scatter_(1, rows.own, 0.0), high[:, 0], 1))
-        else:  # a sum of what is at least 0, told from the highest logit, so that no digit of a large one is lost
+        else:  # a sum of terms that are at least 0, taken from the highest logit, so that large logits lose no digits
             below = asked(rows.shares, apart).sum(1)
             above = apart.exp_().sum(1).to(lse.dtype).log_()
             first.copy_(rows.shares.sum(1))
@@ -120,7 +120,7 @@ def logits_grad(g: LogitsGrad, out: Tensor) -> None:
     spread(len(blocks.at), of_rows)
 
 
-# Losses of an element, as in `kernels/logits.py`: the value, and the derivative by z.
+# The losses of an element, as in `kernels/logits.py`: each has its value, and its derivative by z.
 
 
 def binary_cross_entropy(z: Tensor, t: Tensor, pos_weight: Tensor | float, numbers: Sequence[float]) -> Tensor:
@@ -132,7 +132,7 @@ def binary_cross_entropy_slope(z: Tensor, t: Tensor, pos_weight: Tensor | float,
 
 
 def focal_terms(z: Tensor, t: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
-    """alpha_t u^gamma of u = 1 - p_t, to the last bits where it is small, and the cross entropy."""
+    """alpha_t u^gamma with u = 1 - p_t, exact to the last bits where u is small, and the cross entropy."""
     log_p, log_q, f = F.logsigmoid(z), F.logsigmoid(-z), 1 - t
     if gamma == 0:
         factor = torch.ones_like(z)
@@ -147,7 +147,7 @@ def focal_terms(z: Tensor, t: Tensor, alpha: float, gamma: float) -> tuple[Tenso
 
 
 def is_whole(t: Tensor) -> bool:
-    """Whether every target is 0 or 1, where looking is no sync."""
+    """Whether every target is known to be 0 or 1; False where looking would be a sync."""
     return t.device.type == "cpu" and bool((t * (1 - t) == 0).all())
 
 
@@ -159,10 +159,10 @@ def sigmoid_focal(z: Tensor, t: Tensor, pos_weight: Tensor | float, numbers: Seq
 def sigmoid_focal_slope(z: Tensor, t: Tensor, pos_weight: Tensor | float, numbers: Sequence[float]) -> Tensor:
     factor, entropy = focal_terms(z, t, *numbers)
     p, q, f = z.sigmoid(), z.neg().sigmoid_(), 1 - t
-    slope = p * f - q * t  # of the entropy
+    slope = p * f - q * t  # the derivative of the entropy
     if is_whole(t):
         log_slope = q.mul_(f).sub_(p.mul_(t))
-    else:  # of log u: du/dz / u
+    else:  # the derivative of log u: du/dz / u
         soft = (f - t) * p * q / (p * f + q * t)
         log_slope = torch.where(t == 1, -p, torch.where(f == 1, q, soft))
     return factor.mul_(log_slope.mul_(numbers[1]).mul_(entropy).add_(slope))

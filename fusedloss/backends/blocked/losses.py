@@ -1,8 +1,8 @@
 """The losses of `kernels/losses.py` on tiles of PyTorch tensors, and faster forms of some of them.
 
-A loss is written once, as device code: its source runs here with PyTorch's functions in the place of Triton's, without
-Triton too. The compiler of a GPU drops what a kernel does not use; here it would be computed. Where that shows, a form
-in PyTorch stands beside it, which a test holds equal: the terms of a tile in as few passes over it as they need.
+A loss is written once, as device code: its source runs here with PyTorch's functions in place of Triton's, and needs no
+Triton. A GPU compiler drops values that a kernel does not use, but here they are computed. Where that costs noticeable
+time, there is also a form in PyTorch that makes fewer passes over a tile; a test checks that both are equal.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class Term(NamedTuple):
 
     value: Callable[[], Tensor]
     by_s: Callable[[], Tensor | float] | None = (
-        None  # the last to be called, since it may be overwritten; None: a constant
+        None  # called last, since it may overwrite the scores; None: the term is a constant
     )
     by_numbers: Callable[[], Sequence[Tensor | float]] = list
 
 
 Numbers = Sequence[Any]  # floats, or tensors of one element
-Loss = Callable[[Tensor, Numbers, bool], Iterator[Term]]  # of scores that are all positive or all negative
+Loss = Callable[[Tensor, Numbers, bool], Iterator[Term]]  # of scores of pairs that are all positive or all negative
 
 # ------------------------------------------------------------------------------------------------- from device code
 
 
 def where(condition: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
-    """Of two numbers float32, whatever the default dtype is."""
+    """`torch.where` whose result for two numbers is float32, whatever the default dtype is."""
     numbers = not isinstance(a, Tensor) and not isinstance(b, Tensor)
     return torch.where(condition, torch.tensor(a, dtype=torch.float32, device=condition.device) if numbers else a, b)
 
@@ -63,7 +63,7 @@ def device_code() -> dict[str, Any]:
     """The functions of `kernels/losses.py`."""
     path, real = Path(__file__).parents[2] / "kernels" / "losses.py", builtins.__import__
 
-    def imported(name: str, *others: Any) -> Any:  # PyTorch imports too, in the middle of a call
+    def imported(name: str, *others: Any) -> Any:  # PyTorch itself imports modules in the middle of a call
         return TRITON if name.startswith("triton") else real(name, *others)
 
     namespace: dict[str, Any] = {"__builtins__": {**vars(builtins), "__import__": imported}}
@@ -73,7 +73,7 @@ def device_code() -> dict[str, Any]:
 
 
 def written_once(name: str) -> Loss:
-    """A loss as it stands in the device code."""
+    """A loss as it is written in the device code."""
 
     def loss(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
         taken, terms = [s], device_code()[name](s, tuple(numbers), positive)
@@ -83,7 +83,7 @@ def written_once(name: str) -> Loss:
 
 
 def own_tile(part: Tensor | float, s: Tensor, taken: list[Tensor]) -> Tensor | float:
-    """A term or derivative in the dtype of the scores, and no other one's tile: a derivative is overwritten."""
+    """A term or derivative in the dtype of the scores, in a tile of its own: derivatives are overwritten."""
     if isinstance(part, Tensor):
         if part.dtype != s.dtype or any(part is other for other in taken):
             part = part.to(s.dtype, copy=True)
@@ -102,7 +102,7 @@ def term(s: Tensor, value: Tensor | float, *derivatives: Tensor | float) -> Term
 
 
 def signed_hinge(s: Tensor, margin: Any, positive: bool) -> Tensor:
-    """How far a positive is beyond the margin, or a negative short of it, as a negative number."""
+    """How far a positive is beyond the margin, or, as a negative number, how far a negative is short of it."""
     h = s - margin
     return h.clamp_(min=0) if positive else h.clamp_(max=0)
 
@@ -150,7 +150,7 @@ def sigmoid(s: Tensor, numbers: Numbers, positive: bool) -> Iterator[Term]:
     yield Term(lambda: ones(s))
 
 
-# What these save is measured by `python -m bench.pieces` (bench/results/pieces-2026-11-25.json).
+# `python -m bench.pieces` measures what these forms save (bench/results/pieces-2026-11-25.json).
 FASTER: dict[str, Loss] = {
     "contrastive": contrastive,
     "linear_contrastive": linear_contrastive,

@@ -15,7 +15,7 @@ FIRST = {"farthest": -torch.inf, "nearest": torch.inf}
 @single_threaded(lambda m: m.batch)
 def mine(m: Mining) -> Tensor:
     x, positives, negatives = m.batch.x, m.positives, m.negatives
-    metric = "sqeuclidean" if m.metric == "euclidean" else m.metric  # the same order, no root
+    metric = "sqeuclidean" if m.metric == "euclidean" else m.metric  # the same order without square roots
     xs, ys = sides(m.batch, metric, sort=False)
     index = torch.full((2, len(x)), -1, dtype=torch.int64, device=x.device)
     pos_best = xs.rows.new_full((len(x),), FIRST[positives])
@@ -39,7 +39,7 @@ def mine(m: Mining) -> Tensor:
 
 
 def keep_best(best: Tensor, index: Tensor, s: Tensor, eligible: Tensor, wanted: str, first: int) -> None:
-    """Update the running extreme of each row in place; ties go to the lowest index, NaN wins so that it shows."""
+    """Update the running extreme of each row in place; ties go to the lowest index, and NaN wins so that it shows."""
     finite = torch.finfo(s.dtype)
     t = s.clamp_(min=finite.min, max=finite.max).masked_fill(~eligible, FIRST[wanted])
     value, at = t.max(1) if wanted == "farthest" else t.min(1)

@@ -1,9 +1,9 @@
 """Blocks of rows in parallel, each with single-threaded operators.
 
-An operator that is parallel itself ends when its last thread does, and a step has dozens of them. Where another process
-has one of the cores every one of them waits for it (a step at N = 4,096 took 4 to 15 times as long, 2 cores, 2026-11).
-Here threads meet a few times a step. The order of additions is that of one thread, so results do not depend on how many
-there are.
+A parallel operator ends when its last thread ends, and a step has dozens of operators. If another process uses one of
+the cores, every operator waits for it (a step at N = 4,096 took 4 to 15 times as long, 2 cores, 2026-11). Here threads
+wait for each other only a few times per step. Additions are in the order of a single thread, so results do not depend
+on the number of threads.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from torch import Tensor
 
 from ...checks import Batch
 
-INLINE = 1 << 16  # elements up to which a thread of ours takes longer than PyTorch's (N = 256: 1.6 times as long)
+INLINE = 1 << 16  # up to so many elements our threads take longer than PyTorch's (N = 256: 1.6 times as long)
 T = TypeVar("T")
 Body = Callable[..., T]
 
-here = threading.local()  # `here.workers`: those that the thread is one of
+here = threading.local()  # `here.workers`: the workers to which the thread belongs
 
 
 class Workers:
-    """Threads in which operators are single-threaded: that is a setting of a thread."""
+    """Threads in which operators are single-threaded, which is a setting per thread."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -38,21 +38,21 @@ class Workers:
         all_started = threading.Barrier(count)
         for one in [self.executor.submit(all_started.wait) for _ in range(count)]:
             one.result()
-        torch.set_num_threads(count)  # of this thread, and of those to come
+        torch.set_num_threads(count)  # for this thread and for new ones
 
     def start(self) -> None:
         here.workers = self
         torch.set_grad_enabled(False)
-        torch.get_num_threads()  # the first look at it sets it
+        torch.get_num_threads()  # the first call sets it
         torch.set_num_threads(1)
 
 
-_started: dict[int, Workers] = {}  # by their number
+_started: dict[int, Workers] = {}  # by the number of threads
 _starting = threading.Lock()
 
 
 def _forget() -> None:
-    """A forked process has none of the threads."""
+    """Forget all workers in a forked process, which has none of their threads."""
     global _starting
     _started.clear()
     _starting = threading.Lock()
@@ -71,7 +71,7 @@ def workers(count: int) -> Workers:
 
 
 def elements(of: Batch | Tensor) -> int:
-    """Of the largest tensor that a computation meets, as if the scores were one."""
+    """The number of elements of the largest tensor in a computation, counting the scores as one tensor."""
     if isinstance(of, Tensor):
         return of.numel()
     (N, D), M = of.x.shape, of.y_labels.shape[0]
@@ -79,9 +79,9 @@ def elements(of: Batch | Tensor) -> int:
 
 
 def single_threaded(of: Callable[[Any], Batch | Tensor]) -> Callable[[Body[T]], Body[T]]:
-    """Of a function of a record, computed from what `of` finds in it: single-threaded operators, on a CPU.
+    """Makes a function of a record run with single-threaded operators on a CPU; `of` finds its input in the record.
 
-    Small inputs and those of a thread that has but one core are computed where they are, with the same results.
+    Small inputs, and calls from a thread with only one core, are computed in the calling thread, with the same results.
     """
 
     def decorated(body: Body[T]) -> Body[T]:
@@ -102,13 +102,13 @@ NOTHING = nullcontext()
 
 
 class Failed(Exception):
-    """Another task failed."""
+    """Raised in a task when another task has failed."""
 
 
 class Tasks:
-    """Tasks 0, 1, ... on the workers of this thread, taken in their order; here, one by one, if it has none.
+    """Runs tasks 0, 1, ... in this order on the workers of this thread, or one by one in the thread if it has none.
 
-    meeting: whether they add to the same places.
+    meeting: whether tasks add to the same places.
     """
 
     def __init__(self, meeting: bool = True) -> None:
@@ -149,12 +149,12 @@ class Tasks:
             raise self.error
 
     def turn(self, place: int, number: int) -> AbstractContextManager[None]:
-        """What task `number` of those that use a place does there: as if the earlier ones were done."""
+        """A block in which task `number` of those that use a place works on it, after all earlier ones."""
         return self.waiting(place, number) if self.meeting and self.team is not None else NOTHING
 
     @contextmanager
     def waiting(self, place: int, number: int) -> Iterator[None]:
-        # The earlier ones run already, since tasks are taken in order: none waits for one that waits for a thread.
+        # Tasks are taken in order, so the earlier ones are running: none waits for a task that has no thread yet.
         with self.changed:
             while self.passed[place] < number:
                 if self.error is not None:
@@ -167,5 +167,5 @@ class Tasks:
 
 
 def spread(count: int, task: Callable[[int], None]) -> None:
-    """Tasks that do not meet."""
+    """Run tasks that do not add to the same places."""
     Tasks().run(count, task)

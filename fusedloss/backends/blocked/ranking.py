@@ -1,7 +1,7 @@
 """Ranks of an anchor's positives among its other rows, without a triple in memory.
 
-The positives of a block of anchors are few, so they are ranked among each other by their scores alone; then each tile
-of scores is passed over once for each of them, or more often for the gradient.
+The positives of a block of anchors are few, so they are ranked among each other by their scores alone. Then each tile
+of scores is read once for each positive, or more often for the gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .triplets import Gradients, Positives, Sorted
 
 
 def used(weights: Tensor) -> Iterable[int]:
-    """Which columns are not all 0; all of them where reading it would be a sync."""
+    """The columns that are not all 0; all columns where reading would be a sync."""
     if weights.device.type != "cpu":
         return range(weights.shape[1])
     return (weights != 0).any(0).nonzero().flatten().tolist()
@@ -27,8 +27,10 @@ def used(weights: Tensor) -> Iterable[int]:
 def logistics(
     s: Tensor, p: Positives, columns: Iterable[int], scale: float, absent: Tensor | None
 ) -> Iterator[tuple[int, Tensor]]:
-    """For some of the positives how far each of the scores is above theirs, as a logistic; 0 for absent pairs, and for
-    that of the positive itself where the scores are those of the positives. [B, BN] each"""
+    """For some positives in turn, logistics of how far each score is above the positive's own score.
+
+    They are 0 for absent pairs and, where the scores are those of the positives, for the positive itself. [B, BN] each
+    """
     for k in columns:
         h = (s - p.s[:, k, None]).mul_(scale).sigmoid_()
         if absent is not None:
@@ -39,13 +41,13 @@ def logistics(
 
 
 def slope(h: Tensor) -> Tensor:
-    """Of a logistic, by its value."""
+    """The derivative of a logistic, from its value."""
     return torch.addcmul(h, h, h, value=-1)
 
 
 def ranks(b: Sorted, i: int, p: Positives, scale: float, *, slopes: bool = False) -> tuple[Tensor, Tensor]:
-    """How many positives, itself included, and how many negatives are above each positive of a block; and if `slopes`
-    the sums of their slopes. [1 or 2, B, P] each"""
+    """For each positive of a block, how many positives (itself included) and how many negatives are above it; if
+    `slopes`, also the sums of their slopes. [1 or 2, B, P] each"""
     others, negatives = torch.zeros(2, 1 + slopes, *p.s.shape, dtype=p.s.dtype, device=p.s.device)
     others[0] = 1.0
     present = used(p.present)

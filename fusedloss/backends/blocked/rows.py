@@ -13,11 +13,11 @@ from . import listed
 from .parallel import Tasks, single_threaded, spread
 from .tiles import inverse_norm, slices, widen
 
-ELEMENTS = (1 << 15) - 1  # of a block of rows, from 1 << 15 on index_put_ takes several threads, and adds in any order
+ELEMENTS = (1 << 15) - 1  # of a block of rows; from 1 << 15 on, index_put_ uses threads and adds in any order
 
 
 def pair_distance(a: Tensor, b: Tensor, metric: str, eps: float) -> Tensor:
-    """d(a_i, b_i), or their similarity. [N]"""
+    """The distances d(a_i, b_i), or the similarities. [N]"""
     if metric == "dot":
         return (a * b).sum(1)
     if metric in ("cosine", "similarity"):
@@ -89,7 +89,7 @@ def row_distances_grad(g: RowDistancesGrad) -> tuple[Tensor, ...]:
 
 
 def met(of: ListedDistances) -> Tensor:
-    """As many elements as the anchors of its pairs have together, which take no memory."""
+    """A tensor that takes no memory, with as many elements as the anchors of all pairs have together."""
     return of.others[0, :, None].expand(-1, of.x.shape[1])
 
 
@@ -117,8 +117,8 @@ def anchors_of(of: ListedDistances, n: slice) -> Tensor:
 
 
 def there(of: ListedDistances, n: slice) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """Which of its pairs there are of some anchors, their other rows, and where there are none, if they may be mined;
-    not those that nothing was mined for, where looking is no sync."""
+    """The pairs of some anchors: the row of `others`, the other rows of the pairs, and for mined pairs where there are
+    none. A row of `others` without any mined pair is left out where looking needs no sync."""
     for k, at in enumerate(of.others[:, n]):
         none = at < 0 if of.anchors is None else None
         if none is None:
@@ -161,7 +161,7 @@ def listed_distances_grad(g: ListedDistancesGrad) -> tuple[Tensor, Tensor]:
 
 
 def in_dtypes(g: ListedDistancesGrad, dx: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients that are wanted, dx that of both sides where there is one set of rows."""
+    """The wanted gradients in the dtypes of the rows; dx is that of both sides if there is one set of rows."""
     x, y = g.forward.x, g.forward.y
     nothing = x.new_empty(0)
     return dx.to(x.dtype) if g.want_x else nothing, dy.to(y.dtype) if y is not None and g.want_y else nothing

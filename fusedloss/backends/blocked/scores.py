@@ -1,6 +1,7 @@
-"""Scores of a tile, and what their gradients are made of.
+"""The scores of a tile, and the parts of their gradients.
 
-For "cosine", "similarity" and "chord" rows are scaled to length 1 first: then they are 1 - <x, y>, <x, y> and |x - y|.
+For "cosine", "similarity" and "chord" the rows are scaled to length 1 first; the scores are then 1 - <x, y>, <x, y> and
+|x - y|.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ SQUARED = ("euclidean", "sqeuclidean", "chord")  # metrics that take squared len
 
 def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows scaled to length 1, and the scale 1 / max(|x|, 1e-8). [N, D], [N, 1]"""
-    # in float64, since an error here is one of all scores of the row
+    # in float64, since an error here affects all scores of the row
     scale = x.square().sum(1, keepdim=True, dtype=state_dtype(x)).clamp_(min=1e-16).rsqrt_().to(x.dtype)
     return x * scale, scale
 
 
 def unit_grad(d: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-    """The gradient by rows from that by the scaled rows x; a clamped norm is a constant."""
+    """The gradient by rows from the gradient by the scaled rows x; a clamped norm counts as a constant."""
     along = (d * x).sum(1, keepdim=True).where(scale < 9.9e7, d.new_zeros(()))
     return d.addcmul_(x, along, value=-1).mul_(scale)
 
 
 def score(x: Tensor, y: Tensor, own: Tensor | None, other: Tensor | None, metric: str) -> Tensor:
-    """Scores of a tile from rows x, y and, for `SQUARED` metrics, their squared lengths. [BM, BN]"""
+    """The scores of a tile from rows x and y and, for `SQUARED` metrics, their squared lengths. [BM, BN]"""
     if metric == "manhattan":
         return torch.cdist(x, y, p=1.0)
     if metric in ("dot", "similarity"):
@@ -41,9 +42,9 @@ def score(x: Tensor, y: Tensor, own: Tensor | None, other: Tensor | None, metric
 
 
 def pull(g: Tensor, s: Tensor, metric: str) -> tuple[Tensor, float]:
-    """w [BM, BN] and a for g = dL/ds, where dx_i = a sum_j w_ij (y_j - x_i), or a sum_j w_ij y_j of products.
+    """w [BM, BN] and a for g = dL/ds, with dx_i = a sum_j w_ij (y_j - x_i), or a sum_j w_ij y_j if s is a product.
 
-    Overwrites g.
+    g is overwritten.
     """
     if metric in ("dot", "similarity"):
         return g, 1.0
@@ -55,6 +56,6 @@ def pull(g: Tensor, s: Tensor, metric: str) -> tuple[Tensor, float]:
 
 
 def manhattan_grad(g: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """sum_j g_ij sign(x_i - y_j), a dimension at a time. [BM, D]"""
+    """sum_j g_ij sign(x_i - y_j), computed one dimension at a time. [BM, D]"""
     columns = [(g * (a[:, None] - b).sign_()).sum(1) for a, b in zip(x.unbind(1), y.unbind(1), strict=True)]
     return torch.stack(columns, 1)

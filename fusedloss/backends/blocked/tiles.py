@@ -1,4 +1,4 @@
-"""The score matrix tile by tile, and the gradient by the rows of both sides, added up from the tiles' dL/ds."""
+"""The score matrix, tile by tile, and the gradients by the rows of both sides, added up from dL/ds of every tile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .parallel import spread
 from .scores import SCALED, SQUARED, manhattan_grad, pull, score, unit, unit_grad
 
 ALIGNED = 64  # bytes; the last bits of a matrix product depend on how its factors lie in memory
-BLOCK = 384  # rows and columns of a tile: 0.6 MiB in float32; with larger ones memory is given back and taken again
+BLOCK = 384  # rows and columns of a tile: 0.6 MiB in float32; memory of larger ones is freed and allocated each time
 
 
 class Side(NamedTuple):
@@ -22,14 +22,14 @@ class Side(NamedTuple):
 
     rows: Tensor
     squares: Tensor | None  # their squared lengths, if the metric takes them
-    scale: Tensor | None  # by which they were scaled [N, 1]
+    scale: Tensor | None  # the factor by which the rows were scaled [N, 1]
     labels: Tensor
-    order: Tensor | None  # None: that of the inputs
+    order: Tensor | None  # None: the order of the inputs
     blocks: list[slice]
-    bounds: list[tuple[int, int]] | None  # first and last label of each block, if sorted and no sync to read
+    bounds: list[tuple[int, int]] | None  # first and last label of each block, if sorted and readable without a sync
     sorted: bool = False
-    moved: Tensor | None = None  # by what the rows were [D]
-    ref_column: Tensor | None = None  # where each row is among those of y, if it is there (`Batch.ref_offset`) [N]
+    moved: Tensor | None = None  # the vector that was subtracted from the rows [D]
+    ref_column: Tensor | None = None  # the column of y that is the row itself, if there is one (`Batch.ref_offset`) [N]
     ignored: int | None = None  # rows with this label are in no pair
 
     def ordered(self, t: Tensor) -> Tensor:
@@ -37,11 +37,11 @@ class Side(NamedTuple):
         return t if self.order is None else t[..., self.order]
 
     def restore(self, t: Tensor, dim: int) -> Tensor:
-        """t, in the walking order, in the order of the inputs."""
+        """t, which is in the walking order, in the order of the inputs."""
         return t if self.order is None else t.new_empty(t.shape).index_copy_(dim, self.order, t)
 
     def cut(self, size: int) -> Side:
-        """In blocks of another size."""
+        """The side in blocks of another size."""
         blocks = slices(self.rows.shape[0], size)
         return self._replace(blocks=blocks, bounds=self.bounds and first_and_last(self.labels, blocks))
 
@@ -60,10 +60,10 @@ def slices(n: int, size: int) -> list[slice]:
 
 
 def block_sizes(b: Batch) -> tuple[int, int]:
-    """Rows and columns of a tile, by the shape alone, so that results do not depend on the number of threads.
+    """The rows and columns of a tile, from the shape alone, so that results do not depend on the number of threads.
 
-    At N = 512 and 1,024 tiles of 256 are faster than larger ones, which leave a thread without work, and than smaller
-    ones, between whose operators threads wait for the interpreter (2 cores, 2026-11-27).
+    At N = 512 and 1,024, tiles of 256 are faster than larger ones, which leave a thread without work, and than smaller
+    ones, whose operators are so short that threads wait for the interpreter (2 cores, 2026-11-27).
     """
     N, M = b.x.shape[0], b.y_labels.shape[0]
     if N * M <= BLOCK * BLOCK // 2:
@@ -78,13 +78,13 @@ def block_sizes(b: Batch) -> tuple[int, int]:
 
 
 def within(rows: int, width: int) -> int:
-    """Of some rows those that fit in the memory of a tile with so many columns each, one at least."""
+    """How many of some rows with so many columns each fit in the memory of a tile; at least one."""
     fitting = BLOCK * BLOCK // max(width, 1)
     return min(rows, fitting // 16 * 16 or max(fitting, 1))
 
 
 def several(b: Batch) -> bool:
-    """Whether there is more than one tile: then sorted rows leave most of them without a positive pair."""
+    """Whether there is more than one tile; if so, sorting the rows leaves most tiles without a positive pair."""
     rows, columns = block_sizes(b)
     return b.x.shape[0] > rows or b.y_labels.shape[0] > columns
 
@@ -97,8 +97,9 @@ def ascending(labels: Tensor) -> Tensor | None:
 
 
 def corner(extremes: tuple[Tensor, ...]) -> Tensor | None:
-    """By what all rows are moved: the corner of their box that is nearest to the origin, in the dimensions where that
-    is exact, which it is in any format where all rows are between some c and 2 c; None for nowhere. [D]"""
+    """The vector that is subtracted from all rows: the corner of their box that is nearest to the origin, in the
+    dimensions where this is exact (in any format it is, if all rows are between some c and 2 c), else 0. None: no
+    dimension is moved. [D]"""
     if not extremes:
         return None
     low, high = map(widen, extremes)
@@ -146,7 +147,7 @@ def side(x: Tensor, labels: Tensor, metric: str, sort: bool, size: int, corner: 
 
 
 def first_and_last(labels: Tensor, blocks: list[slice]) -> list[tuple[int, int]]:
-    """Of each block of sorted labels."""
+    """The first and the last label of each block of sorted labels."""
     ends = [at for block in blocks for at in (block.start, block.stop - 1)]
     values = iter(labels[ends].tolist())
     return list(zip(values, values, strict=True))
@@ -159,8 +160,8 @@ def squared(rows: Tensor, metric: str) -> Tensor | None:
 def sides(
     b: Batch, metric: str, *, sort: bool, group: int = 1, box: tuple[Tensor, ...] = ()
 ) -> tuple[Side, Side]:  # fmt: skip
-    """Both sides, the same one in a self batch; no tile parts a group of columns. They are moved by their box, or by
-    one around more rows than theirs."""
+    """Both sides (one and the same if there is no y), cut so that no tile parts a group of columns. All rows are moved
+    by the corner of their box, or of a given box around more rows."""
     rows, columns = block_sizes(b)
     columns = -(-columns // group) * group
     moved = corner(box or box_of(b, metric))
@@ -175,23 +176,23 @@ def sides(
 
 
 def other_side(x: Side, y: Tensor, labels: Tensor, metric: str) -> tuple[Side, Side]:
-    """Rows x of a batch as they meet other rows, and those."""
+    """The side of rows x, prepared to meet the rows y of another process, and the side of y."""
     width = x.blocks[0].stop if x.blocks else 1
     found = side(y, labels, metric, x.sorted, within(y.shape[0], width), x.moved)
     return x._replace(ref_column=None), found._replace(ignored=x.ignored)
 
 
 class Tile(NamedTuple):
-    i: int  # of the block of rows, and of the block of columns
+    i: int  # this and the next: the number of the block of rows, and of the block of columns
     j: int
     r: slice
     c: slice
     s: Tensor  # scores [BM, BN]
     pos: Any  # [BM, BN] bool; None where no pair is positive, which only sorted sides show
-    neg: Any  # None where every pair is negative
-    diagonal: bool  # it holds the pairs (i, i) of a self batch, which are neither
-    mirrored: bool  # a self batch walks each pair of blocks once; off the diagonal it stands for both orders
-    whole: bool  # every pair is positive or negative, but for the diagonal's
+    neg: Any  # [BM, BN] bool; None where every pair is negative
+    diagonal: bool  # it has the pairs (i, i) of a batch with itself, which are neither positive nor negative
+    mirrored: bool  # it stands for its transpose too: a batch with itself has each pair of blocks once
+    whole: bool  # every pair is positive or negative, except on the diagonal
 
 
 def tile(x: Side, y: Side, metric: str, i: int, j: int) -> Tile:
@@ -214,7 +215,7 @@ def tile(x: Side, y: Side, metric: str, i: int, j: int) -> Tile:
 
 
 def all_negative(x: Side, y: Side, i: int, j: int) -> bool:
-    """Whether the labels of two blocks show that every pair of theirs is negative; only those of sorted sides do."""
+    """Whether the labels of two blocks show that all their pairs are negative, which only sorted sides can show."""
     if x.bounds is None or y.bounds is None:
         return False
     (first_x, last_x), (first_y, last_y) = x.bounds[i], y.bounds[j]
@@ -238,8 +239,8 @@ def row_tiles(x: Side, y: Side, metric: str, i: int) -> Iterator[Tile]:
 
 
 def leaders(t: Tile, s: Tensor, group: int) -> Tile:
-    """The tile whose pairs are those of the highest score of each group of neighbouring columns, and of equal ones
-    those of the first."""
+    """The tile with only the pair of the highest score (the first of equal ones) in each group of neighbouring
+    columns."""
     if group == 1:
         return t
     first = s.unflatten(1, (-1, group)).argmax(2, keepdim=True)
@@ -249,22 +250,22 @@ def leaders(t: Tile, s: Tensor, group: int) -> Tile:
 
 
 class Gradient:
-    """What the tiles add up to on one side, if it is wanted."""
+    """The gradient by the rows of one side, if it is wanted, added up from the tiles."""
 
     def __init__(self, side: Side, wanted: bool) -> None:
         self.side, self.wanted = side, wanted
         self.rows = torch.zeros_like(side.rows) if wanted else side.rows
-        self.own = torch.zeros_like(side.squares) if wanted and side.squares is not None else None  # of each row itself
+        self.own = torch.zeros_like(side.squares) if wanted and side.squares is not None else None  # by each row itself
         self.offsets: Tensor | None = None
 
     def add(self, part: slice, w: Tensor, others: Tensor, a: float) -> None:
-        """The share of a tile: a sum_j w_ij (y_j - x_i), without x_i for products."""
+        """Add the contribution of a tile: a sum_j w_ij (y_j - x_i), without x_i for products."""
         self.rows[part].addmm_(w, others, alpha=a)
         if self.own is not None:
             self.own[part].sub_(w.sum(1), alpha=a)
 
     def join(self, other: Gradient) -> None:
-        """Take in what was added to another gradient of the side."""
+        """Add another gradient of the same side."""
         if self.wanted:
             spread(len(self.side.blocks), lambda i: self.take(other, self.side.blocks[i]))
 
@@ -292,7 +293,7 @@ class Gradient:
         return found
 
     def of(self, r: slice) -> Tensor:
-        """The gradient by rows r as they were given, in the walking order. Overwrites what was added up."""
+        """The gradient by the given rows r, in the walking order. The sums are overwritten."""
         d, x = self.rows[r], self.side.rows[r]
         if self.own is not None:
             d.addcmul_(self.own[r, None], x)
@@ -300,7 +301,7 @@ class Gradient:
 
 
 def gradients(x: Side, y: Side, want_x: bool, want_y: bool) -> tuple[Gradient, Gradient]:
-    """Of both sides, the same one in a self batch."""
+    """The gradients of both sides; one and the same if there is only one side."""
     of_x = Gradient(x, want_x)
     return of_x, of_x if x is y else Gradient(y, want_y)
 
@@ -308,7 +309,8 @@ def gradients(x: Side, y: Side, want_x: bool, want_y: bool) -> tuple[Gradient, G
 def add_tile(
     of_x: Gradient, of_y: Gradient, r: slice, c: slice, g: Tensor, s: Tensor, metric: str, columns: bool = True
 ) -> None:
-    """Add a tile's share to its rows and, if `columns`, to its columns: from scores s and g = dL/ds, overwritten."""
+    """Add a tile's contribution to its rows and, if `columns`, to its columns, from the scores s and from g = dL/ds,
+    which is overwritten."""
     x, y = of_x.side.rows[r], of_y.side.rows[c]
     columns = columns and of_y.wanted
     if metric == "manhattan":
@@ -325,7 +327,7 @@ def add_tile(
 
 
 def masked(t: Tile, pos: Tensor | None, neg: Tensor | None) -> Tensor | None:
-    """A tile of `pos` for its positive pairs and `neg` for its negative ones, 0 where there is neither; None is 0."""
+    """A tile with `pos` at positive pairs, `neg` at negative ones and 0 elsewhere; None stands for 0."""
     if t.neg is None:
         return neg if neg is None or neg.shape == t.s.shape else neg.expand(t.s.shape).contiguous()
     if pos is None or neg is None:
@@ -341,7 +343,7 @@ def masked(t: Tile, pos: Tensor | None, neg: Tensor | None) -> Tensor | None:
 
 
 def all_zero(g: Tensor) -> bool:
-    """Whether there is nothing to add; False where reading it would be a sync."""
+    """Whether g is 0 everywhere; False where reading it would be a sync."""
     if g.device.type != "cpu":
         return False
     low, high = g.aminmax()

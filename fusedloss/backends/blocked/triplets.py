@@ -2,7 +2,7 @@
 
 The scores of an anchor's positives, sorted, are thresholds. The place of a negative among them (`searchsorted`) is the
 number of triplets in which it costs something, and prefix sums of these places give that number for every positive. So
-N^3 triplets take O(N^2 log N) time; only the soft margin, to which every triplet counts, looks at each of them.
+N^3 triplets take O(N^2 log N) time; only the soft margin, for which every triplet counts, looks at each of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .tiles import Gradient, Side, Tile, add_tile, all_zero, row_tiles, scores, 
 
 
 class Positives(NamedTuple):
-    """The positives of a block of anchors by ascending score, -inf where there is none. [B, P] each"""
+    """The positives of a block of anchors in the order of their scores; -inf where there is none. [B, P] each"""
 
     s: Tensor
     number: Tensor  # which of the anchor's positives
@@ -31,7 +31,7 @@ class Positives(NamedTuple):
 
 
 class Sorted(NamedTuple):
-    """Both sides sorted by label, and where each anchor's positives begin and end in y; its own row is none."""
+    """Both sides sorted by label, and where each anchor's positives begin and end in y. Its own row is not one."""
 
     x: Side
     y: Side
@@ -54,7 +54,7 @@ class Sorted(NamedTuple):
         return Sorted(xs, ys, metric, starts, ends, ref_column).fitting()
 
     def fitting(self) -> Sorted:
-        """In tiles of fewer rows and more columns where all positives of as many rows would take more memory."""
+        """The same with fewer rows and more columns per tile, if the positives of a block would not fit in a tile."""
         if self.starts.device.type != "cpu" or not self.x.blocks:
             return self
         whole = self.x.blocks[0].stop
@@ -70,13 +70,13 @@ class Sorted(NamedTuple):
         return scores(self.x, self.y, self.metric, r, c)
 
     def most(self, r: slice) -> int:
-        """Positives of one of the anchors, its own row included: all rows, where reading it would be a sync."""
+        """The most positives of an anchor, its own row included; the number of all rows where reading is a sync."""
         if self.starts.device.type != "cpu":
             return len(self.y.rows)
         return int((self.ends[r] - self.starts[r]).max())
 
     def spans(self, r: slice) -> Iterator[tuple[slice, slice]]:
-        """The anchors of a block in parts, as their labels are apart, and the columns of each part's positives."""
+        """The anchors of a block in parts with neighbouring labels, and the columns of each part's positives."""
         if self.starts.device.type != "cpu":
             yield r, slice(0, len(self.y.rows))
             return
@@ -104,14 +104,14 @@ class Sorted(NamedTuple):
 
     @property
     def counts(self) -> tuple[Tensor, Tensor]:
-        """How many positives and negatives each anchor has; of one that is ignored the positives alone are none. [N]"""
+        """How many positives and negatives each anchor has; an ignored anchor has no positives. [N]"""
         same = self.ends - self.starts
         others = len(self.y.rows) if self.y.ignored is None else (self.y.labels != self.y.ignored).sum()
         return same - (self.ref_column >= 0).to(same.dtype), others - same
 
 
 def inside(column: Tensor, span: slice) -> Tensor:
-    """Columns by their place in a span, those behind it by its last."""
+    """The places of columns in a span; those behind the span get the last place."""
     return (column - span.start).clamp_(max=span.stop - span.start - 1)
 
 
@@ -119,17 +119,17 @@ def inside(column: Tensor, span: slice) -> Tensor:
 
 
 def above(thresholds: Tensor, s: Tensor, *, strictly: bool) -> Tensor:
-    """How many of its anchor's ascending thresholds are above each score, or not below it. [B, BN]"""
+    """How many of the anchor's ascending thresholds are above (or, if not `strictly`, not below) each score. [B, BN]"""
     return thresholds.shape[1] - torch.searchsorted(thresholds, s.contiguous(), right=strictly)
 
 
 def negatives_of(t: Tile, places: Tensor) -> Tensor:
-    """0 for the pairs that are not negative. [B, BN]"""
+    """The places, with 0 for pairs that are not negative. [B, BN]"""
     return places if t.neg is None else places.masked_fill_(~t.neg, 0)
 
 
 def chosen(p: Positives, t: Tile, margin: Any, triplets: str) -> Tensor:
-    """How many triplets of each anchor the tile's negatives make that are hard, semihard, or neither. [B]"""
+    """How many triplets of the kind each anchor has with the tile's negatives. [B]"""
     if triplets == "hard":
         return negatives_of(t, above(p.s, t.s, strictly=False)).sum(1)
     near = above(p.s + margin, t.s, strictly=False)
@@ -142,8 +142,8 @@ def chosen(p: Positives, t: Tile, margin: Any, triplets: str) -> Tensor:
 def hinge_slopes(p: Positives, t: Tile, margin: Any, triplets: str, reached: Tensor) -> Tensor:
     """In how many triplets that cost something each negative of a tile is. [B, BN]
 
-    Counting an anchor's positives from the farthest, a negative is in those up to its place `high`, the first `hard` of
-    which are hard triplets. Adds to reached [B, P + 1] how many negatives have each place.
+    Counted from the farthest positive, a negative is in a triplet with each positive up to its place `high`; the first
+    `hard` of these are hard triplets. The number of negatives at each place is added to `reached` [B, P + 1].
     """
     if triplets == "easy":
         return torch.zeros_like(t.s)
@@ -159,7 +159,7 @@ def hinge_slopes(p: Positives, t: Tile, margin: Any, triplets: str, reached: Ten
 
 
 def soft_triplets(p: Positives, t: Tile, margin: Any, triplets: str) -> Iterator[Tensor]:
-    """For each positive d(a, p) - d(a, n) + margin, -inf where that is no triplet of the kind. [B, BN] each"""
+    """For each positive in turn, d(a, p) - d(a, n) + margin; -inf if it is not a triplet of the kind. [B, BN] each"""
     for k in range(p.s.shape[1]):
         gap = p.s[:, k, None] - t.s
         mask = p.present[:, k, None].expand(gap.shape)
@@ -171,7 +171,7 @@ def soft_triplets(p: Positives, t: Tile, margin: Any, triplets: str) -> Iterator
 
 
 def soft_slopes(p: Positives, t: Tile, margin: Any, triplets: str, reached: Tensor) -> Tensor:
-    """The same of log(1 + exp(gap + margin)): the summed slopes of each negative's triplets, and of each positive's."""
+    """`hinge_slopes` for log(1 + exp(gap + margin)), with sums of the triplets' slopes in place of numbers."""
     places = torch.zeros_like(t.s)
     for k, h in enumerate(soft_triplets(p, t, margin, triplets), 1):
         slope = h.sigmoid_()
@@ -189,13 +189,13 @@ def by_positive(reached: Tensor, soft: bool) -> Tensor:
 
 
 def nearest(b: Sorted, i: int, p: Positives) -> tuple[Tensor, Tensor]:
-    """For each positive the nearest negative strictly farther, else the farthest: distance and column. [B, P] each
+    """The distance and the column of each positive's negative: the nearest that is farther, else the farthest one.
 
-    A negative's place among the positives says which of them it is farther than, so the nearest negative of each place
-    is kept, and the minimum over the places from a positive's own on is the positive's.
+    The place of a negative among the positives says which of them it is farther than. So the nearest negative of each
+    place is kept, and a positive takes the minimum over the places from its own on. [B, P] each
     """
     most, M = p.s.shape[1], len(b.y.rows)
-    value = p.s.new_full((len(p.s), most + 2), torch.inf)  # place `most + 1` is for what is not kept
+    value = p.s.new_full((len(p.s), most + 2), torch.inf)  # place `most + 1` is for negatives that are dropped
     index = torch.full_like(value, M, dtype=torch.int64)
     far = p.s.new_full((len(p.s),), FIRST["farthest"])
     far_index = torch.full_like(far, -1, dtype=torch.int64)
@@ -224,10 +224,10 @@ def semihard(b: Sorted, i: int, p: Positives, margin: Any) -> tuple[Tensor, Tens
 
 
 def times(columns: Tensor, t: Tile) -> Tensor:
-    """How many of its anchor's positives have each negative of a tile. [B, BN]"""
+    """How many of the anchor's positives have taken each negative of a tile. [B, BN]"""
     width = t.s.shape[1]
     place = columns - t.c.start
-    place = place.where(place >= 0, width).clamp_(max=width)  # the last is for those of other tiles
+    place = place.where(place >= 0, width).clamp_(max=width)  # the last place is for columns of other tiles
     found = t.s.new_zeros(len(columns), width + 1)
     return found.scatter_add_(1, place, found.new_ones(()).expand(place.shape))[:, :width].contiguous()
 
@@ -239,8 +239,11 @@ POSITIVES = -1  # the place of all positives, for `Tasks.turn`
 
 
 class Gradients:
-    """dx and dy. Of a row's positives it is known last what they cost; a block that waited for those before it would
-    wait for their last tiles. So the columns of negatives, of positives, and the rows, add up apart."""
+    """dx and dy, added up separately for the columns of negatives, the columns of positives, and the rows.
+
+    The costs of a row's positives are known only after its last tile, so blocks that add positives in their order would
+    wait for each other's last tiles.
+    """
 
     def __init__(self, b: Sorted, g: TripletsGrad | RankingGrad) -> None:
         self.b, self.x, self.y = b, g.forward.batch.x, g.forward.batch.y
@@ -250,7 +253,7 @@ class Gradients:
         self.tasks = Tasks()
 
     def run(self, of_rows: Callable[[int], None]) -> tuple[Tensor, Tensor]:
-        """The gradients that the row blocks add, all negatives first."""
+        """The gradients that the blocks of rows add up to, all negatives first."""
         self.tasks.run(len(self.b.x.blocks), of_rows)
         self.of_negatives.join(self.of_positives)
         if self.y is None:
@@ -259,13 +262,13 @@ class Gradients:
         return self.of_x.finish(self.x), dy
 
     def add_negatives(self, i: int, t: Tile, weights: Tensor | None) -> None:
-        """dL/ds of a tile of row block i, overwritten; None is 0."""
+        """Add a tile of row block i with weights dL/ds, which are overwritten; None stands for 0."""
         with self.tasks.turn(t.j, i):
             if weights is not None:
                 add_tile(self.of_x, self.of_negatives, t.r, t.c, weights, t.s, self.b.metric)
 
     def add_positives(self, i: int, p: Positives, weights: Tensor) -> None:
-        """dL by the scores of the positives [B, P] of row block i, 0 where there is none."""
+        """Add the positives [B, P] of row block i with weights dL/ds, 0 where there is none."""
         b, r = self.b, self.b.x.blocks[i]
         with self.tasks.turn(POSITIVES, i):
             for part, span in b.spans(r):
@@ -277,7 +280,8 @@ class Gradients:
 
 
 def of_request(t: Triplets) -> tuple[Sorted, Any, str, bool]:
-    """The sides, and the margin, which triplets and if they are soft; a tensor where reading it would be a sync."""
+    """The sides, the margin (a tensor where reading it would be a sync), the kind of triplets, and whether they are
+    soft."""
     margin = t.margin.item() if t.margin.device.type == "cpu" else t.margin[0]
     return Sorted.of(t.batch, t.metric), margin, t.triplets, t.soft
 

@@ -1,4 +1,4 @@
-"""The Triton backend: allocates outputs, picks tiles and launches the kernels. Same functions as `blocked`.
+"""The Triton backend: it allocates outputs, picks tiles and launches the kernels. Its functions are those of `blocked`.
 
 tuning (which tile)  <-  launch (a launch, a side, its preparation)  <-  folds, logits, mining, rows, triplets
 triplets  <-  ranking

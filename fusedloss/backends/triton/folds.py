@@ -32,7 +32,7 @@ from .launch import (
 
 
 def planned(kernel: str, f: Fold, x: Side, y: Side) -> tuple[Plan, tuple[engine.Terms, engine.Terms], dict[str, Any]]:
-    """The plan of a kernel, what it folds of the positives and of the negatives, and its pieces."""
+    """The plan of a kernel, what it folds over positives and over negatives, and its pieces."""
     terms = "" if PIECES[f.loss].sparse else "exp"
     costly = PIECES[f.loss].costly or f.group > 1
     terms = "costly" if costly else "lifted" if x.rows.offsets and y.rows.offsets else terms
@@ -43,7 +43,7 @@ def planned(kernel: str, f: Fold, x: Side, y: Side) -> tuple[Plan, tuple[engine.
 
 
 def folded_sides(f: Fold, box: tuple[Tensor, ...] = ()) -> tuple[Side, Side]:
-    """Both sides, with the offsets, weights and groups that they have."""
+    """Both sides, with their offsets, weights and groups."""
     x, y = sides(f.batch, f.metric, box=box)
     if f.offsets is None and f.weights is None and f.group == 1:
         return x, y
@@ -57,13 +57,13 @@ def folded_sides(f: Fold, box: tuple[Tensor, ...] = ()) -> tuple[Side, Side]:
 
 
 def shifted(x: Side, offsets: Tensor | None) -> Side:
-    """A side with the offsets of its rows, if it has some."""
+    """A side with the offsets of its rows, if there are any."""
     of_rows = () if offsets is None else (reorder(offsets, x.order),)
     return x._replace(rows=x.rows._replace(offsets=of_rows))
 
 
 def facing(f: Fold, x: Side, others: Others) -> Iterator[tuple[Block, Side, Side]]:
-    """Every other block, the rows as they meet it, and its own, with its offsets."""
+    """Every other block: the block, and the rows and its columns as sides that meet, with their offsets."""
     for block in others.blocks:
         y = side(block.y, block.labels, False, x.keys is not None, f.batch.ignored, f.metric, others.box)
         yield block, *met(x, shifted(y, block.offsets))
@@ -91,7 +91,7 @@ def fold(f: Fold, others: Others = NO_OTHERS) -> Tensor:
         return found
     blocks = cdiv(xs.n, chosen.tile.BM)
     unseen = blocks == 0 or f.batch.ignored is not None  # no tile has all columns
-    if unseen or blocks * len(kinds) * ys.n * 8 > configs.WORKSPACE:  # the other way round, the scores once more
+    if unseen or blocks * len(kinds) * ys.n * 8 > configs.WORKSPACE:  # compute the scores again, with the sides swapped
         back = None if offset is None else -offset
         return torch.cat([states(xs, ys, None, offset), states(ys, xs, None, back)], 1)
     by_column = torch.empty(blocks, len(kinds), ys.n, dtype=dtype, device=device)
@@ -99,7 +99,7 @@ def fold(f: Fold, others: Others = NO_OTHERS) -> Tensor:
 
 
 class Found(NamedTuple):
-    """A gradient by the rows of one side, in their dtype, and what is summed over each of them."""
+    """The gradient by the rows of one side, in their dtype, and derivatives that are summed per row."""
 
     rows: Tensor
     by_numbers: Tensor  # [numbers, n]
@@ -160,7 +160,7 @@ def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, 
     either = of_x or of_y
     by_numbers = none(0)
     if g.want_numbers and either is not None:
-        twice = 2 if b.y is None else 1  # every pair of a self batch was seen from both of its rows
+        twice = 2 if b.y is None else 1  # without y every pair was seen from both of its rows
         summed = either.by_numbers.sum(1, dtype=state_dtype(b.x)) / twice
         by_numbers = summed.view_as(f.numbers).to(f.numbers)
     shifts = [of_x.by_offset] if of_x is not None and by_rows else []

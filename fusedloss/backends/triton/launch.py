@@ -1,4 +1,4 @@
-"""What the kernel families share: a launch, the choice of its tile, and one side of the score matrix."""
+"""What the kernel families have in common: a launch, the choice of its tile, and one side of the score matrix."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ UNIT = ("cosine", "similarity", "chord")  # scores of rows scaled to length 1
 
 
 class Launch(NamedTuple):
-    """One kernel launch, complete: `run` starts it, or `recording` keeps it to be compiled, for a GPU not there too."""
+    """A complete kernel launch: `run` starts it, or `recording` keeps it, to be compiled even for an absent GPU."""
 
     kernel: Any
     grid: tuple[int, ...]
     args: tuple[Any, ...]
     options: dict[str, Any]
-    key: tuning.Key | None = None  # what its tile was chosen by
-    role: str = ""  # whose gradient it is, where a step has several
+    key: tuning.Key | None = None  # the key by which its tile was chosen
+    role: str = ""  # the side whose gradient it computes, if a step has several
 
     def run(self) -> None:
         if 0 in self.grid:
@@ -42,17 +42,19 @@ class Launch(NamedTuple):
 
 
 _recording: list[Launch] | None = None
-_absent: str | None = None  # the architecture that is recorded for
-_kept = True  # whether what is recorded keeps its tensors
+_absent: str | None = None  # the architecture for which launches are recorded, if the device is absent
+_kept = True  # whether recorded launches keep their tensors
 
 
 @contextmanager
 def recording(arch: str | None = None, *, kept: bool = True) -> Iterator[list[Launch]]:
-    """Collect the launches of a block instead of starting them; for an architecture, if the device is not there; with
-    their arguments, or without, where memory is watched.
+    """Collect the launches of a block instead of starting them.
 
-    No host sync means that no launch depends on what another one computed, so they are those of a real run. Tensors on
-    the device "meta" take no memory.
+    There is no host sync, so no launch depends on results of another one, and the launches are those of a real run.
+    Tensors on the device "meta" take no memory.
+
+    arch: the architecture to record for, if its device is absent.
+    kept: whether the launches keep their arguments; False where memory is watched.
     """
     global _recording, _absent, _kept
     before = _recording, _absent, _kept
@@ -64,7 +66,7 @@ def recording(arch: str | None = None, *, kept: bool = True) -> Iterator[list[La
 
 
 def architecture() -> str:
-    """The name of the GPU's architecture, sm_90 or gfx942 say; sm_90 where there is none (the interpreter)."""
+    """The name of the GPU's architecture, for example sm_90 or gfx942; sm_90 without a GPU (the interpreter)."""
     return _absent or present_architecture()
 
 
@@ -78,28 +80,28 @@ def present_architecture() -> str:
 
 
 class Side(NamedTuple):
-    """One side of the score matrix: what kernels take of it, and what the host knows."""
+    """One side of the score matrix: the arguments of the kernels, and what the host knows of it."""
 
     rows: tiles.Rows
-    precision: str  # of its products, or "manhattan"
+    precision: str  # the input_precision of its products, or "manhattan"
     n: int
     D: int
-    order: Tensor | None  # in which the rows were put
-    keys: Tensor | None = None  # of sorted rows, see `in_order`
+    order: Tensor | None  # the order of the rows
+    keys: Tensor | None = None  # the keys of sorted rows, see `in_order`
     anchors: tuple[Any, ...] = ()  # `engine.Anchors`, in the backward of rows that are anchors
 
     def restore(self, t: Tensor, dim: int) -> Tensor:
-        """t, computed in the side's order, in the order of the inputs."""
+        """t, which is in the side's order, in the order of the inputs."""
         return t if self.order is None else torch.empty_like(t).index_copy_(dim, self.order, t)
 
 
 def sides(
     b: Batch, metric: str, *, sort: bool | None = None, box: tuple[Tensor, ...] = ()
 ) -> tuple[Side, Side]:  # fmt: skip
-    """Both sides, the same one in a self batch: sorted by label, with ignored rows last, or as they are. They are moved
-    by their box, or by one around more rows than theirs.
+    """Both sides (one and the same if there is no y), either sorted by label with ignored rows last, or as they are.
+    All rows are moved by a corner of their box, or of a given box around more rows.
 
-    sort: None where the kernels can do without; then batches of few pairs are not sorted.
+    sort: None if the kernels do not need sorted rows; then batches of few pairs are not sorted.
     """
     if sort is None:
         sort = b.ignored is not None or len(b.x) * len(b.y_labels) > configs.SORT_FROM
@@ -111,19 +113,19 @@ def sides(
 def side(
     rows: Tensor, labels: Tensor, known: bool, sort: bool, ignored: int | None, metric: str, box: tuple[Tensor, ...]
 ) -> Side:
-    """A side in its compute format; in the order of its labels if they are to be sorted, which they may be known to
-    be."""
+    """A side in its compute format, in the order of its labels if it is to be sorted; the labels may be known to
+    ascend."""
     if not sort:
         return prepare(rows, tiles.Rows((), (), labels), None, metric, box)
     keys, order = in_order(labels, known, ignored)
-    # Reading how many rows come before those that are ignored would be a sync.
+    # Reading how many rows come before the ignored ones would be a sync.
     counted = () if ignored is None else (torch.searchsorted(keys, LAST, out_int32=True),)
     return prepare(rows, tiles.Rows((), (), (), counted=counted), order, metric, box)._replace(keys=keys)
 
 
 def met(x: Side, y: Side) -> tuple[Side, Side]:
-    """Sides, sorted or not, as they meet each other. A label is known by the first column that has it: the comparison
-    of int32, whatever the labels are."""
+    """Two sides, sorted or not, prepared to meet. The first column with a label stands for the label, so that kernels
+    compare int32, whatever the dtype of the labels."""
     x_keys, y_keys = x.keys, y.keys
     if x_keys is None or y_keys is None:
         return x, y
@@ -141,7 +143,7 @@ LAST = torch.iinfo(torch.int64).max
 
 
 def in_order(labels: Tensor, known: bool, ignored: int | None) -> tuple[Tensor, Tensor | None]:
-    """Ascending keys, equal for equal labels, and the order of the rows; of ignored ones the keys are `LAST`."""
+    """Ascending keys, equal for equal labels and `LAST` for ignored rows, and the order of the rows."""
     if ignored is not None:
         labels = labels - ignored + LAST  # wraps around: all others are less
     elif known:
@@ -151,13 +153,14 @@ def in_order(labels: Tensor, known: bool, ignored: int | None) -> tuple[Tensor, 
 
 
 def spans(keys: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Of ascending keys, the first of others that is equal and the one after the last. [n] int32 each"""
+    """For each of ascending keys, the place of the first equal one among others, and the place after the last equal
+    one. [n] int32 each"""
     first = torch.searchsorted(others, keys, out_int32=True)
     return first, torch.searchsorted(others, keys, right=True, out_int32=True)
 
 
 def prepare(x: Tensor, known: tiles.Rows, order: Tensor | None, metric: str, box: tuple[Tensor, ...] = ()) -> Side:
-    """A side in its compute format and in an order, of which the labels are known."""
+    """A side in its compute format and in a given order; its labels are known."""
     n, D = x.shape
     norms = torch.empty(2, padded(n), dtype=torch.float32, device=x.device)
     rounding, precision = ("", "manhattan") if metric == "manhattan" else compute_format(x)
@@ -173,7 +176,7 @@ def prepare(x: Tensor, known: tiles.Rows, order: Tensor | None, metric: str, box
 
 
 def compute_format(x: Tensor) -> tuple[str, str]:
-    """How `prepare` rounds rows, and the input_precision of the products; fp32 follows torch's matmul precision."""
+    """How `prepare` rounds rows, and the input_precision of products; float32 follows torch's matmul precision."""
     if x.dtype != torch.float32:
         return "", "ieee"
     mode = torch.get_float32_matmul_precision()
@@ -190,19 +193,19 @@ def reorder(t: Tensor, order: Tensor | None) -> Tensor:
 
 
 def numbers(given: Tensor) -> tiles.Numbers:
-    """A loss's numbers as kernels take them: by value from the CPU, else pointers to scalars on the device."""
+    """A loss's numbers as kernels take them: values if they are on the CPU, else pointers to scalars on the device."""
     if given.device.type == "cpu":
         return tiles.Numbers(tuple(given.tolist()), ())
     return tiles.Numbers((), tuple(given.unbind()))
 
 
 def optional(value: Any) -> tuple[Any, ...]:
-    """A kernel's argument that may be absent."""
+    """An argument of a kernel that may be absent."""
     return () if value is None else (value,)
 
 
 class Plan(NamedTuple):
-    """The tile of a kernel, what it was chosen by, and the launch options that follow from it."""
+    """The tile of a kernel, the key by which it was chosen, and the launch options that follow from it."""
 
     tile: configs.Tile
     key: tuning.Key
@@ -215,7 +218,7 @@ class Plan(NamedTuple):
 
 
 def plan(kernel: str, terms: str, use: str, side: Side) -> Plan:
-    """The plan of a kernel, see `configs.Work`; `use` names what else its registers depend on."""
+    """The plan of a kernel, see `configs.Work`; `use` names everything else that its use of registers depends on."""
     manhattan, D = side.precision == "manhattan", side.D
     work = configs.Work(kernel, "manhattan" if manhattan else terms, 4 if manhattan else side.rows.rows.element_size())
     key = tuning.Key(work, use, tuning.bucket(D))
@@ -235,12 +238,12 @@ def cdiv(a: int, b: int) -> int:
 
 
 def padded(n: int) -> int:
-    """As `tiles.padded` has it."""
+    """The same as `tiles.padded`, on the host."""
     return 16 * cdiv(n, 16)
 
 
 def merge(parts: Tensor, kinds: tuple[Any, ...], dtype: torch.dtype | None = None) -> Tensor:
-    """The folds [folds, n] of all pairs from those of parts of them [parts, folds, n]; kinds as in `folds.KINDS`."""
+    """The folds [folds, n] over all pairs, from folds over parts [parts, folds, n]; kinds as in `folds.KINDS`."""
     if len(parts) == 1:
         return parts[0].to(dtype or parts.dtype)
     P, count, n = parts.shape

@@ -1,4 +1,4 @@
-"""Losses of given logits: softmax over the classes of a row, or every element for itself."""
+"""Losses of given logits: a softmax over the classes of a row, or every element by itself."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ELEMENT_LOSSES = {
 
 
 def class_tile(C: int, P: int) -> tuple[int, int]:
-    """Rows and classes of a tile: along what lies side by side in memory, as far as there is of it."""
+    """The rows and classes of a tile: it is long in the dimension whose elements are neighbours in memory."""
     across = 1 << (C - 1).bit_length() if C else 1
     BC = min(across, configs.CLASS_TILE if P == 1 else configs.CLASSES_APART)
     return max(1, configs.CLASS_TILE // BC), BC
 
 
 def row_launch(kernel: Any, r: Logits, programs: int, *outs: Any) -> Launch:
-    """A kernel on row blocks, of whose classes each of the programs takes a part."""
+    """The launch of a kernel on blocks of rows, whose classes are shared out among the programs."""
     N, C, P = r.z.shape
     BM, BC = class_tile(C, P)
     options = dict(INDICES=not r.target.is_floating_point(), SHARES=r.shares, BM=BM, BC=BC)
@@ -46,7 +46,7 @@ def fold_logits(r: Logits) -> Tensor:
     if r.shares and splits > 1:
         shares, lse, cost = out.unbind(1)
         whole = lse.logsumexp(0)
-        cost += shares * (whole - lse.where(lse > -torch.inf, whole))  # a part told its cost from its own log sum exp
+        cost += shares * (whole - lse.where(lse > -torch.inf, whole))  # costs are relative to a part's lse
     return merge(out, tuple(KINDS[kind] for kind in ("sum", "lse", "sum")[: 2 + r.shares]))
 
 

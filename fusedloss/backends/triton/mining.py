@@ -13,7 +13,7 @@ SIGNS = {"farthest": 1, "nearest": -1, "beyond": -2, "": 0}
 
 
 def mine(m: Mining) -> Tensor:
-    metric = "sqeuclidean" if m.metric == "euclidean" else m.metric  # the same order, no root
+    metric = "sqeuclidean" if m.metric == "euclidean" else m.metric  # the same order without square roots
     xs, ys = sides(m.batch, metric)
     chosen, N, device = plan("mine", "", metric, xs), xs.n, m.batch.x.device
     parts = chosen.splits(N, ys.n)
@@ -29,7 +29,7 @@ def mine(m: Mining) -> Tensor:
             return best[0], index[0]
         most = best.amax(0)
         there = (best == most) & (index >= 0)
-        lowest = torch.where(there, index, mining.NO_PLACE.value).amin(0)  # of equal ones
+        lowest = torch.where(there, index, mining.NO_PLACE.value).amin(0)  # the lowest index among equal ones
         return most, torch.where(there.any(0), lowest, -1)
 
     if N == 0 or ys.n == 0:

@@ -34,7 +34,7 @@ def rank(q: Ranking) -> Tensor:
 
 
 def turns(s: Sorted, q: Ranking, dstates: Tensor) -> Iterator[Turn]:
-    """As those of triplets."""
+    """The turns of the positives, as for triplets."""
     N, M, chosen = s.x.n, s.y.n, s.plan("rank")
     width = min(M, max(1, configs.WORKSPACE // (16 * N)))
     weights = dstates.new_empty(4, width, N)

@@ -13,8 +13,8 @@ from .launch import Launch, cdiv
 
 
 def launch(kernel: Any, r: RowDistances, anchors: Tensor | None, others: Tensor | None, *outs: Tensor) -> None:
-    """A kernel on rows (a_i, b_i, c_i), or on the rows of b and c that others [pairs, N] name, and those of a that
-    anchors [N] do."""
+    """Launch a kernel on rows (a_i, b_i, c_i), or on the rows of b and c with the indices `others` [pairs, N] and those
+    of a with the indices `anchors` [N]."""
     D = r.a.shape[1]
     N = r.a.shape[0] if others is None else others.shape[1]
     indexed = "" if others is None else "others" if anchors is None else "all"
@@ -73,8 +73,8 @@ def gather_grad(
     rows_of: Tensor, others: Tensor, index: Tensor, ends: Tensor | None, slopes: Tensor, metric: str,
     base: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Gradient by the rows of one side, plus a base: of pairs of row index[e], -1 for none, with row ends[e] of the
-    others, or, without ends, with each of the others in turn."""
+    """The gradient by the rows of one side, plus a base. Pair e is of row index[e] (-1: none) with row ends[e] of the
+    others or, without ends, with row e modulo their number."""
     out, (M, D) = torch.empty_like(rows_of), rows_of.shape
     entries, starts = runs(index, M)
     options = dict(METRIC=metric, LISTED=ends is not None, ADD=base is not None, BE=configs.ENTRIES)
@@ -86,6 +86,6 @@ def gather_grad(
 
 
 def runs(index: Tensor, M: int) -> tuple[Tensor, Tensor]:
-    """The pairs ordered by their row, and where each row's run begins [M + 1]."""
+    """The order of the pairs by row, and where the run of each row begins [M + 1]."""
     found, entries = torch.where(index < 0, M, index).sort(stable=True)
     return entries, torch.searchsorted(found, torch.arange(M + 1, device=index.device))

@@ -16,7 +16,7 @@ from .launch import SCORES, Launch, Plan, Side, cdiv, numbers, plan, reorder, si
 
 
 class Sorted(NamedTuple):
-    """A request with both sides sorted by label, the same one in a self batch."""
+    """A request with both sides sorted by label; they are one and the same if there is no y."""
 
     request: Triplets | Ranking
     x: Side
@@ -41,7 +41,7 @@ class Sorted(NamedTuple):
 
     @property
     def counts(self) -> tuple[Tensor, Tensor]:
-        """How many positives and negatives each anchor has; of one that is ignored the positives alone are none. [N]"""
+        """How many positives and negatives each anchor has; an ignored anchor has no positives. [N]"""
         start, stop, ref_column = (t.long() for t in self.ranges)
         others = self.y.rows.counted[0] if self.y.rows.counted else self.y.n
         return stop - start - (ref_column >= 0).long(), others - (stop - start)
@@ -77,7 +77,7 @@ def fold_triplets(t: Triplets) -> tuple[Tensor, Tensor]:
     else:
         parts = torch.empty(planned.splits(N, M), 3 + t.sloped, N, dtype=dtype, device=device)
         fold_launch(s, t, planned, len(parts), kernels.Sums(parts), 0, M).run()
-        cost, chosen, *active = total(parts)  # and the slopes
+        cost, chosen, *active = total(parts)  # with the slopes last
         chosen = positives * negatives if t.triplets == "all" else chosen
     return s.x.restore(torch.stack([cost, chosen.to(cost.dtype), *active]), 1), index
 
@@ -87,14 +87,14 @@ class Turn(NamedTuple):
 
     first: int
     width: int
-    parts: int  # of the slopes
-    anchors: Any  # what the kernel takes of them
+    parts: int  # into how many parts the slopes are divided
+    anchors: Any  # the anchors as the kernel takes them
 
 
 def turns(s: Sorted, t: Triplets, du: Tensor, index: Tensor) -> Iterator[Turn]:
-    """The positives of all anchors in as many turns as a constant workspace takes: one, but for very large classes.
+    """The positives of all anchors, in as many turns as a constant workspace needs: one, except for very large classes.
 
-    No size of a class is read, which would be a sync: the kernels of a turn that is not needed find nothing to do.
+    The size of a class is not read, which would be a sync: the kernels of a turn that is not needed find nothing to do.
     """
     N, M = s.x.n, s.y.n
     start, stop, _ = s.ranges
@@ -129,7 +129,7 @@ def gradients(
     g: TripletsGrad | RankingGrad, s: Sorted, all_turns: Iterator[Turn], chosen: Plan, number: tiles.Numbers,
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dx and dy, from what the anchors' positives of one turn after the other cost."""
+    """dx and dy, added up over the turns of the anchors' positives."""
     x, y = g.forward.batch.x, g.forward.batch.y
     runs = [(s.x, s.y, "self" if y is None else "x")] if g.want_x else []
     runs += [(s.y, s.x, "y")] if y is not None and g.want_y else []

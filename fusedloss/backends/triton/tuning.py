@@ -1,7 +1,7 @@
 """Choosing and remembering tiles: those that `tools/sweep.py` found on this device, else those of `kernels/configs.py`.
 
-What a sweep found is kept in DEVICE.json in $FUSEDLOSS_CACHE_DIR, else in fusedloss/ of the user's cache directory. It
-holds for every batch size and for all D of a bucket, so that another batch size neither tunes nor compiles again.
+The tiles of a sweep are kept in DEVICE.json in $FUSEDLOSS_CACHE_DIR, else in fusedloss/ of the user's cache directory.
+They hold for every batch size and for all D of a bucket, so that another batch size neither tunes nor compiles again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import torch
 from ...kernels import configs
 from ...kernels.configs import Tile, Work
 
-BUCKETS = (64, 128, 256, 512)  # the largest D of each
+BUCKETS = (64, 128, 256, 512)  # the largest D of each bucket
 FORMAT = 3
 
 
 class Key(NamedTuple):
-    """What a tile is chosen by."""
+    """The key by which a tile is chosen."""
 
     work: Work
     use: str  # the loss and its scores
@@ -37,7 +37,7 @@ class Key(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """The best tile of a sweep, what it took, and what the default tile took, None if it did not fit. seconds"""
+    """The best tile of a sweep, its time, and the time of the default tile (None if that did not fit), in seconds."""
 
     key: Key
     tile: Tile
@@ -51,8 +51,8 @@ def bucket(D: int) -> int:
 
 
 _trial: dict[Key, Tile] = {}  # tiles under trial
-_defaults = False  # whether no tuned ones are used
-wanted: set[Key] | None = None  # where tiles are tuned at first use: those used without a tuned one
+_defaults = False  # whether only default tiles are used
+wanted: set[Key] | None = None  # if tiles are tuned at first use: keys that were used without a tuned tile
 
 
 def choose(key: Key, D: int, arch: str) -> Tile:
@@ -83,7 +83,7 @@ def trying(key: Key, tile: Tile) -> Iterator[None]:
 
 @contextmanager
 def defaults() -> Iterator[None]:
-    """Use no tuned tiles, and tune none, for the duration of a block: this GPU's are not those of another one."""
+    """Use no tuned tiles, and tune none, for the duration of a block: those of this GPU are not those of another."""
     global _defaults
     before, _defaults = _defaults, True
     try:
@@ -109,13 +109,13 @@ def cache_directory() -> Path:
 
 
 def file() -> Path:
-    """Where the tiles of this device are kept."""
+    """The file with the tuned tiles of this device."""
     return cache_directory() / (re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-") + ".json")
 
 
 @functools.cache
 def remembered() -> Mapping[Key, Tuned]:
-    """The tuned tiles of this device; none, with a warning, if their file is broken or of something else."""
+    """The tuned tiles of this device; none, with a warning, if the file is broken or not for this device."""
     try:
         return {tuned.key: tuned for tuned in kept()}
     except ValueError as error:
@@ -127,7 +127,7 @@ def kept() -> list[Tuned]:
     """The entries of this device's file, if there is one.
 
     Raises:
-        ValueError: it is broken or of something else.
+        ValueError: It is broken or not for this device.
     """
     path = file()
     if not path.exists():
@@ -139,7 +139,7 @@ def kept() -> list[Tuned]:
 
 
 def origin() -> dict[str, Any]:
-    """What tuned tiles are good for."""
+    """The device and versions for which tuned tiles are valid."""
     return {"format": FORMAT, "device": device_name(), "triton": importlib.metadata.version("triton")}
 
 
@@ -147,7 +147,7 @@ def parse(content: Any) -> list[Tuned]:
     """The entries of a file's content.
 
     Raises:
-        ValueError: it is of another device or Triton, or an entry is no tile.
+        ValueError: The file is for another device or Triton, or an entry is not a tile.
     """
     if not isinstance(content, dict):
         raise ValueError(f"a JSON object is needed, got {type(content).__name__}")

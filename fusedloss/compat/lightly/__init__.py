@@ -2,12 +2,12 @@
 
     from fusedloss.compat.lightly.loss import NTXentLoss
 
-All else is the library's own. In bfloat16 and float16 a loss is float32.
+Everything else is the library's own. The loss of bfloat16 and float16 tensors is float32.
 """
 
 from ..library import handed_through, require
 
-# Before 1.5.21 `DCLLoss` was another formula.
+# Before 1.5.21, `DCLLoss` had another formula.
 _library = require("lightly", "lightly", "1.5.21", "lightly")
 
 from . import loss  # noqa: E402 which imports the library

@@ -21,9 +21,9 @@ def unit_rows(out0: Tensor, out1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def competition(x0: Tensor, x1: Tensor, temperature: float | Tensor, gather: bool = False) -> tuple[Tensor, Tensor]:
-    """The logit of every view with the other one of its sample, and log sum exp of those with the views of all other
-    samples, also those of other processes if they are gathered: of the views x0, then of x1. [2, N] each"""
-    x = torch.stack([x0, x1], 1).flatten(0, 1)  # both views of a sample side by side: their labels ascend
+    """The logit of every view with the other view of its sample, and the log sum exp of its logits with the views of
+    all other samples, including those of other processes if `gather`; for the views x0, then for x1. [2, N] each"""
+    x = torch.stack([x0, x1], 1).flatten(0, 1)  # the views of a sample are neighbours, so that the labels ascend
     gather = gather and dist.world_size() > 1
     y, first = (torch.cat(dist.gather(x)), dist.rank() * len(x)) if gather else (x, 0)
     samples = torch.arange(len(y), device=x.device) // 2

@@ -2,7 +2,7 @@
 
     from fusedloss.compat.open_clip import ClipLoss, create_loss, create_model_and_transforms
 
-All else is the library's own. In bfloat16 and float16 a loss is float32.
+Everything else is the library's own. The loss of bfloat16 and float16 tensors is float32.
 """
 
 from ..library import handed_through, require

@@ -1,7 +1,6 @@
-"""open_clip.loss with the losses of fusedloss under their names; all else is the library's own.
+"""open_clip.loss with the losses of fusedloss under the library's names; everything else is the library's own.
 
-What a process has of the features of others is gathered and exchanged by the library; what is computed from it is
-fused.
+The library gathers or exchanges the features of other processes; what is computed from them is fused.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Losses = Tensor | tuple[Tensor, Tensor] | dict[str, Tensor]
 
 
 class Gathered(NamedTuple):
-    """Features, and those of all processes, among which row i is row offset + i."""
+    """The features of this process, and those of all processes, in which row i is row offset + i."""
 
     image: Tensor
     text: Tensor
@@ -39,13 +38,15 @@ class Gathered(NamedTuple):
 
     @property
     def sides(self) -> list[tuple[Tensor, Tensor]]:
-        """What is compared with what."""
+        """The pairs of tensors whose rows are compared."""
         return [(self.image, self.all_text), (self.text, self.all_image)]
 
 
 class ClipLoss(_library.ClipLoss):
-    """The library's `ClipLoss`, fused in every mode. The gradient of `logit_bias`, on which a softmax does not depend,
-    is 0 and not a rounding."""
+    """The library's `ClipLoss`, fused in every mode.
+
+    A softmax does not depend on `logit_bias`: its gradient is exactly 0, where the library's is a rounding error.
+    """
 
     def forward(
         self, image_features: Tensor, text_features: Tensor, logit_scale: Scale, logit_bias: Scale | None = None,
@@ -81,8 +82,10 @@ class CaptionLoss(nn.CrossEntropyLoss):
 
 
 class CoCaLoss(_library.CoCaLoss, ClipLoss):
-    """The library's `CoCaLoss`, both parts fused. Where all captions are padding their part is 0 with gradient 0, and
-    in the library NaN."""
+    """The library's `CoCaLoss`, both parts fused.
+
+    If all captions are padding, their part of the loss is 0 with gradient 0, where the library's is NaN.
+    """
 
     caption_loss: nn.CrossEntropyLoss
 
@@ -93,8 +96,11 @@ class CoCaLoss(_library.CoCaLoss, ClipLoss):
 
 
 class DistillClipLoss(_library.DistillClipLoss, ClipLoss):
-    """The library's `DistillClipLoss`, both parts fused. Of the teacher's softmax it takes the mean of the student's
-    features by each row of it, which is an attention, for which torch has kernels without a tensor of all pairs."""
+    """The library's `DistillClipLoss`, both parts fused.
+
+    Every row of the teacher's softmax weighs the student's features in a mean. This is an attention, for which torch
+    has kernels that need no tensor of all pairs.
+    """
 
     def forward(  # type: ignore[override]
         self, image_features: Tensor, text_features: Tensor, logit_scale: Scale, dist_image_features: Tensor,
@@ -124,7 +130,7 @@ class DistillClipLoss(_library.DistillClipLoss, ClipLoss):
 
 
 class SigLipLoss(_library.SigLipLoss):
-    """The library's `SigLipLoss`, fused for every `dist_impl`. Texts of each process, the own ones too, are a call."""
+    """The library's `SigLipLoss`, fused for every `dist_impl`. The texts of each process are one call."""
 
     def _loss(
         self, image_features: Tensor, text_features: Tensor, logit_scale: Scale, logit_bias: Scale | None = None,
@@ -165,7 +171,7 @@ def gathered(loss: _library.ClipLoss, image: Tensor, text: Tensor) -> Gathered:
 
 
 def contrastive(features: Gathered, scale: Scale, bias: Scale | None = None) -> Tensor:
-    """The mean over the pairs, in both directions."""
+    """The contrastive loss, the mean over the pairs and over both directions."""
     if len(features.image) == len(features.all_text):
         return clip_loss(features.image, features.text, scale, logit_bias=bias)
     images, texts = (clip_loss(*side, scale, logit_bias=bias, offset=features.offset) for side in features.sides)
@@ -173,8 +179,8 @@ def contrastive(features: Gathered, scale: Scale, bias: Scale | None = None) -> 
 
 
 def lag(student: Gathered, teacher: Gathered, scale: Scale, teacher_scale: Scale) -> Tensor:
-    """How much more it costs to find the teacher's neighbours than the own ones: log sum exp of a row's logits is in
-    both, and the teacher's mean of the logits is that of the other side's features."""
+    """The cross entropy with the teacher's softmax less that with the own pairs. The log sum exp of a row's logits
+    cancels, and the mean of the logits under the teacher's softmax needs only a mean of the other side's features."""
     scale, teacher_scale = (
         checks.number(name, value, low=-torch.inf, learnable=True)
         for name, value in (("logit_scale", scale), ("dist_logit_scale", teacher_scale))
@@ -187,7 +193,7 @@ def lag(student: Gathered, teacher: Gathered, scale: Scale, teacher_scale: Scale
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(query keyᵀ) value, of one width for torch's kernels, and that a multiple of 8."""
+    """softmax(query keyᵀ) value, padded to one width, a multiple of 8, as torch's kernels need it."""
     width = max(query.shape[1], value.shape[1])
     q, k, v = (F.pad(t, (0, width - t.shape[1] + -width % 8))[None, None] for t in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)[0, 0, :, : value.shape[1]]

@@ -2,8 +2,8 @@
 
     from fusedloss.compat.pytorch_metric_learning import distances, losses, miners, reducers
 
-All else is the library's own, which takes our classes where it takes its own: they are subclasses. In bfloat16 and
-float16 a loss is float32; a weight or proxies keep their dtype whatever that of the embeddings is.
+Everything else is the library's own, and takes our classes where it takes its own, since they are subclasses. The loss
+of bfloat16 and float16 embeddings is float32. A weight, or proxies, keep their dtype, whatever that of the embeddings.
 """
 
 from ..calls import Call, fused_calls

@@ -22,7 +22,7 @@ from .reducing import elements
 
 
 class OfClasses(Fused):
-    """A loss of rows and a weight of each class: one value a row, for every reducer and regulariser."""
+    """A loss of rows and of a weight per class: one value per row, for every reducer and regulariser."""
 
     W: Tensor
 
@@ -43,16 +43,16 @@ class OfClasses(Fused):
 
 
 def moved(parameter: Tensor, x: Tensor) -> Tensor:
-    """The parameter, on the device of x from now on."""
+    """The parameter, which stays on the device of x from now on."""
     if parameter.device != x.device:
         parameter.data = parameter.data.to(x.device)
     return parameter
 
 
 class ArcFaceLoss(OfClasses, library.ArcFaceLoss):
-    """ArcFace, with its margin in degrees as the library has it.
+    """ArcFace, with the margin in degrees as in the library.
 
-    Gradients are finite where a cosine is 1 exactly, where the library's are NaN.
+    Gradients are finite where a cosine is exactly 1; the library's are NaN there.
     """
 
     def of_rows(self, x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class ArcFaceLoss(OfClasses, library.ArcFaceLoss):
 
 
 class SubCenterArcFaceLoss(ArcFaceLoss, library.SubCenterArcFaceLoss):
-    """Sub-center ArcFace: fused for up to 8 of them."""
+    """Sub-center ArcFace, fused for up to 8 sub-centers."""
 
     def of_rows(self, x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         K = self.sub_centers
@@ -104,7 +104,7 @@ class ProxyNCALoss(NCALoss, library.ProxyNCALoss):
 
 
 class ProxyAnchorLoss(Fused, library.ProxyAnchorLoss):
-    """Proxy anchor: one value a proxy, for every reducer."""
+    """Proxy anchor: one value per proxy, for every reducer."""
 
     def fused(
         self, embeddings: Tensor, labels: Tensor | None, indices: Any, ref_emb: Tensor, ref_labels: Tensor | None
@@ -138,6 +138,6 @@ class ProxyAnchorLoss(Fused, library.ProxyAnchorLoss):
 
 
 def in_range(labels: Tensor, C: int) -> None:
-    """Labels that are no classes are the library's to refuse; looked at where that is no sync."""
+    """Leave labels out of range to the library, which refuses them; checked only where that needs no sync."""
     if checks.readable(labels) and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < C:
         raise NotFused("labels that are no classes")

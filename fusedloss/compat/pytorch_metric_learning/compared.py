@@ -17,7 +17,7 @@ from ...checks import Batch
 from ...ops import Of
 from ..calls import NotFused
 
-METRICS = {(2, 1): "euclidean", (2, 2): "sqeuclidean", (1, 1): "manhattan"}  # of LpDistance, by p and power
+METRICS = {(2, 1): "euclidean", (2, 2): "sqeuclidean", (1, 1): "manhattan"}  # LpDistance by p and power
 NOTHING = ops.of()
 Indices = Sequence[Tensor]  # of anchors, positives and negatives; or of anchors, positives, anchors, negatives
 
@@ -27,7 +27,7 @@ class Compared(NamedTuple):
 
     x: Tensor
     y: Tensor | None  # None: x
-    score: str  # of the engine, "similarity" (the cosine), "dot" or a distance
+    score: str  # the engine's name: "similarity" (the cosine), "dot" or a distance
 
     @property
     def sign(self) -> float:
@@ -44,7 +44,7 @@ class Compared(NamedTuple):
         return loss_dtype(self.x)
 
     def metric(self, *margins: Any) -> tuple[str, list[Any]]:
-        """The same as a distance, and these margins: a cosine is below one where 1 - cos is above 1 less it."""
+        """The score as a distance, with margins to match: cos < m is the same as 1 - cos > 1 - m."""
         if self.score == "dot":
             raise NotFused("dot products that are not normalised, by labels")
         if self.score == "similarity":
@@ -52,8 +52,7 @@ class Compared(NamedTuple):
         return self.score, [*margins]
 
     def placed(self, indices: Indices) -> tuple[Tensor, ...]:
-        """The rows that are listed, as torch takes an index: one below 0 counts from the end, one out of range is an
-        error."""
+        """The listed indices as torch reads them: one below 0 counts from the end, one out of range is an error."""
         rows, others = (torch.arange(n, device=self.x.device) for n in (self.x.shape[0], self.rows))
         anchors = (0,) if len(indices) == 3 else (0, 2)
         return tuple(
@@ -75,7 +74,7 @@ def compared(distance: Any, embeddings: Tensor, ref_emb: Tensor) -> Compared:
 
 
 def score_of(distance: Any) -> str:
-    """The engine's score that is the library's distance, or not normalised similarity."""
+    """The engine's score that equals the library's distance, or its similarity of rows that are not normalised."""
     kind, p, power = type(distance), distance.p, distance.power
     if distance.collect_stats:
         raise NotFused("the distance collects stats")
@@ -90,8 +89,8 @@ def score_of(distance: Any) -> str:
 
 
 class AllPairs(NamedTuple):
-    """In place of a list of all pairs of a batch with references, without those of a row i with itself, which is
-    reference (first + i) modulo their number."""
+    """Stands for a list of all pairs of a batch with references, except that of a row i with itself, which is reference
+    (first + i) modulo the number of references."""
 
     first: int
 
@@ -106,10 +105,11 @@ class ByLabels:
     """All pairs of rows, positive where their labels are equal."""
 
     def __init__(self, c: Compared, labels: Tensor, ref_labels: Tensor, first: int | None) -> None:
-        """first: reference (first + i) modulo their number is row i itself, and no pair of its; None: none is."""
+        """first: reference (first + i) modulo the number of references is row i itself, which is not paired with it;
+        None: no reference is."""
         x, y = c.x, c.x if c.y is None and first is None else c.y
         x_labels, y_labels = integer_labels(labels, ref_labels)
-        if y is not None and first is not None and first + x.shape[0] > y.shape[0]:  # of a ring that begins anew
+        if y is not None and first is not None and first + x.shape[0] > y.shape[0]:  # a ring buffer that has begun anew
             y, y_labels, first = y.roll(-first, 0), y_labels.roll(-first), 0
         self.compared = c._replace(y=y)
         self.batch = Batch(x, y, x_labels, y_labels, first)
@@ -119,7 +119,7 @@ class ByLabels:
 
     @cached_property
     def positives(self) -> Tensor:
-        """How many each anchor has. [N]"""
+        """How many positives each anchor has. [N]"""
         known, _ = self.batch.y_labels.sort()
         low, high = (torch.searchsorted(known, self.batch.x_labels, right=right) for right in (False, True))
         return high - low - int(self.batch.ref_offset is not None)
@@ -135,7 +135,7 @@ class ByLabels:
 
 
 def integer_labels(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels as the engine takes them; floating ones by their number among all."""
+    """Labels as the engine takes them; floating labels become their places among all distinct ones."""
     if labels.is_floating_point() or ref_labels.is_floating_point():
         _, number = torch.unique(torch.cat([labels, ref_labels]), return_inverse=True)
         return number[: labels.shape[0]], number[labels.shape[0] :]
@@ -143,7 +143,7 @@ def integer_labels(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Listed:
-    """Listed pairs, anchors and positives, anchors and negatives; what is folded are their scores."""
+    """Listed pairs of anchors and positives and of anchors and negatives, whose scores are folded."""
 
     def __init__(self, c: Compared, indices: Indices) -> None:
         self.compared = c
@@ -151,7 +151,7 @@ class Listed:
 
     @classmethod
     def once(cls, c: Compared, indices: Indices) -> Listed:
-        """Those of a mask: a pair that is listed twice is one pair."""
+        """The pairs as a set: a pair that is listed twice is one pair."""
         found = cls(c, indices)
         a1, p, a2, n = found.indices
         pos, neg = ((a * c.rows + b).unique() for a, b in ((a1, p), (a2, n)))
@@ -187,7 +187,7 @@ class OfAnchors:
 
     @cached_property
     def order(self) -> tuple[Tensor, Tensor]:
-        """The pairs in the order of their anchors [P], and how many each has [N]: sums have a fixed order."""
+        """The pairs in the order of their anchors [P], so that sums have a fixed order, and how many each has [N]."""
         known, order = self.anchors, torch.arange(self.anchors.shape[0], device=self.anchors.device)
         if not (checks.readable(known) and bool((known.diff() >= 0).all())):
             known, order = known.sort(stable=True)
@@ -195,7 +195,7 @@ class OfAnchors:
         return order, ends.diff(prepend=ends.new_zeros(1))
 
     def fold(self, loss: str, of: Of, positive: bool) -> list[Tensor]:
-        """As `ops.fold`, of these pairs alone."""
+        """The same as `ops.fold`, over these pairs alone."""
         if not of.folds:
             return []
         order, lengths = self.order
@@ -206,7 +206,7 @@ class OfAnchors:
         ]
 
     def log_sum_exp(self, scale: float, bias: float) -> Tensor:
-        """Of scale score + bias, -inf for an anchor without a pair. [N]"""
+        """The log sum exp of scale score + bias; -inf for an anchor without a pair. [N]"""
         return self.fold("softmax", ops.of("lse", scale=scale, bias=bias), False)[0]
 
 
@@ -224,16 +224,16 @@ def circle_terms(s: Tensor, positive: bool, margin: float, gamma: float) -> list
 TERMS: dict[str, Callable[..., list[Tensor]]] = {
     "softmax": softmax_terms,
     "circle": circle_terms,
-}  # as those of `kernels/losses.py`
+}  # the same as in `kernels/losses.py`
 
 
 def total(z: Tensor, lengths: Tensor) -> Tensor:
-    """The sums of the runs of z that have these lengths."""
+    """The sums over the runs of z that have these lengths."""
     return torch.segment_reduce(z, "sum", lengths=lengths, unsafe=True)
 
 
 def log_sum_exp(z: Tensor, lengths: Tensor) -> Tensor:
-    """Of the runs of z, -inf for an empty one."""
+    """The log sum exp over the runs of z that have these lengths; -inf for an empty run."""
     high = torch.segment_reduce(z.detach(), "max", lengths=lengths, unsafe=True)
     high = high.where(high.isfinite(), 0.0)
     sums = total((z - high.repeat_interleave(lengths, output_size=z.shape[0])).exp(), lengths)

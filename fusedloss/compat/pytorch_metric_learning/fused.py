@@ -1,4 +1,4 @@
-"""What a loss of the library is that computes with fusedloss where it can, and what it may refuse."""
+"""The base of the library's losses that compute with fusedloss where they can, and what they refuse."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..calls import NotFused, attempt
 from .compared import AllPairs, ByLabels, Compared, Indices, score_of
 from .reducing import Loss
 
-Losses = dict[str, Loss]  # by the names of a loss's parts
+Losses = dict[str, Loss]  # by the name of a part of the loss
 
 
 class Fused:
-    """Before a loss of the library: computes with fusedloss where that can be the same."""
+    """A base class to put before a loss of the library; it computes with fusedloss where that gives the same value."""
 
     distance: Any
     reducer: Any
@@ -48,11 +48,11 @@ class Fused:
         self, embeddings: Tensor, labels: Tensor | None, indices: Indices | AllPairs | None, ref_emb: Tensor,
         ref_labels: Tensor | None,
     ) -> Losses:  # fmt: skip
-        """The losses as the library's `compute_loss` gives them, or `NotFused`."""
+        """The losses as the library's `compute_loss` returns them; it may raise `NotFused`."""
 
 
 def labelled(c: Compared, labels: Tensor | None, indices: AllPairs | None, ref_labels: Tensor | None) -> ByLabels:
-    """The pairs of a batch, by the library's rule: a row is no pair of itself if both labels are the same tensor."""
+    """The pairs of a batch by the library's rule: a row is not paired with itself if both labels are one tensor."""
     if labels is None or ref_labels is None:
         raise NotFused("neither labels nor indices_tuple, or references without labels")
     own = 0 if ref_labels is labels else None
@@ -67,7 +67,7 @@ def not_countable() -> Tensor:
 
 
 def refuse_above_zero(reducer: Any) -> None:
-    """For losses of a softmax, which are never 0 here."""
+    """Refuse a reducer of losses above 0, for losses of a softmax, which are never 0 here."""
     for part in reducer.modules():
         if isinstance(part, reducers.ThresholdReducer) and part.low is not None and part.low <= 0:
             raise NotFused(ROUNDED)
@@ -81,7 +81,7 @@ def of_batch(x: Tensor, labels: Tensor | None, ref_emb: Tensor, ref_labels: Tens
 
 
 def of_cosines(loss: Any, x: Tensor, labels: Tensor | None, ref_emb: Tensor, ref_labels: Tensor | None) -> Tensor:
-    """The same of a loss of cosines whose values are never 0 here."""
+    """`of_batch` for a loss of cosines whose values are never 0 here."""
     labels = of_batch(x, labels, ref_emb, ref_labels)
     refuse_above_zero(loss.reducer)
     if score_of(loss.distance) != "similarity":

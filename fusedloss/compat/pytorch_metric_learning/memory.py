@@ -13,16 +13,16 @@ from .fused import Fused
 
 
 class CrossBatchMemory(library.CrossBatchMemory):
-    """A memory of the last rows, for a loss of ours: fused without miner and indices_tuple.
+    """A memory of the last rows for a loss of fusedloss; its pairs are fused without a miner and an indices_tuple.
 
-    Of a miner's or listed pairs the loss itself may be fused.
+    With a miner, or with listed pairs, the loss itself may still be fused.
     """
 
     def create_indices_tuple(
         self, embeddings: Tensor, labels: Tensor, E_mem: Tensor, L_mem: Tensor, input_indices_tuple: Indices | None,
         do_remove_self_comparisons: bool,
     ) -> Any:  # fmt: skip
-        """What the loss is given of the batch and the memory."""
+        """The pairs of the batch and the memory that the loss is given."""
         library = super().create_indices_tuple
 
         def ours() -> AllPairs | None:

@@ -20,9 +20,12 @@ STRATEGIES = {"hard": ("farthest", "nearest"), "easy": ("nearest", "farthest"), 
 
 
 class BatchEasyHardMiner(_library.BatchEasyHardMiner):
-    """The hardest, easiest or semi-hard pair of every anchor: fused for strategies other than "all", without allowed
-    ranges, and where the positive is not the semi-hard one. Of pairs at the same distance the first is mined; distances
-    are exact, so that a tie of the library's rounded ones may be none."""
+    """The hardest, easiest or semi-hard pair of every anchor.
+
+    It is fused for strategies other than "all", without allowed ranges, and unless positives are to be semi-hard. Among
+    pairs at the same distance the first is mined. Distances are exact, so what is a tie of the library's rounded
+    distances may not be one here.
+    """
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Indices:
         library = super().mine
@@ -52,7 +55,7 @@ class BatchEasyHardMiner(_library.BatchEasyHardMiner):
 
 
 class BatchHardMiner(BatchEasyHardMiner, _library.BatchHardMiner):
-    """The farthest positive and the nearest negative of every anchor: fused."""
+    """The farthest positive and the nearest negative of every anchor, fused."""
 
     def selected(self, *args: Any) -> Indices:
         a, p, _a, n = super().selected(*args)
@@ -60,8 +63,8 @@ class BatchHardMiner(BatchEasyHardMiner, _library.BatchHardMiner):
 
 
 class ByRows:
-    """Before a miner of the library that lists pairs or triplets: the same ones, with so many rows of the distance
-    matrix at a time as fit into `CHUNK`, by the library's own distance."""
+    """A base class to put before a miner of the library that lists pairs or triplets: it lists the same ones by the
+    library's own distance, with only as many rows of the distance matrix at a time as fit into `CHUNK`."""
 
     distance: Any
     collect_stats: bool
@@ -82,8 +85,8 @@ class ByRows:
     def rows(
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
     ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """The number of the first row, the distances of some rows to all references, and which pairs are positive and
-        which negative. [n, M] each"""
+        """For some rows at a time: the number of the first row, the distances to all references, and which pairs are
+        positive and which are negative. [n, M] each"""
         N, M = labels.shape[0], ref_labels.shape[0]
         size = max(1, CHUNK // max(M, 1))
         for first in range(0, N, size):
@@ -118,8 +121,8 @@ class PairMarginMiner(ByRows, _library.PairMarginMiner):
 
 
 class MultiSimilarityMiner(ByRows, _library.MultiSimilarityMiner):
-    """Positives that are not much nearer than the nearest negative, negatives not much farther than the farthest
-    positive; of an anchor in the order of their similarity."""
+    """Positives that are not much nearer than the nearest negative, and negatives that are not much farther than the
+    farthest positive. The pairs of an anchor are in the order of their similarity."""
 
     def by_rows(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Indices:
         if ref_labels is labels and embeddings is not ref_emb:
@@ -142,7 +145,7 @@ class MultiSimilarityMiner(ByRows, _library.MultiSimilarityMiner):
 
 
 class TripletMarginMiner(ByRows, _library.TripletMarginMiner):
-    """Triplets of a kind; only those that are mined are ever listed."""
+    """Triplets of one kind; only the mined ones are ever listed."""
 
     def by_rows(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Indices:
         found: list[Indices] = []
@@ -156,7 +159,7 @@ class TripletMarginMiner(ByRows, _library.TripletMarginMiner):
         return joined(found, labels, 3)
 
     def of_kind(self, gap: Tensor) -> Tensor:
-        """Whether a negative that is so much farther than the positive makes a triplet of the kind."""
+        """Whether triplets are of the kind, by how much farther the negative is than the positive."""
         if self.type_of_triplets == "easy":
             return gap > self.margin
         chosen = gap <= self.margin

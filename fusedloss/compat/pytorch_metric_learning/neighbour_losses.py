@@ -1,4 +1,4 @@
-"""The losses of how an anchor's positives stand among its neighbours."""
+"""Losses of the place of an anchor's positives among its neighbours."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .reducing import elements, zero
 
 
 class NCALoss(Fused, library.NCALoss):
-    """NCA: fused by labels, with weights of an indices_tuple or without, for every reducer.
+    """NCA: fused by labels, with or without the weights of an indices_tuple, for every reducer.
 
-    A batch without any positive pair costs 0; the library's loss of it is NaN. An anchor whose chance is below the
+    A batch without any positive pair costs 0; in the library its loss is NaN. An anchor whose probability is below the
     smallest float counts here; the library leaves it out.
     """
 
@@ -35,7 +35,7 @@ class NCALoss(Fused, library.NCALoss):
         own = ref_emb is embeddings
         if own and ref_labels is not labels:
             raise NotFused("labels of their own for the same rows")
-        listed = None if isinstance(indices, AllPairs) else indices  # of which every anchor has as many
+        listed = None if isinstance(indices, AllPairs) else indices  # every anchor has equally many of them
         return self.neighbours(embeddings, ref_emb, labels, ref_labels, listed)
 
     def neighbours(
@@ -54,8 +54,8 @@ class NCALoss(Fused, library.NCALoss):
 class SmoothAPLoss(Fused, library.SmoothAPLoss):
     """Smooth-AP, which counts an anchor among its own positives, as the library does.
 
-    The rows of a class may stand anywhere. The library takes them for neighbours, and the number of classes for their
-    size: its value is that of other classes unless there are as many as each has rows.
+    The rows of a class may be anywhere in the batch. The library assumes that they are neighbours, and takes the number
+    of classes for their size: its value is right only if there are as many classes as rows in each.
     """
 
     def fused(

@@ -23,7 +23,7 @@ from .reducing import Sums, elements, reducer_of, summed, zero
 class OfPairs(Fused):
     """A loss of pairs."""
 
-    once = False  # whether a pair that is listed twice is one
+    once = False  # whether a pair that is listed twice counts once
 
     def fused(
         self, embeddings: Tensor, labels: Tensor | None, indices: Indices | AllPairs | None, ref_emb: Tensor,
@@ -32,7 +32,7 @@ class OfPairs(Fused):
         c = compared(self.distance, embeddings, ref_emb)
         listed = () if indices is None or isinstance(indices, AllPairs) else lmu.convert_to_pairs(indices, None)
         if not embeddings.shape[0] or (listed and all(len(index) <= 1 for index in listed)):
-            return {name: zero() for name in self.parts()}  # the library has no loss of one pair
+            return {name: zero() for name in self.parts()}  # the library's loss of a list of one pair is 0
         if listed:
             return self.listed(Listed.once(c, listed) if self.once else Listed(c, listed))
         given = labelled(c, labels, indices if isinstance(indices, AllPairs) else None, ref_labels)
@@ -53,7 +53,7 @@ class OfPairs(Fused):
 
 
 class OfRows(OfPairs):
-    """A loss of pairs that has one value an anchor."""
+    """A loss of pairs that has one value per anchor."""
 
     once = True
 
@@ -68,7 +68,7 @@ class OfRows(OfPairs):
 
 
 class ContrastiveLoss(OfPairs, library.ContrastiveLoss):
-    """Contrastive loss: fused by labels and of listed pairs."""
+    """Contrastive loss: fused by labels and for listed pairs."""
 
     def by_labels(self, given: ByLabels, labels: Tensor) -> Losses:
         metric, margins = given.compared.metric(self.pos_margin, self.neg_margin)
@@ -88,10 +88,10 @@ class ContrastiveLoss(OfPairs, library.ContrastiveLoss):
 
 
 class NTXentLoss(OfPairs, library.NTXentLoss):
-    """NT-Xent: fused by labels, where the reducer wants no single pairs but their sums, and of listed pairs.
+    """NT-Xent: fused by labels if the reducer needs only sums of pairs, and for listed pairs.
 
     The library's value is at most -log of the smallest float of the dtype, 87 in float32 and 9.7 in float16, and its
-    gradient 0 there; this one's is right.
+    gradient is 0 there; here both are right.
     """
 
     def by_labels(self, given: ByLabels, labels: Tensor) -> Losses:
@@ -113,10 +113,10 @@ class NTXentLoss(OfPairs, library.NTXentLoss):
 
 
 class SupConLoss(OfRows, library.SupConLoss):
-    """Supervised contrastive loss: fused by labels and of listed pairs, for every reducer.
+    """Supervised contrastive loss: fused by labels and for listed pairs, for every reducer.
 
-    An anchor that costs less than the rounding of its logits is counted by the default reducer; the library counts it
-    if its rounding is upwards.
+    An anchor whose loss is smaller than the rounding error of its logits is counted by the default reducer; the library
+    counts it only if it is rounded upwards.
     """
 
     def terms(self, given: ByLabels | Listed) -> Tensor:
@@ -126,7 +126,7 @@ class SupConLoss(OfRows, library.SupConLoss):
 
 
 class MultiSimilarityLoss(OfRows, library.MultiSimilarityLoss):
-    """Multi-similarity loss: fused by labels and of listed pairs, for every reducer."""
+    """Multi-similarity loss: fused by labels and for listed pairs, for every reducer."""
 
     def terms(self, given: ByLabels | Listed) -> Tensor:
         refuse_above_zero(self.reducer)
@@ -137,7 +137,7 @@ class MultiSimilarityLoss(OfRows, library.MultiSimilarityLoss):
 
 
 class CircleLoss(OfRows, library.CircleLoss):
-    """Circle loss: fused by labels and of listed pairs, for every reducer."""
+    """Circle loss: fused by labels and for listed pairs, for every reducer."""
 
     def terms(self, given: ByLabels | Listed) -> Tensor:
         m = self.m
@@ -147,7 +147,7 @@ class CircleLoss(OfRows, library.CircleLoss):
 
 
 class GeneralizedLiftedStructureLoss(OfRows, library.GeneralizedLiftedStructureLoss):
-    """Generalised lifted structure loss: fused by labels and of listed pairs, for every reducer."""
+    """Generalised lifted structure loss: fused by labels and for listed pairs, for every reducer."""
 
     def terms(self, given: ByLabels | Listed) -> Tensor:
         return structured.generalized_lifted_terms(
@@ -156,7 +156,7 @@ class GeneralizedLiftedStructureLoss(OfRows, library.GeneralizedLiftedStructureL
 
 
 class LiftedStructureLoss(OfPairs, library.LiftedStructureLoss):
-    """Lifted structure loss: fused by labels within a batch, and of listed pairs."""
+    """Lifted structure loss: fused by labels within a batch, and for listed pairs."""
 
     def by_labels(self, given: ByLabels, labels: Tensor) -> Losses:
         batch = given.batch
@@ -187,6 +187,6 @@ class LiftedStructureLoss(OfPairs, library.LiftedStructureLoss):
 
 
 def log_add(a: Tensor, b: Tensor) -> Tensor:
-    """log(exp(a) + exp(b)), whose gradient is 0 where both are -inf."""
+    """log(exp(a) + exp(b)), with gradient 0 where both are -inf."""
     none = (a == -torch.inf) & (b == -torch.inf)
     return torch.logaddexp(a.masked_fill(none, 0.0), b.masked_fill(none, 0.0)).masked_fill(none, -torch.inf)

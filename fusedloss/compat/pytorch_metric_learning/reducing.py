@@ -1,4 +1,4 @@
-"""What the library's reducers make of pairs and triplets, from the sums of every anchor's."""
+"""What the library's reducers make of pairs and triplets, computed from sums per anchor."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from ...losses.reduce import reduce
 from ..calls import NotFused
 
-Loss = dict[str, Any]  # what a reducer takes: losses, their indices, and of what they are
+Loss = dict[str, Any]  # what a reducer takes: losses, their indices, and their kind
 
 
 class Sums(NamedTuple):
-    """Of every anchor's pairs, or triplets. [N] each"""
+    """Sums over every anchor's pairs, or triplets. [N] each"""
 
-    terms: Tensor  # the sum of their losses
-    counts: Tensor  # how many they are
+    terms: Tensor  # the sum of the losses
+    counts: Tensor  # how many there are
     active: Callable[[], Tensor]  # how many cost something
 
 
@@ -33,7 +33,7 @@ def reduced(value: Tensor) -> Loss:
 
 
 def elements(losses: Tensor, indices: Tensor | None = None, **more: Any) -> Loss:
-    """One loss a row, for any reducer."""
+    """One loss per row, for any reducer."""
     indices = torch.arange(losses.shape[0], device=losses.device) if indices is None else indices
     return {"losses": losses, "indices": indices, "reduction_type": "element", **more}
 
@@ -50,7 +50,7 @@ def reducer_of(loss: Any, name: str) -> Any:
 
 
 def summed(reducer: Any, sums: Sums, x: Tensor, labels: Tensor, triplets: bool = False) -> Loss:
-    """What a reducer of pairs (or triplets) makes of the sums of anchors x."""
+    """What a reducer of pairs (or triplets) makes of the sums over those of every anchor x."""
     terms, counts, active = sums
     kind = type(reducer)
     if kind is reducers.MeanReducer:

@@ -45,7 +45,7 @@ class OfTriplets(Fused):
         return self.listed(c, (a, p, n), labels)
 
     def refuse(self, c: Compared) -> None:
-        """What is not fused of any triplets: known before some are drawn."""
+        """Raise `NotFused` for what is never fused, before any triplets are drawn."""
 
     @abstractmethod
     def by_labels(self, given: ByLabels, labels: Tensor) -> Losses: ...
@@ -55,7 +55,7 @@ class OfTriplets(Fused):
 
 
 def joined(indices: Indices, N: int) -> Indices:
-    """Triplets: every listed positive pair with the negatives that are listed for its anchor, in their order."""
+    """Triplets of every listed positive pair with the negatives that are listed for its anchor, in that order."""
     if len(indices) == 3:
         return indices
     a1, p, a2, n = indices
@@ -69,9 +69,9 @@ def joined(indices: Indices, N: int) -> Indices:
 
 
 class TripletMarginLoss(OfTriplets, library.TripletMarginLoss):
-    """Triplet loss: fused by labels, of all triplets or of so many that are drawn for an anchor, and of listed ones.
+    """Triplet loss: fused by labels, for all triplets or a number drawn per anchor, and for listed triplets.
 
-    A NaN among the losses is NaN here; the library's default reducer drops it, and its gradients alone are NaN.
+    If a loss is NaN, the value is NaN here; the library's default reducer drops it, so that only gradients are NaN.
     """
 
     def refuse(self, c: Compared) -> None:
@@ -99,8 +99,8 @@ class TripletMarginLoss(OfTriplets, library.TripletMarginLoss):
 
 
 class MarginLoss(OfTriplets, library.MarginLoss):
-    """Margin loss with a boundary that may be learned, one for all or one a class: fused by labels and of listed
-    triplets."""
+    """Margin loss with a boundary that may be learned, one for all classes or one per class: fused by labels and for
+    listed triplets."""
 
     def by_labels(self, given: ByLabels, labels: Tensor) -> Losses:
         x, positives, negatives = given.batch.x, given.positives, given.negatives
@@ -111,7 +111,7 @@ class MarginLoss(OfTriplets, library.MarginLoss):
             given.batch, "linear_contrastive", metric, pos=pos, neg=neg, offsets=-boundary.expand(x.shape[0]),
             offsets_of="rows",
         )  # fmt: skip
-        # A pair is in as many triplets as its anchor has pairs of the other kind.
+        # A pair is part of as many triplets as its anchor has pairs of the other kind.
         terms, triplets = negatives * far + positives * near, positives * negatives
         divisor = (negatives * too_far + positives * too_near).detach().sum()
         losses = {"margin_loss": self.divided("margin_loss", terms, triplets, divisor, x, labels)}
@@ -135,7 +135,7 @@ class MarginLoss(OfTriplets, library.MarginLoss):
         return summed(reducer, Sums(terms, triplets, not_countable), x, labels, triplets=True)
 
     def of_anchors(self, labels: Tensor | None, x: Tensor) -> Tensor:
-        """The boundary, [1] or one an anchor [N]."""
+        """The boundary, [1] for all anchors or [N]."""
         beta: Tensor = self.beta
         if beta.shape[0] > 1:
             if labels is None:

@@ -1,4 +1,4 @@
-"""sentence-transformers with its losses fused: `losses` is the library's, in which fusedloss computes, see there.
+"""sentence-transformers with fused losses: `losses` is the library's module, with classes that fusedloss computes.
 
 from fusedloss.compat.sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, losses
 """

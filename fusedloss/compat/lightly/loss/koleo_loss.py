@@ -16,8 +16,11 @@ __getattr__, __dir__ = handed_through(_library, __all__)
 
 
 class KoLeoLoss(_library.KoLeoLoss):
-    """The library's `KoLeoLoss`: the nearest neighbours are fused, the distances to them the library's. Of neighbours
-    at the same distance another may receive the gradient; a row shorter than `eps` has that of its direction."""
+    """The library's `KoLeoLoss`: the search for nearest neighbours is fused, the distances are the library's.
+
+    Among neighbours at the same distance another one may receive the gradient. A row shorter than `eps` receives the
+    gradient of its direction.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         library = super().forward

@@ -12,12 +12,14 @@ from ...library import handed_through
 __all__ = ["NegativeCosineSimilarity"]
 __getattr__, __dir__ = handed_through(_library, __all__)
 
-EPS = 1e-8  # of every cosine here
+EPS = 1e-8  # the least length in a cosine of fusedloss
 
 
 class NegativeCosineSimilarity(_library.NegativeCosineSimilarity):
-    """The library's `NegativeCosineSimilarity`, fused over the last dimension and for its default `eps`. A row
-    shorter than `eps` is divided by a constant, where torch's gradient is that of the row's own length."""
+    """The library's `NegativeCosineSimilarity`, fused over the last dimension and for the default `eps`.
+
+    A row shorter than `eps` is divided by a constant; torch differentiates by the row's length there.
+    """
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
         library = super().forward

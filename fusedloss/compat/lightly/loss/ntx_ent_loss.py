@@ -31,6 +31,6 @@ class NTXentLoss(_library.NTXentLoss):
             return softplus(negative - positive).mean().to(loss_dtype(x0))
         queue = bank.T.to(x0.device)
         loss = info_nce_loss(x0, x1, queue, temperature=self.temperature, metric="dot", in_batch_negatives=False)
-        if x0.requires_grad:  # and only now: of a call that the library computes it is the library that updates
+        if x0.requires_grad:  # only now: if the library computes the call, it also updates the bank
             self.memory_bank(x1, update=True)
         return loss

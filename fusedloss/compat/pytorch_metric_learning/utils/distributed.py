@@ -13,10 +13,10 @@ from ..fused import Fused
 
 
 class DistributedLossWrapper(_library.DistributedLossWrapper):
-    """A loss of the rows of all processes, which are gathered without gradient and begin with this process's own.
+    """A loss over the rows of all processes, which are gathered without gradients and begin with this process's own.
 
-    With efficient=True only the own rows are anchors: their pairs with all rows, which the library lists, are fused.
-    `fusedloss.distributed.GroupLoss` gathers with gradients, and holds no rows of others.
+    With efficient=True only the own rows are anchors; their pairs with all rows, which the library lists, are fused.
+    `fusedloss.distributed.GroupLoss` gathers with gradients, and does not keep the rows of other processes.
     """
 
     def forward_regular_loss(

@@ -1,11 +1,11 @@
 """The losses of sentence-transformers; those named here are fused where that gives the same values.
 
-Every class takes the constructor of the library's class of its name, is a subclass of it, and computes from the model's
-embeddings what that one does. The others are the library's, and wrappers such as `MatryoshkaLoss` take these.
+Every class is a subclass of the library's class of the same name, takes the same constructor, and computes the same
+from the model's embeddings. Other losses are the library's own, and wrappers such as `MatryoshkaLoss` take ours.
 
-In all of them distances, similarities and sums of 16-bit embeddings are float32, where the library rounds some to 16
-bits; rows shorter than 1e-8 have cosines as if they were that long, where the library has most down to 1e-12; and
-euclidean distances of batches are exact, where the library subtracts large squares, which loses small distances of
+There are three differences. Distances, similarities and sums of 16-bit embeddings are float32; the library rounds some
+of them to 16 bits. Rows shorter than 1e-8 have cosines as if they were that long; in the library the limit is mostly
+1e-12. Euclidean distances in batches are exact; the library subtracts large squares, which loses small distances of
 float32 rows.
 """
 

@@ -1,4 +1,4 @@
-"""What the losses share: where a call goes to the library, and what they are given."""
+"""What the losses have in common: when a call goes to the library, and what the losses are given."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class OfEmbeddings:
-    """A loss of the model's embeddings, before the library's class among the bases."""
+    """A loss of the model's embeddings; among the bases it comes before the library's class."""
 
     @abstractmethod
     def _fused(self, embeddings: list[Tensor], labels: Tensor) -> Tensor: ...
@@ -28,8 +28,8 @@ class OfEmbeddings:
 
 
 class OfCachedEmbeddings:
-    """A loss of embeddings in mini-batches (GradCache), before the library's class among the bases. The embeddings are
-    taken at once: the fused loss needs no mini-batches of its own."""
+    """A loss of embeddings in mini-batches (GradCache); among the bases it comes before the library's class. All
+    embeddings are taken at once, since the fused loss needs no mini-batches."""
 
     @abstractmethod
     def _fused(self, embeddings: list[Tensor]) -> Tensor: ...
@@ -55,7 +55,7 @@ def dense(embeddings: list[Tensor]) -> list[Tensor]:
 
 
 def known(option: str, function: Callable[..., Tensor], table: Mapping[Any, T]) -> T:
-    """What the table has for one of the library's functions."""
+    """The table's entry for one of the library's functions."""
     if function not in table:
         names = ", ".join(getattr(f, "__name__", str(f)) for f in table)
         raise NotFused(f"{option} is {getattr(function, '__name__', function)!s}, fused are {names}")
@@ -63,15 +63,15 @@ def known(option: str, function: Callable[..., Tensor], table: Mapping[Any, T]) 
 
 
 def each_has_one(labels: Tensor, rows: Tensor) -> Tensor:
-    """One label a row. [N]"""
+    """The labels, one per row. [N]"""
     if labels.numel() != rows.shape[0]:
         raise NotFused("labels are not one an example")
     return labels.view(-1)
 
 
 def precision_of(metric: str, rows: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """In which the library compares all rows with each other: under autocast cosines and dot products are of its dtype,
-    distances are not."""
+    """The precision in which the library compares all rows with each other: under autocast, cosines and dot products
+    have its dtype, distances do not."""
     if metric in ("cosine", "similarity", "dot"):
         return contextlib.nullcontext()
     return torch.autocast(rows.device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""Losses of given pairs: their distances, similarities and the order of these."""
+"""Losses of given pairs, of their distances, their similarities or the order of the similarities."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EPS = 1e-6  # which torch.nn.functional.pairwise_distance adds to differences
 
 
 def compared(embeddings: list[Tensor], metric: str, eps: float = 0.0) -> Tensor:
-    """What the metric has of every pair. [N]"""
+    """The distance or similarity of every pair by the metric. [N]"""
     if len(embeddings) != 2:
         raise NotFused("there are not two columns")
     x, y = checks.given_rows(("embeddings[0]", "embeddings[1]"), embeddings)
@@ -67,14 +67,14 @@ class OnlineContrastiveLoss(OfEmbeddings, library.OnlineContrastiveLoss):
 
 
 def mean_of(d: Tensor, chosen: Tensor) -> Tensor:
-    """NaN of none."""
+    """The mean of the chosen distances; NaN if none is chosen."""
     return d.where(chosen, 0.0).sum() / chosen.sum()
 
 
 def labels_and_distances(
     loss: library.ContrastiveLoss | library.OnlineContrastiveLoss, embeddings: list[Tensor], labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Of every pair. [N] each"""
+    """The label and the distance of every pair. [N] each"""
     metric = known("distance_metric", loss.distance_metric, DISTANCES)
     labels = each_has_one(labels, embeddings[0])
     if not loss._checked_labels and bool(((labels != 0) & (labels != 1)).any()):
@@ -95,8 +95,8 @@ class CosineSimilarityLoss(OfEmbeddings, library.CosineSimilarityLoss):
 def angle(embeddings: list[Tensor]) -> Tensor:
     """`pairwise_angle_sim`: |cos + sin| of halves that are the parts of complex numbers.
 
-    Both are products with the second row, of the first one and of it turned by a right angle; their sum is the first
-    one turned by half a right angle, times the root of 2.
+    Both are products with the second row: of the first row, and of the first row turned by a right angle. The sum of
+    these two is the first row turned by half a right angle, times the square root of 2.
     """
     x, y = checks.given_rows(("embeddings[0]", "embeddings[1]"), embeddings)
     if x.shape[1] % 2:
@@ -116,8 +116,8 @@ SIMILARITIES: dict[Any, Callable[[list[Tensor]], Tensor]] = {
 
 
 class CoSENTLoss(OfEmbeddings, library.CoSENTLoss):
-    """The library's `CoSENTLoss`; fused for its pairwise similarities, and exact also where it is below the last bit of
-    1."""
+    """The library's `CoSENTLoss`; fused for the library's pairwise similarities, and exact even where it is below the
+    last bit of 1."""
 
     def _fused(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
         similarity = known("similarity_fct", self.similarity_fct, SIMILARITIES)
@@ -127,4 +127,4 @@ class CoSENTLoss(OfEmbeddings, library.CoSENTLoss):
 
 
 class AnglELoss(library.AnglELoss, CoSENTLoss):
-    """The library's `AnglELoss`, of pairs with labels and of tuples: the order of angles, as in `CoSENTLoss`."""
+    """The library's `AnglELoss` for pairs with labels and for tuples: the order of angles, as in `CoSENTLoss`."""

@@ -39,9 +39,9 @@ SIMILARITIES = {
 
 
 class MultipleNegativesRankingLoss(OfEmbeddings, library.MultipleNegativesRankingLoss):
-    """The library's `MultipleNegativesRankingLoss`, of any number of columns, in all directions, partitions and
-    hardness modes, and with gathered batches; fused for the similarities of `sentence_transformers.util`, and exact
-    also where a loss is below the last bit of the logits."""
+    """The library's `MultipleNegativesRankingLoss` for any number of columns, in all directions, partitions and
+    hardness modes, and with gathered batches. It is fused for the similarities of `sentence_transformers.util`, and
+    exact even where a loss is below the last bit of the logits."""
 
     def _fused(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
         return ranking_loss(self, embeddings)
@@ -49,7 +49,7 @@ class MultipleNegativesRankingLoss(OfEmbeddings, library.MultipleNegativesRankin
 
 class CachedMultipleNegativesRankingLoss(OfCachedEmbeddings, library.CachedMultipleNegativesRankingLoss):
     """The library's `CachedMultipleNegativesRankingLoss`, fused as `MultipleNegativesRankingLoss` is: the loss of the
-    whole batch at once, in memory for its embeddings alone. There is one step, so no progress bar for it."""
+    whole batch is computed at once, in memory for the embeddings alone. It is one step, so there is no progress bar."""
 
     def _fused(self, embeddings: list[Tensor]) -> Tensor:
         return ranking_loss(self, embeddings)
@@ -61,7 +61,7 @@ OF_BOTH_DIRECTIONS = (
 )
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # a subclass warns; here whoever makes an instance is warned
+    warnings.simplefilter("ignore", DeprecationWarning)  # defining a subclass warns; here only making an instance does
 
     @deprecated(OF_BOTH_DIRECTIONS.format("MultipleNegativesRankingLoss"))
     class MultipleNegativesSymmetricRankingLoss(
@@ -81,7 +81,7 @@ Ranking = library.MultipleNegativesRankingLoss | library.CachedMultipleNegatives
 
 
 class Hardness(NamedTuple):
-    """By how much the logits of negatives grow, which is a constant to the gradient, in parts of their similarity."""
+    """How much the logits of negatives are raised, as a multiple of their similarity, a constant to the gradient."""
 
     in_batch: float = 0.0  # documents of other queries
     own: float = 0.0  # the query's own hard negatives
@@ -96,7 +96,7 @@ class Hardness(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """Scores of rows with others, by their places in the batch of all processes."""
+    """The scores of rows with others, which are told apart by their places in the batch of all processes."""
 
     score: str
     sign: float
@@ -106,13 +106,13 @@ class Compared(NamedTuple):
         return ops.of(fold, scale=self.sign * (self.scale + hardness))
 
     def constant(self, log_sum: Tensor, hardness: float) -> Tensor:
-        """The log sum exp of logits with that hardness, with the gradient of the logits without: all of its gradient is
-        in proportion to their scale."""
-        log_sum = log_sum.clamp(min=torch.finfo(log_sum.dtype).min / 2)  # of none it is -inf
+        """The log sum exp of logits with this hardness, through which no gradient of the hardness flows: the gradient
+        is scaled down to that of logits without it."""
+        log_sum = log_sum.clamp(min=torch.finfo(log_sum.dtype).min / 2)  # without logits it is -inf
         return log_sum.detach().lerp(log_sum, self.scale / (self.scale + hardness)) if hardness else log_sum
 
     def others(self, x: Tensor, own: Tensor, y: Tensor, places: Tensor) -> Tensor:
-        """Log sum exp of the logits of each row with those at other places. [N]"""
+        """The log sum exp of the logits of each row with the rows at other places. [N]"""
         if y is x:
             batch = Batch(x, None, own, own, 0, x_sorted=True)
         else:
@@ -137,7 +137,7 @@ def ranking_loss(loss: Ranking, embeddings: list[Tensor]) -> Tensor:
         terms = torch.stack([softplus(log_sum(parts) - positive) for parts in negatives.values()]).mean(0)
     else:
         every = [part for parts in negatives.values() for part in parts]
-        if "doc_to_query" in negatives:  # whose own query is a candidate too
+        if "doc_to_query" in negatives:  # the document's own query is a candidate too
             every.append(positive)
         terms = softplus(log_sum(every) - positive)
     return terms.mean().to(loss_dtype(query))
@@ -150,7 +150,7 @@ def log_sum(parts: list[Tensor]) -> Tensor:
 def competition(
     loss: Ranking, scores: Compared, query: Tensor, docs: list[Tensor]
 ) -> tuple[Tensor, dict[str, list[Tensor]]]:
-    """The positive logit of each query, and the log sum exps of its negatives by direction. [N] each"""
+    """The positive logit of each query, and the log sum exp of its negatives in each direction. [N] each"""
     N, directions, hardness = len(query), loss.directions, Hardness.of(loss)
     queries, first = query, 0
     if loss.gather_across_devices:
@@ -183,14 +183,14 @@ def competition(
 
 
 def side_by_side(docs: list[Tensor], places: Tensor) -> tuple[Tensor, Tensor]:
-    """The documents of each query next to each other, and the place of each one's query, so that places ascend."""
+    """The documents with those of a query next to each other, and the places of their queries, which ascend."""
     if len(docs) == 1:
         return docs[0], places
     return torch.stack(docs, 1).flatten(0, 1), places.repeat_interleave(len(docs))
 
 
 class UnfusedGIST:
-    """Before the library's class among the bases."""
+    """Counts a call as not fused; among the bases it comes before the library's class."""
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         library = partial(super().forward, sentence_features, labels)  # type: ignore[misc]
@@ -206,7 +206,7 @@ class GISTEmbedLoss(UnfusedGIST, library.GISTEmbedLoss):
 
 
 class CachedGISTEmbedLoss(UnfusedGIST, library.CachedGISTEmbedLoss):
-    """The library's `CachedGISTEmbedLoss`, not fused, as `GISTEmbedLoss`."""
+    """The library's `CachedGISTEmbedLoss`, not fused, for the same reason as `GISTEmbedLoss`."""
 
 
 class MegaBatchMarginLoss(OfCachedEmbeddings, library.MegaBatchMarginLoss):

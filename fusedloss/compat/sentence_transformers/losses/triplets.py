@@ -42,8 +42,8 @@ class TripletLoss(OfEmbeddings, library.TripletLoss):
 class BatchHardTripletLoss(library.BatchHardTripletLoss):
     """The library's `BatchHardTripletLoss`; fused for the distances of `BatchHardTripletLossDistanceFunction`.
 
-    As there the mean is over all anchors: one without a positive has one at distance 0, and one without a negative
-    costs the margin.
+    As in the library, the mean is over all anchors: one without a positive counts as if it had one at distance 0, and
+    one without a negative costs the margin.
     """
 
     def batch_hard_triplet_loss(self, labels: Tensor, embeddings: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def hardest_gap(loss: library.BatchHardTripletLoss, labels: Tensor, embeddings: 
 
 
 def of_batch(loss: InBatch, labels: Tensor, embeddings: Tensor) -> tuple[str, Tensor]:
-    """The metric, and one label a row."""
+    """The metric, and one label per row."""
     dense([embeddings])
     return known("distance_metric", loss.distance_metric, IN_BATCH), each_has_one(labels, embeddings)
 
@@ -81,7 +81,7 @@ def of_batch(loss: InBatch, labels: Tensor, embeddings: Tensor) -> tuple[str, Te
 class BatchAllTripletLoss(library.BatchAllTripletLoss):
     """The library's `BatchAllTripletLoss`; fused for the distances of `BatchHardTripletLossDistanceFunction`.
 
-    A triplet that is exactly as far as its margin has gradient 0, that of an active one there.
+    A triplet that exactly keeps its margin has gradient 0 here; in the library it has that of an active triplet.
     """
 
     def batch_all_triplet_loss(self, labels: Tensor, embeddings: Tensor) -> Tensor:
@@ -97,9 +97,9 @@ class BatchAllTripletLoss(library.BatchAllTripletLoss):
 class BatchSemiHardTripletLoss(library.BatchSemiHardTripletLoss):
     """The library's `BatchSemiHardTripletLoss`; fused for the distances of `BatchHardTripletLossDistanceFunction`.
 
-    A batch of one class has no negatives. The library then takes negatives at distance 0; on a GPU, where looking at
-    the labels would wait for them, the loss is 0 here. Of negatives at the same distance that of the lowest label has
-    the gradient, there the first.
+    A batch of one class has no negatives, and the library then takes negatives at distance 0. On a GPU, where a check
+    of the labels would wait for the device, the loss of such a batch is 0 here. Among negatives at the same distance
+    the one of the lowest label receives the gradient; in the library it is the first one.
     """
 
     def batch_semi_hard_triplet_loss(self, labels: Tensor, embeddings: Tensor) -> Tensor:
