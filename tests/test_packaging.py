@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("bench", "docs", "examples", "fusedloss", "kernels", "tests")
 FILES = (
     "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "constraints.txt",
-    "pyproject.toml", "setup.py",
+    "mkdocs.yml", "pyproject.toml", "setup.py",
 )  # fmt: skip
 PACKAGES = ("", "backends", "backends/blocked", "backends/triton", "kernels", "losses", "ops", "tools")
 CACHES = shutil.ignore_patterns("__pycache__", ".*")
