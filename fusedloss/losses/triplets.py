@@ -283,7 +283,7 @@ def batch_semihard_triplet_loss(
 ) -> Tensor:  # fmt: skip
     r"""Triplet loss of every positive pair with a semi-hard negative: the nearest that is farther than the positive.
 
-    $$ \ell_{ap} = \max(0, d_{ap} - d_{an} + m), \quad n = \operatorname{argmin}_{n: d_{an} > d_{ap}} d_{an} $$
+    $$ \ell_{ap} = \max(0, d_{ap} - d_{an} + m), \quad n = \arg\min_{n: d_{an} > d_{ap}} d_{an} $$
 
     or, where no negative of the anchor is farther than the positive, its farthest negative; of several at the same
     distance that of the lowest label, and of these the first. Memory is O((N + M) D).
