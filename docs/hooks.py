@@ -17,13 +17,15 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(?<=\]\()(?:\.\./)+[^\s)]*(?=\))")
+ARG = re.compile(r"\\arg(?![a-z])")
 PROGRAM = re.compile(r"^( *```python) \w+$", re.MULTILINE)
 PICTURES = (".png", ".svg")
 
 
 def math(source: str, *_: Any, **__: Any) -> str:
     """The fence `math`: LaTeX as a block of MathML, which browsers draw without JavaScript."""
-    return f'<div class="math">{convert(source, display="block")}</div>'
+    known = ARG.sub(r"\\operatorname{arg}", source)  # latex2mathml has no \arg
+    return f'<div class="math">{convert(known, display="block")}</div>'
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
