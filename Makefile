@@ -12,7 +12,7 @@ PYTEST := TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --d
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench gpu clean
+.PHONY: help demo test test-all check docs bench gpu clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -27,10 +27,14 @@ test: $(DEV) ## the tests, kernels in Triton's interpreter on the CPU (WORKERS=2
 test-all: $(DEV) ## the tests on their full grids
 	$(PYTEST) --full $(PYTEST_ARGS)
 
-check: $(DEV) ## lint, formatting and types
+check: $(DEV) ## lint, formatting and types, and whether the site builds
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(MAKE) docs
+
+docs: $(DEV) ## the site of docs/ in site/, any broken link an error
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 # PASSIVE: beside other work a thread that spins while it waits makes a step 8 times as long.
 bench: $(DEV) ## the short CPU benchmarks (BENCH_ARGS=...)
@@ -41,7 +45,7 @@ gpu: ## tests and benchmarks on this GPU, offline, with the torch, triton and py
 	$(PYTHON) -m bench.gpu $(OUT)
 
 clean: ## remove build outputs and caches, keep .venv
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An extra and its stamp. torch comes first and alone, at its pin, so that no other requirement chooses its build.
