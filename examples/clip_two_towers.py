@@ -5,7 +5,7 @@
 
 Each image of a batch is compared with the texts of all processes, and each text with their images. Held-out images are
 then named by the text that is nearest, of ten texts with a digit each: "zero-shot" classification. It needs
-scikit-learn.
+scikit-learn and rich: pip install "fusedloss[examples]".
 """
 
 import argparse

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -115,7 +116,7 @@ class FaceEncoder(nn.Sequential):
         sizes = (1, 16, 32, 64, 64)  # channels; each block halves height and width
         blocks = [
             nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
-            for i, o in zip(sizes[:-1], sizes[1:], strict=True)
+            for i, o in pairwise(sizes)
         ]
         super().__init__(*blocks, nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 4 * 3, 64))
 

@@ -5,7 +5,8 @@
     python examples/ddp_supcon.py                                 # one process
 
 All three train the same network, but for rounding: the loss is that of the whole batch, however it is divided.
-It needs scikit-learn, whose 1,797 digits of 8 x 8 pixels it trains with; a third of them is held out.
+It needs scikit-learn, whose 1,797 digits of 8 x 8 pixels it trains with, a third of them held out, and rich:
+pip install "fusedloss[examples]".
 """
 
 import argparse
@@ -35,13 +36,13 @@ def train(args: argparse.Namespace, rank: int, world: int, device: torch.device)
 
     torch.manual_seed(args.seed)  # the same parameters and the same batches in every process
     encoder: nn.Module = DigitEncoder().to(device)
+    found = {"untrained network": retrieval(embed(encoder, x_held_out), labels_held_out)}
     if world > 1 and args.fsdp:
         fully_shard(encoder, mesh=init_device_mesh(device.type, (world,)))
     elif world > 1:
         encoder = DistributedDataParallel(encoder)
-    # In every process, also where rank 0 alone prints: with FSDP2 all have to take part in a forward.
-    found = {"untrained network": retrieval(embed(encoder, x_held_out), labels_held_out)}
     loss_function = GroupLoss(fusedloss.SupConLoss(temperature=0.1), mode=args.mode)
+    # With FSDP2 before the first forward, after which the parameters may be whole ones, which it does not train.
     optimizer = torch.optim.Adam(encoder.parameters(), lr=2e-3)
 
     for epoch in progress(range(args.epochs)):
@@ -54,6 +55,7 @@ def train(args: argparse.Namespace, rank: int, world: int, device: torch.device)
         if rank == 0:
             print(f"epoch {epoch + 1}: loss {loss.item():.4f}", flush=True)
 
+    # In every process, though rank 0 alone prints: with FSDP2 all have to take part in a forward.
     found["trained network"] = retrieval(embed(encoder, x_held_out), labels_held_out)
     if rank == 0:
         print(f"{len(x_held_out)} held-out digits, each searched among the others:")

@@ -11,8 +11,19 @@ faces): pip install "fusedloss[examples]".
 import argparse
 
 import torch
-from common import FaceEncoder, add_device, embed, equal_error_rate, faces, moved, pairs, parser, print_table, progress
-from common import retrieval
+from common import (
+    FaceEncoder,
+    add_device,
+    embed,
+    equal_error_rate,
+    faces,
+    moved,
+    pairs,
+    parser,
+    print_table,
+    progress,
+    retrieval,
+)
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 

@@ -4,7 +4,8 @@
     python examples/sharded_arcface.py                            # one process, which has all classes
 
 Ten classes need no sharding; a million identities do: each process keeps and trains its share of them alone. The images
-are divided as ever, so that DistributedDataParallel has the encoder, and not the loss. It needs scikit-learn.
+are divided as ever, so that DistributedDataParallel has the encoder, and not the loss. It needs
+scikit-learn and rich: pip install "fusedloss[examples]".
 """
 
 import argparse

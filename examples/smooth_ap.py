@@ -1,10 +1,10 @@
 """Train for the ranking itself: Smooth-AP, the average precision of every search made differentiable.
 
     python examples/smooth_ap.py
-    python examples/smooth_ap.py --temperature 0.05 --batch 300
+    python examples/smooth_ap.py --temperature 0.05 --batch 1198
 
-Every image of a batch is a query for all others, so that a larger batch is a search as it will be: here all training
-images at once. Written down, the loss has a term for every triplet of rows; fusedloss takes the memory of the rows. It
+Every image of a batch is a query for all others, so that the larger a batch, the more a step is like the search to
+come. The loss has a term for every triplet of an anchor, a positive and another row; the memory is that of the rows. It
 needs scikit-learn, for its handwritten digits: pip install "fusedloss[examples]".
 """
 
@@ -17,9 +17,9 @@ import fusedloss
 
 
 def options() -> argparse.Namespace:
-    found = parser(__doc__, epochs=60, quick=15)
+    found = parser(__doc__, epochs=20, quick=5)
     add_device(found)
-    found.add_argument("--batch", type=int, default=1198, help="images a step; there are %(default)s")
+    found.add_argument("--batch", type=int, default=400, help="images a step, of 1198 (%(default)s)")
     found.add_argument("--temperature", type=float, default=0.02, help="how sharply ranks are counted (%(default)s)")
     return found.parse_args()
 
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
             optimizer.step()
 
     found["trained network"] = retrieval(embed(encoder, held_out), held_out_labels)
-    print(f"Mean average precision of the training images is about {1 - loss.item():.3f}: 1 - the last loss.")
+    print(f"The last batch had a mean average precision of about {1 - loss.item():.3f}, 1 - its loss.")
     print(f"{len(held_out)} held-out digits, each searched among the others:")
     print_table(found)
 

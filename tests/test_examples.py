@@ -65,9 +65,9 @@ def test_every_example_is_run():
 @pytest.mark.parametrize("name", [*ALONE, *TOGETHER])
 def test_help_says_what_it_shows_and_how_to_start_it(name, run, capsys):
     needed(name)
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         run(name, "--help")
-    told = capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
     assert f"python examples/{name}.py" in told and "--quick" in told and "--seed" in told and "It needs" in told
 
 
