@@ -113,27 +113,52 @@ def test_the_library_and_the_drop_in_print_the_same_losses(run):
     assert len(library) == 2 and drop_in == pytest.approx(library, abs=5e-4)
 
 
-def run_together(name, *arguments, processes):
-    """The losses of the epochs, and the numbers of the trained network."""
-    printed = torchrun.run(EXAMPLES / f"{name}.py", "--quick", *arguments, processes=processes)
+ONE_AFTER_THE_OTHER = """
+import gc, os, runpy, sys
+import torch.distributed as dist
+folder, calls = {folder!r}, {calls!r}
+dist.init_process_group("gloo")  # one group for all of them
+end, dist.init_process_group, dist.destroy_process_group = dist.destroy_process_group, lambda _: None, lambda: None
+sys.path.insert(0, folder)
+for name, *arguments in calls:
+    if os.environ["RANK"] == "0":
+        print("start of", name, *arguments, flush=True)
+    sys.argv = [name, "--quick", *arguments]
+    runpy.run_path(f"{{folder}}/{{name}}.py", run_name="__main__")
+gc.collect()  # DDP has to be gone before
+end()
+"""
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What each program prints in two processes, which import torch once: by its name and its arguments."""
+    calls = [(name,) for name in TOGETHER] + [("ddp_supcon", "--fsdp", "--mode", "ring")]
+    folder = tmp_path_factory.mktemp("programs")
+    (folder / "all.py").write_text(ONE_AFTER_THE_OTHER.format(folder=str(EXAMPLES), calls=calls))
+    parts = re.split("^start of (.*)\n", torchrun.run("all.py", folder=folder), flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def learned(name, printed):
+    """The losses of the epochs, and the number of the trained network."""
     losses = [float(loss) for loss in re.findall(r"^epoch \d+: loss (\d+\.\d+)", printed, re.MULTILINE)]
-    rows = table(printed)
     column, least = TOGETHER[name]
-    trained, untrained = (rows[f"{kind} network"][column] for kind in ("trained", "untrained"))
+    trained, untrained = (table(printed)[f"{kind} network"][column] for kind in ("trained", "untrained"))
     assert len(losses) == 3 and losses[-1] < losses[0] and trained >= max(least, untrained + 0.2)
     return losses, trained
 
 
 @several
-def test_supcon_learns_the_same_in_any_number_of_processes():
+def test_supcon_learns_the_same_in_any_number_of_processes(two_processes):
     """Under DDP, under FSDP2, with rows that are gathered or go round: the order of the images is the same."""
-    losses, number = run_together("ddp_supcon", processes=1)
-    for arguments in ((), ("--fsdp", "--mode", "ring")):
-        found, again = run_together("ddp_supcon", *arguments, processes=2)
+    losses, number = learned("ddp_supcon", torchrun.run(EXAMPLES / "ddp_supcon.py", "--quick", processes=1))
+    for call in ("ddp_supcon", "ddp_supcon --fsdp --mode ring"):
+        found, again = learned("ddp_supcon", two_processes[call])
         assert found == pytest.approx(losses, abs=2e-3) and again == pytest.approx(number, abs=0.01)
 
 
 @several
 @pytest.mark.parametrize("name", [name for name in TOGETHER if name != "ddp_supcon"])
-def test_others_of_several_processes(name):
-    run_together(name, processes=2)
+def test_others_of_several_processes(name, two_processes):
+    learned(name, two_processes[name])
