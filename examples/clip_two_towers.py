@@ -5,18 +5,16 @@
 
 Each image of a batch is compared with the texts of all processes, and each text with their images. Held-out images are
 then named by the text that is nearest, of ten texts with a digit each: "zero-shot" classification. It needs
-scikit-learn.
+scikit-learn and rich: pip install "fusedloss[examples]".
 """
 
 import argparse
 import math
-import os
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from common import digits, parser, print_table, progress, start
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,21 +25,6 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 TEMPLATES = ("the digit {}", "a handwritten {}", "somebody wrote {} here", "this is a {}")
 TEXTS = [template.format(name) for template in TEMPLATES for name in NAMES]
 WORDS = {word: i for i, word in enumerate(sorted({word for text in TEXTS for word in text.split()}))}
-
-
-def start() -> tuple[int, int, torch.device]:
-    """This process's rank, how many processes there are, and its device: a GPU of its own, or else the CPU."""
-    rank, world, local, here = (
-        int(os.environ.get(name, other))
-        for name, other in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
-    )
-    gpus = torch.cuda.device_count() >= here
-    device = torch.device("cuda", local) if gpus else torch.device("cpu")
-    if gpus:
-        torch.cuda.set_device(device)
-    if world > 1:
-        dist.init_process_group("nccl" if gpus else "gloo")
-    return rank, world, device
 
 
 class TwoTowers(nn.Module):
@@ -66,28 +49,31 @@ def bags_of_words() -> Tensor:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=128, help="pairs of all processes together (%(default)s)")
-    parser.add_argument("--mode", choices=("gather", "ring"), default="gather", help="how rows of others come")
-    parser.add_argument("--quick", action="store_true", help="3 epochs")
-    return parser.parse_args()
+    found = parser(__doc__, epochs=20, quick=3)
+    found.add_argument("--batch", type=int, default=128, help="pairs of all processes together (%(default)s)")
+    found.add_argument("--mode", choices=("gather", "ring"), default="gather", help="how rows of others come")
+    return found.parse_args()
+
+
+@torch.no_grad()
+def accuracy(towers: TwoTowers, images: Tensor, shown: Tensor, bags: Tensor) -> dict[str, float]:
+    """The share of images whose nearest text, of the first template's, names what they show."""
+    image, text, _ = towers(images, bags[: len(NAMES)])
+    return {"accuracy": (image @ text.T).argmax(1).eq(shown).float().mean().item()}
 
 
 def train(args: argparse.Namespace, rank: int, world: int, device: torch.device) -> None:
-    images, digits = load_digits(return_X_y=True)
-    split = train_test_split(images / 16, digits, test_size=1 / 3, stratify=digits, random_state=0)
-    x, x_held_out = (torch.tensor(part, dtype=torch.float32, device=device) for part in split[:2])
-    labels, labels_held_out = (torch.tensor(part, device=device) for part in split[2:])
+    x, labels, x_held_out, labels_held_out = digits(device)
     bags = bags_of_words().to(device)
 
-    torch.manual_seed(0)  # the same parameters and the same batches in every process
+    torch.manual_seed(args.seed)  # the same parameters and the same batches in every process
     towers = TwoTowers().to(device)
+    found = {"untrained network": accuracy(towers, x_held_out, labels_held_out, bags)}
     model = DistributedDataParallel(towers) if world > 1 else towers
     loss_function = GroupLoss(fusedloss.ClipLoss(), mode=args.mode)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 
-    for epoch in range(3 if args.quick else args.epochs):
+    for epoch in progress(range(args.epochs)):
         for batch in torch.randperm(len(x)).split(args.batch):
             text = torch.randint(len(TEMPLATES), batch.shape)  # of every image of the batch; a text says it in some way
             own = batch.tensor_split(world)[rank].to(device)
@@ -103,11 +89,10 @@ def train(args: argparse.Namespace, rank: int, world: int, device: torch.device)
         if rank == 0:
             print(f"epoch {epoch + 1}: loss {loss.item():.4f}, scale {towers.logit_scale.exp().item():.1f}", flush=True)
 
-    with torch.no_grad():
-        image, text, _ = towers(x_held_out, bags[: len(NAMES)])
-        accuracy = (image @ text.T).argmax(1).eq(labels_held_out).float().mean().item()
+    found["trained network"] = accuracy(towers, x_held_out, labels_held_out, bags)
     if rank == 0:
-        print(f"Accuracy of naming {len(x_held_out)} digits held out: {accuracy:.3f}")
+        print(f"{len(x_held_out)} held-out digits, each named by the nearest of ten texts:")
+        print_table(found)
 
 
 if __name__ == "__main__":
