@@ -8,10 +8,10 @@ r"""Measurements of fusedloss against dense PyTorch, torch.compile and other lib
 
 drop_ins times `fusedloss.compat` beside the libraries that it stands in for, by their own scripts.
 accuracy measures errors beside those of eager PyTorch, for the rows of regimes: short, long, far from the origin.
-dense times the losses of ranks beside dense PyTorch, as far as that goes. group_memory measures what a process takes
-for the loss of a whole batch, group_cost says on paper what one of many GPUs would; traffic counts what a process sends
-for both; group_traps says what gradients are wrong where rows are gathered by hand. pieces times what the CPU has of
-its own for some pieces against the device code. compile_report writes what compilers make of each loss to
-results/compiled/LOSS.csv, which the tests hold the kernels to, by `python -m fusedloss report`.
+dense times the losses of ranks beside dense PyTorch, up to the sizes that PyTorch can hold. group_memory measures the
+memory of a process for the loss of a whole batch, group_cost computes on paper that of one of many GPUs; traffic counts
+what a process sends, for both. group_traps shows which gradients are wrong if rows are gathered by hand. pieces times
+the CPU's own forms of some pieces against the device code. compile_report writes what compilers make of each loss, by
+`python -m fusedloss report`, to results/compiled/LOSS.csv, with which the tests compare the kernels.
 A quoted number comes from a file in results/: `python -m bench.report bench/results/FILE.json ...` writes it.
 """

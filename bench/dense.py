@@ -1,8 +1,8 @@
 """What dense PyTorch cannot hold: `python -m bench.dense [--out FILE]`.
 
-Forward and backward of losses whose dense form takes N^3 memory, of fusedloss and of the reference, each in a fresh
-process, and of the reference up to the largest N that the machine's memory takes. Before it is timed, fusedloss is held
-to float64 at N = 256.
+It times forward and backward of losses whose dense form takes N^3 memory, for fusedloss and for the reference, each in
+a fresh process; the reference runs up to the largest N for which the machine's memory suffices. Before it is timed,
+fusedloss is compared with float64 at N = 256.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DENSE = "reference"
 
 
 def timed(case: str, implementation: str, n: int) -> dict[str, float] | None:
-    """Seconds and peak bytes beside the inputs; None where memory does not suffice, or 15 minutes."""
+    """Seconds, and peak bytes beside the inputs; None if the memory or 15 minutes do not suffice."""
     found = measure(
         "bench.workloads:in_batch", case=case, implementation=implementation, n=n, d=D, repeats=1, timeout=900
     )  # fmt: skip

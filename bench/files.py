@@ -27,7 +27,7 @@ ENVIRONMENT = (
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
 )
-SECTIONS = {"rows", "timings", "accuracy", "group_memory", "drop_ins"}  # of which a file that has a table has one
+SECTIONS = {"rows", "timings", "accuracy", "group_memory", "drop_ins"}  # a file that has a table has one of these
 
 
 def meta(device: str) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def digest(results: dict[str, Any]) -> str:
-    """Of what a file says, however its lines end."""
+    """A digest of the content of a file, whatever its line ends."""
     return hashlib.sha256(json.dumps(results).encode()).hexdigest()[:16]
 
 

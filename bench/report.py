@@ -1,8 +1,8 @@
 """The README's tables and plots, from result files: `python -m bench.report bench/results/FILE.json ...`.
 
-Files of `bench.cpu_table` and of `bench.gpu`, in the order in which the README shows them; and the tables of
-docs/accuracy.md from those of `bench.accuracy`, by `--readme docs/accuracy.md`, that of docs/distributed.md from those
-of `bench.group_memory`, and that of docs/drop_ins.md from those of `bench.drop_ins`.
+Give it files of `bench.cpu_table` and `bench.gpu`, in the order in which the README shows them. With --readme it writes
+the tables of other pages: docs/accuracy.md from files of `bench.accuracy`, docs/distributed.md from files of
+`bench.group_memory`, and docs/drop_ins.md from files of `bench.drop_ins`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def cpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
         f"pytorch-metric-learning {meta['pytorch-metric-learning']}\nor torch {meta['torch']} in fresh processes of "
         f"one run ({meta['date'][:10]}; `{name}`):\n"
     )
-    # against the peer where it can, else alone, and at the largest size; the file has the sizes between too
+    # against the peer if it can run, else alone, and at the largest size; the file also has the sizes in between
     sizes = min(cpu_table.LIMITS), max(cpu_table.LIMITS)
     rows = [
         row
@@ -67,7 +67,7 @@ def cpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
 
 
 def gpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
-    """The targets, and folded in the timings at the smallest and the largest N of each case."""
+    """The targets and, in a folded block, the timings at the smallest and the largest N of each case."""
     meta, rows = results["meta"], results["timings"]
     flops = results["ceilings"]["bfloat16_gemm_flops"]
     yield (

@@ -59,7 +59,7 @@ def test_retrieval_by_hand():
 
 @pytest.mark.parametrize("known", ["time and memory", "time", "nothing"])
 def test_run_writes_figures(known, tmp_path, monkeypatch, capsys):
-    """Also when nothing could be measured, or the system does not tell the memory."""
+    """The demo ends even if nothing could be measured, or if the system does not tell the memory."""
 
     def here(maker, *, timeout, repeats, **arguments):
         assert maker == "fusedloss.tools.measure:in_batch" and 0 <= timeout <= demo.SECONDS
@@ -85,7 +85,7 @@ def test_run_writes_figures(known, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def windows(monkeypatch, tmp_path):
-    """As there: no /proc, no module `resource`, no psutil where it is not installed."""
+    """Stands for a system without /proc, without the module `resource` and, if not installed, without psutil."""
     monkeypatch.setattr(measure, "Path", lambda name: tmp_path / "missing" / name.lstrip("/"))
     for module in ("resource", "psutil"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -98,7 +98,7 @@ def test_without_psutil_memory_is_unknown_on_windows(windows):
 
 @pytest.mark.parametrize("peak", ["peak_wset", "peak_rss"])
 def test_psutil_tells_the_memory_on_windows(peak, windows, monkeypatch):
-    """By the field's name before and since psutil 8."""
+    """The field has another name since psutil 8."""
     told = iter([{"rss": 5000, peak: 6000}, {"rss": 5500, peak: 9000}])
     process = SimpleNamespace(memory_info=lambda: SimpleNamespace(**next(told)))
     monkeypatch.setitem(sys.modules, "psutil", SimpleNamespace(Process=lambda: process))

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built
 
 
 def blocks():
-    """The page's code by what it is marked with, all of a kind as one program; "" is that of most of the page."""
+    """The page's programs by the word that marks their blocks; the program of unmarked blocks is ""."""
     programs = {}
     for kind, code in BLOCK.findall(PAGE.read_text()):
         programs[kind] = f"{programs.get(kind, '')}{code}\n"

@@ -1,4 +1,4 @@
-"""The examples, as a user starts them: they end, and print a number that is that of one process."""
+"""The examples, as a user starts them: they end, and print the number that one process prints."""
 
 import re
 
@@ -26,7 +26,7 @@ def test_every_example_is_run():
 
 
 def test_supcon_learns_the_same_in_any_number_of_processes():
-    """Under DDP, under FSDP2, with rows that are gathered or go round: the order of the images is the same."""
+    """Under DDP and under FSDP2, with gathered rows and with a ring, the results are the same."""
     losses, number = run("ddp_supcon", processes=1)
     assert len(losses) == 3 and number >= LEAST["ddp_supcon"]
     for arguments in ((), ("--fsdp", "--mode", "ring")):

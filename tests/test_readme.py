@@ -38,7 +38,7 @@ def figures(text: str) -> set[tuple[str, str]]:
 
 
 def measured(path: Path) -> set[tuple[str, str]]:
-    """The figures of a result file: what the README says of it, and the rows that it leaves out."""
+    """The numbers of a result file: those that the README shows, and those of rows that it leaves out."""
     results = json.loads(path.read_text())
     if "timings" in results:
         others = gpu_table.others_of(results["timings"])
@@ -59,7 +59,7 @@ def known():
 
 
 def prose(text: str) -> str:
-    """What is written by hand, without examples of code."""
+    """The text that is written by hand, without code examples."""
     return FENCED.sub("", report.MARKERS.sub("", text))
 
 
@@ -124,7 +124,7 @@ def test_code_is_no_prose():
 
 
 def test_the_plots_are_those_of_the_result_files():
-    """Each is there, was made from the file as it is now, and is shown."""
+    """Every plot exists, was made from the present file, and is shown."""
     shown = {}
     for page in PAGES:
         for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text()):

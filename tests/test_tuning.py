@@ -28,7 +28,7 @@ FOUND = Tuned(KEY, Tile(64, 32, 64, 4, 2, 128), 1e-3, 2e-3, "2026-11-23")
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """A GPU by its name, and a cache of its own."""
+    """A GPU, known only by its name, and an empty cache."""
     monkeypatch.setenv("FUSEDLOSS_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
