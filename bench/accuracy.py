@@ -1,10 +1,10 @@
 """How exact the losses are beside eager PyTorch: `python -m bench.accuracy [--out FILE] [--losses ...]`.
 
-Every loss in float32, float16 and bfloat16, by both backends (Triton in its interpreter where there is no GPU), for
-rows of several lengths and far from the origin: the error of the value and the largest of the gradients' errors against
-float64 on the same rounded inputs, relative to the largest entry; and those of the loss in dense PyTorch
-(`fusedloss.reference`) in the same dtype, the largest over several orders of its sums. Losses are sums over the batch,
-so that float16 holds their gradients, where they have a reduction.
+It runs every loss in float32, float16 and bfloat16, by both backends (Triton in its interpreter without a GPU), for
+rows of several lengths and far from the origin. The errors of the value and of the gradients (the largest one) are
+against float64 on the same rounded inputs, relative to the largest entry. Beside them are the errors of the loss in
+dense PyTorch (`fusedloss.reference`) in the same dtype, the largest over several orders of its sums. Losses that have a
+reduction are sums over the batch, so that float16 holds their gradients.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ REGIMES = {
     "offset": Regime(0.1 * D**0.5, 1000.0),  # 100 + 0.1 randn
 }
 BACKENDS = ("triton", "blocked")
-FACTOR = 1.5  # times eager's error, and a rounding, is what the tests allow
+FACTOR = 1.5  # the tests allow this times eager's error, and a rounding
 
 Results = dict[str, Any]
 
 
 def measured(loss: str) -> list[Results]:
-    """The errors of a loss, a row for each dtype and regime that the dtype holds."""
+    """The errors of a loss: a row for each dtype, and each regime that the dtype can hold."""
     torch.set_num_threads(1)
-    # The interpreter computes every lane, also those a mask throws away.
+    # The interpreter computes every lane, including masked ones.
     warnings.filterwarnings("ignore", ".* encountered in", RuntimeWarning)
     return [row for dtype in DTYPES for name in REGIMES if (row := errors(loss, dtype, name)) is not None]
 
 
 def errors(loss: str, kind: str, regime: str) -> Results | None:
-    """Of the value and of the gradients, None for one that is not finite; no row where the dtype cannot hold it."""
+    """The errors of the value and of the gradients, None if not finite; no row if the dtype cannot hold the regime."""
     entry, dtype = CATALOG[loss], DTYPES[kind]
     given = arguments(Workload(loss, N, D, "fp32", classes=CLASSES), "cpu")
     inputs: dict[str, Any] = placed(given, entry.tensors, REGIMES[regime])
@@ -71,7 +71,7 @@ def errors(loss: str, kind: str, regime: str) -> Results | None:
     exact = outcome(dense, torch.float64, "cpu")
     if not holds(dtype, REGIMES[regime], inputs, exact):
         return None
-    atol = ATOL[torch.float32], ATOL[torch.float32] + 2 * rounding(dtype)  # of the weights of a product, and of the sum
+    atol = ATOL[torch.float32], ATOL[torch.float32] + 2 * rounding(dtype)  # of a product's weights, and of the sum
     row: Results = dict(loss=loss, dtype=kind, regime=regime, atol=[float(f"{more:.3g}") for more in atol])
     for name, baseline in (("eager", dtype), ("eager in float32", torch.float32)):
         found = [relative(outcome(form, baseline, native("triton")), exact) for form in forms(dense, rows)]
@@ -99,7 +99,7 @@ def relative(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> list[f
 
 
 def worse(row: Results, backend: str) -> bool:
-    """Whether a backend's error is larger than the tests allow: one of eager's that is not finite bounds nothing."""
+    """Whether a backend's error is larger than the tests allow; an error of eager's that is not finite allows any."""
     for baseline in ("eager", "eager in float32"):
         for ours, eager, atol in zip(row[backend], row[baseline], row["atol"], strict=True):
             if ours is None or (eager is not None and ours > FACTOR * eager + atol):

@@ -1,7 +1,7 @@
-"""The committed compile report, which tests hold the kernels to: `python -m bench.compile_report [--loss LOSS ...]`.
+"""The committed compile report, with which tests compare kernels: `python -m bench.compile_report [--loss LOSS ...]`.
 
-A file a loss, so that a new one adds its own and rewrites none; a row a kernel launch. `python -m fusedloss report`
-makes such rows for any losses and sizes.
+There is one file per loss, so that a new loss adds its own and rewrites none, and one row per kernel launch.
+`python -m fusedloss report` makes such rows for any losses and sizes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FOLDER = files.ROOT / "bench" / "results" / "compiled"
 COMMAND = "python -m bench.compile_report --loss"
 SIZES = [1024, 65536]  # few rows are not sorted and share their columns among programs
 COMMON: dict[str, Any] = {"n": SIZES, "metric": None, "classes": 8192}
-# Architectures, and what is compiled for them: all that 16 bits have on sm_90, the rest as a sample.
+# Architectures, and what is compiled for them: everything in 16 bits for sm_90, a sample of the rest.
 SETS: list[tuple[list[str], dict[str, Any]]] = [
     (["sm_90"], COMMON | {"d": [128], "dtype": ["bf16", "fp16"]}),
     (["sm_90"], COMMON | {"d": [64, 256, 512], "dtype": ["bf16", "fp16"], "n": [65536]}),
@@ -33,25 +33,25 @@ SETS: list[tuple[list[str], dict[str, Any]]] = [
 ]
 IDENTITY = ("loss", "metric", "kernel", "arch", "dtype", "D", "N")
 NUMBERS = ("registers", "spills", "shared_bytes", "tensor", "programs")
-# Of the loop that most pairs are in, if it can be read: instructions a pair, spills, groups of products, waits for one.
+# About the loop with most of the pairs, if it can be read: instructions per pair, spills, groups of products, waits.
 LOOP = ("issued", "loop_spills", "loop_groups", "loop_waits")
 COLUMNS = (*IDENTITY, "tile", *NUMBERS, *LOOP, "occupancy", "bound", "roofline_us", "floor_us", "triton")
 
 
 def identity(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What a row is of, but for the order of the launches of a step."""
+    """What a row is about, except for the order of the launches in a step."""
     return tuple(row[name] for name in IDENTITY)
 
 
 def recorded(row: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a row of `fusedloss report`: `tensor` counts the tensor-core instructions of its architecture."""
+    """The recorded part of a row of `fusedloss report`; `tensor` counts the architecture's tensor-core instructions."""
     tile = " ".join(f"{name}={size}" for name, size in row["config"].items())
     kept = row | {"tile": tile, "tensor": row.get(TENSOR[row["arch"]], 0)}
     return {name: kept[name] for name in COLUMNS}
 
 
 def load(folder: Path = FOLDER) -> dict[str, list[dict[str, Any]]]:
-    """The rows of every loss that is recorded, by its name."""
+    """The rows of every recorded loss, by its name."""
     found = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="") as file:
@@ -79,7 +79,7 @@ def main() -> None:
                 raise RuntimeError(f"{identity(row)} does not compile: {row['error']}")
             groups.setdefault(identity(row), []).append(recorded(row))
         for key, group in groups.items():
-            found[key[0].split(",")[0]][key] = group  # what an earlier set has too is the same
+            found[key[0].split(",")[0]][key] = group  # rows that an earlier set has too are the same
     for loss, rows_of in found.items():
         rows = [row for group in rows_of.values() for row in group]
         with (args.folder / f"{loss}.csv").open("w", newline="") as file:

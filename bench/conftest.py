@@ -9,7 +9,7 @@ import torch
 
 from .workloads import CASES, IMPLEMENTATIONS, ROUNDING, Case, available
 
-# Without a GPU: a case of each loss, with as many rows as every member ends with in a second or so.
+# Without a GPU: one case of each loss, with so few rows that every member ends within about a second.
 SHORT = {case.loss: name for name, case in reversed(CASES.items())}
 ROWS, FEW_ROWS = 512, {"nt_xent_loss": 256, "linear_cross_entropy_loss": 64, "arcface_loss": 64}
 

@@ -4,8 +4,8 @@ Every number comes from a fresh process. fusedloss and its peer (pytorch-metric-
 take turns, the first one alternating, for several rounds; a ratio is the median of the rounds' ratios, since on a
 shared machine only neighbours compare.
 
-On a machine with other work set OMP_WAIT_POLICY=PASSIVE: a thread that spins while it waits for one that lost its core
-makes a millisecond of work half a second, in whichever process it happens.
+On a machine with other work, set OMP_WAIT_POLICY=PASSIVE: if a thread spins while it waits for another one that has
+lost its core, a millisecond of work takes half a second, in any of the processes.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .peers import PEERS
 from .workloads import CASES, Oracle, available, loss_of
 
 OURS = "fusedloss"
-AGAINST = ("pytorch-metric-learning", "torch")  # the peers of the table, the first that has the loss
+AGAINST = ("pytorch-metric-learning", "torch")  # the peers of the table; the first one that has the loss is used
 D = 128
 GIB = 2**30
 
 
 class Target(NamedTuple):
-    """At most these fractions of the peer's time and peak at N rows."""
+    """The largest fractions of the peer's time and peak at N rows that reach the target."""
 
     time: float
     peak: float | None
@@ -48,8 +48,8 @@ TARGETS = {
     "circle": Target(1 / 3, 1 / 10),
     "nt-xent": Target(1 / 50, None, n=512),
 }
-ALONE = ("nt-xent", 16384)  # a target where the peer cannot
-LIMITS = {4096: 1 * GIB, 16384: 1 * GIB, 32768: 2 * GIB}  # peak of fusedloss alone; at 4096 where the peer cannot
+ALONE = ("nt-xent", 16384)  # a target at a size that the peer cannot run
+LIMITS = {4096: 1 * GIB, 16384: 1 * GIB, 32768: 2 * GIB}  # the peak of fusedloss alone; at 4096 if no peer can run it
 
 
 def measured(case: str, implementation: str, n: int, threads: int, **kwargs: Any) -> Measurement:
@@ -77,7 +77,7 @@ def peer_of(row: Iterable[str]) -> str | None:
 
 def versus(case: str, peer: str, n: int, threads: int, rounds: int) -> dict[str, Any]:
     found: dict[str, list[Measurement]] = {OURS: [], peer: []}
-    repeats = 1 if n == CASES[case].peer_rows else 3  # at its last size the peer takes long
+    repeats = 1 if n == CASES[case].peer_rows else 3  # at its largest size the peer takes long
     for turn in range(rounds):
         for implementation in list(found)[:: 1 if turn % 2 == 0 else -1]:
             found[implementation].append(measured(case, implementation, n, threads, repeats=repeats))
@@ -104,7 +104,7 @@ def median_of(runs: list[Measurement]) -> dict[str, float]:
 
 
 def verdict(ratio: float, target: float) -> str:
-    """By how much: 1x is the target itself, 2x reached is twice as good as asked."""
+    """Whether the target is reached, and by how much: "reached 2x" is twice as good as the target."""
     return f"reached {target / ratio:.2g}x" if ratio <= target else f"missed {ratio / target:.2g}x"
 
 
@@ -165,7 +165,7 @@ def main() -> None:
                     add(alone(name, n, max(threads)))
                 continue
             if n < 1024 and case.peer_rows != n:
-                continue  # the smallest size is for losses of which the peer can do no more
+                continue  # the smallest size is for losses whose peer cannot run larger ones
             oracle = Oracle(case, n, D)
             for implementation in (OURS, peer):
                 oracle.check(loss_of(case, implementation))

@@ -26,7 +26,7 @@ COLUMNS = ["loss", "N", "fusedloss", "memory", "dense PyTorch", "memory", PEER, 
 
 
 def timed(case: str, implementation: str, n: int) -> dict[str, float] | None:
-    """Seconds and peak bytes beside the inputs; None where memory does not suffice, or 15 minutes."""
+    """Seconds, and peak bytes beside the inputs; None if the memory or 15 minutes do not suffice."""
     found = measure(
         "bench.workloads:in_batch", case=case, implementation=implementation, n=n, d=D, repeats=3 if n < 8192 else 1,
         timeout=900,

@@ -1,9 +1,9 @@
 """Libraries beside their drop-ins: `python -m bench.drop_ins [--out FILE] [--page docs/drop_ins.md]`.
 
-Each loss is a script, which is run as it is, and with its import changed to that of `fusedloss.compat`. Every number
-comes from a fresh process; the two take turns, the first one alternating, and a ratio is the median of the rounds'
-ratios. Where the library cannot run at N = 4,096 within `LIMIT` more bytes or `TIMEOUT`, both are timed at the most
-rows that it can, and the drop-in alone at 4,096.
+Each loss is a script, which is run as it is and with its import changed to that of `fusedloss.compat`. Every number
+comes from a fresh process. The two take turns, the first one alternating, and a ratio is the median of the rounds'
+ratios. If the library cannot run N = 4,096 within `LIMIT` more bytes and `TIMEOUT`, both are timed at the largest N
+that it can run, and the drop-in alone at 4,096.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from . import files, tables
 
 N, D = 4096, 128
 LIMIT = 16 * 2**30
-TIMEOUT = 40.0  # seconds, of a whole process
-ENOUGH = 2.0  # seconds, of timed runs of a process, where they are fewer than asked for
-ALIKE = 1e-3  # of the larger: how far a drop-in's value and the norm of its gradient are from the library's at most
+TIMEOUT = 40.0  # seconds for a whole process
+ENOUGH = 2.0  # after so many seconds of timed runs a process stops before it has done all
+ALIKE = 1e-3  # the largest relative difference of a drop-in's value, and of its gradient's norm, from the library's
 LIBRARY, DROP_IN = "library", "drop-in"
-PACKAGES = {  # by the module that a script imports
+PACKAGES = {  # by the name of the module that a script imports
     "pytorch_metric_learning": "pytorch-metric-learning",
     "sentence_transformers": "sentence-transformers",
     "open_clip": "open_clip_torch",
@@ -46,14 +46,14 @@ Results = dict[str, Any]
 
 
 class Case(NamedTuple):
-    """A loss of a library: a script that makes a function `loss` of the given tensors, of N rows each."""
+    """A loss of a library: a script that defines a function `loss` of the given tensors, which have N rows each."""
 
     library: str
     name: str
     script: str
-    given: Callable[[int, int], tuple[Tensor, ...]]  # of N, and how many classes there are
+    given: Callable[[int, int], tuple[Tensor, ...]]  # makes the tensors from N and the number of classes
     classes: int = 32
-    rows: int = N  # the most with which the library runs
+    rows: int = N  # the most rows with which the library runs
 
 
 # ----------------------------------------------------------------------------------------------------------- scripts
@@ -85,7 +85,7 @@ def mined(name: str, loss: str, miner: str, **more: Any) -> Case:
 
 
 def sentence_transformers(name: str, given: Callable[[int, int], tuple[Tensor, ...]] = labelled, **more: Any) -> Case:
-    """Its loss takes the features of a model; here they are the embeddings."""
+    """A loss of sentence-transformers, which takes the features of a model; here they are the embeddings."""
     script = f"""from sentence_transformers import losses
 from torch import nn
 of = losses.{name}(nn.Identity())
@@ -94,7 +94,7 @@ loss = lambda *given: of([{{"sentence_embedding": x}} for x in given if x.dim() 
 
 
 def towers(name: str, scale: str) -> Case:
-    """A loss of open_clip, and what it takes after the features."""
+    """A loss of open_clip, with what it takes after the features."""
     script = f"from open_clip.loss import {name}\nof = {name}()\nloss = lambda image, text: of(image, text, {scale})"
     return Case("open_clip", name, script, two)
 
@@ -142,7 +142,7 @@ def script_of(case: Case, who: str) -> str:
 
 
 def measured_here(case: Case, who: str, n: int, repeats: int) -> Results:
-    """Forward and backward of a script in this process: time, peak memory, what it gave, and what was not fused."""
+    """Forward and backward of a script in this process: time, peak memory, results, and which calls were not fused."""
     torch.manual_seed(0)
     names: Results = {}
     exec(script_of(case, who), names)
@@ -154,7 +154,7 @@ def measured_here(case: Case, who: str, n: int, repeats: int) -> Results:
         gradients = torch.autograd.grad(value, [*(t for t in given if t.requires_grad), *parameters])
         found.update(value=value.item(), norm=float(nn.utils.get_total_norm(gradients)))
 
-    step(case.given(min(n, WARM_ROWS), case.classes))  # which lets libraries start their threads
+    step(case.given(min(n, WARM_ROWS), case.classes))  # lets libraries start their threads
     given = case.given(n, case.classes)
     fused_calls(reset=True)
     limit_memory(LIMIT)
@@ -179,7 +179,7 @@ def child(results: Connection, *given: Any) -> None:
 
 
 def measured(case: Case, who: str, n: int, repeats: int) -> Results:
-    """`measured_here` in a process of its own, which has the libraries from this one, that has only imported them."""
+    """`measured_here` in a new process, forked from this one, which has only imported the libraries."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     mine, its = context.Pipe(duplex=False)
     process = context.Process(target=child, args=(its, case, who, n, repeats))
@@ -198,7 +198,7 @@ def measured(case: Case, who: str, n: int, repeats: int) -> Results:
 
 
 def compared(case: Case, n: int, rounds: int, repeats: int) -> Results:
-    """Both with n rows; RuntimeError where they do not compute the same."""
+    """Both with n rows; a RuntimeError if they do not compute the same."""
     runs: dict[str, list[Results]] = {LIBRARY: [], DROP_IN: []}
     for turn in range(rounds):
         for who in [*runs][:: 1 if turn % 2 == 0 else -1]:
@@ -218,7 +218,7 @@ def compared(case: Case, n: int, rounds: int, repeats: int) -> Results:
 
 
 def summary(runs: list[Results]) -> Results:
-    """A failure, or medians of time and memory with what else the last run found."""
+    """A failure, or the medians of time and memory with the other results of the last run."""
     if "failed" in runs[-1]:
         return runs[-1]
     return runs[-1] | {of: median(run[of] for run in runs) for of in ("seconds", "peak_bytes")}
@@ -238,7 +238,7 @@ def cells(row: Results) -> list[str]:
 
 
 def shown(found: Results) -> tuple[str, str]:
-    """Time and peak."""
+    """The time and the peak as they are printed."""
     if found.get("failed") == "time":
         return f"> {TIMEOUT:.0f} s", "-"
     if "failed" in found:

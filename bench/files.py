@@ -124,7 +124,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def digest(results: dict[str, Any]) -> str:
-    """Of what a file says, however its lines end."""
+    """A digest of the content of a file, whatever its line ends."""
     return hashlib.sha256(json.dumps(results).encode()).hexdigest()[:16]
 
 

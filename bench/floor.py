@@ -9,7 +9,7 @@ from fusedloss.tools.measure import Run
 
 
 def sides(loss: str, n: int, classes: int) -> tuple[int, int] | None:
-    """N and M of the matrix of a batch of n rows, half of which are the other side of pairs; None where it has none."""
+    """N and M of the score matrix for a batch of n rows (n / 2 on either side of pairs); None without a matrix."""
     known = CATALOG[loss]
     return known.sides(n // 2 if known.paired else n, classes) if known.products else None
 

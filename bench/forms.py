@@ -15,9 +15,9 @@ from fusedloss.tools.measure import Loss
 def of_batch(function: Callable[..., Tensor], loss: str, **options: Any) -> Loss:
     """A function with the arguments of a loss of fusedloss, as a function of rows and labels.
 
-    A loss of pairs takes row i of one half of the rows with row i of the other, and no labels, or those of one half as
-    their grades. The rows of classes are the last ones, and receive their gradient too. The target of a logit is 1 for
-    the class of its row, else 0.
+    A loss of pairs pairs row i of one half of the rows with row i of the other half; it takes no labels, or those of
+    one half as grades. The rows of classes are the last ones, and receive their gradient too. The target of a logit is
+    1 for the class of its row, else 0.
     """
     known = CATALOG[loss]
     if known.paired:

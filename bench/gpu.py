@@ -1,9 +1,9 @@
 """One command for a machine with a GPU and no network: `python -m bench.gpu OUT`.
 
-Device and versions; every loss, captured in a CUDA graph and replayed; the tests of the kernels natively; timings
-against dense PyTorch and the peers that are installed; tuned tiles of a few shapes; every loss under
-compute-sanitizer, if it is there; plots; the demo. Each step is a process with its own time limit, and all end within 9
-minutes.
+The steps are: device and versions; every loss, captured in a CUDA graph and replayed; the tests of the kernels
+natively; timings against dense PyTorch and the peers that are installed; tuned tiles of a few shapes; every loss under
+compute-sanitizer, if it is installed; plots; the demo. Each step is a process with its own time limit, and all of them
+end within 9 minutes.
 OUT/DEVICE-DATE.json is complete after every step and every timing, so that a kill keeps what was measured. The exit
 status is 1 if a step failed.
 """
@@ -35,7 +35,7 @@ from . import files, gpu_table
 from .cpu_table import OURS
 from .gpu_timings import CEILINGS, SIZES
 
-# Seconds of each step, the most telling ones first; none goes on past the end of all.
+# Time limits of the steps in seconds, the most informative ones first; none goes on past the end of all.
 LIMITS = {
     "device": 20, "graphs": 60, "tests": 150, "timings": 140, "tune": 80, "memcheck": 60, "plots": 20, "demo": 60,
 }  # fmt: skip
@@ -48,13 +48,13 @@ DEMO_NEEDS = {"scikit-learn": "sklearn", "matplotlib": "matplotlib", "rich": "ri
 
 
 class Outcome(NamedTuple):
-    status: str  # passed, failed, skipped, or stopped: at the limit, with nothing wrong so far
+    status: str  # passed, failed, skipped, or stopped at its limit with nothing wrong so far
     seconds: float
     detail: str  # why, or the end of the output
 
 
 def run(step: str, module: str, *arguments: str, under: Sequence[str] = (), **variables: str) -> Outcome:
-    """Run a module natively, whatever the environment says of Triton's interpreter; at the limit end all it started."""
+    """Run a module without Triton's interpreter, whatever the environment says; at the limit end all it started."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | variables
     start = time.perf_counter()
     limit = min(LIMITS[step], STARTED + END - start)
@@ -85,7 +85,7 @@ def run(step: str, module: str, *arguments: str, under: Sequence[str] = (), **va
 
 
 def sound(step: str, results: dict[str, Any]) -> bool:
-    """Whether all is well that a step had done when it was stopped; what is no list is whole or nothing."""
+    """Whether everything that a step had done when it was stopped is right; only lists can be incomplete."""
     if step == "tests":
         return bool(results.get("tests")) and not results["tests"]["failed"]
     rows = results.get("timings", []) if step == "timings" else []
@@ -93,7 +93,7 @@ def sound(step: str, results: dict[str, Any]) -> bool:
 
 
 def tests(out: Path, result: Path) -> Outcome:
-    """Those of the kernels; last the degenerate batches, which are many and small."""
+    """The tests of the kernels; those of degenerate batches, which are many and small, come last."""
     xml = out / "tests.xml"
     xml.unlink(missing_ok=True)
     workers = ["-n", str(min(16, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
@@ -119,7 +119,7 @@ def tests(out: Path, result: Path) -> Outcome:
 
 
 def summary(root: ET.Element) -> dict[str, Any]:
-    """Counts of a junit file, and the names of what failed."""
+    """The counts in a junit file, and the names of the failed tests."""
     suites = list(root.iter("testsuite"))
     kinds = ("tests", "failures", "errors", "skipped")
     failed = [case for case in root.iter("testcase") if {"failure", "error"} & {child.tag for child in case}]
@@ -130,7 +130,7 @@ def summary(root: ET.Element) -> dict[str, Any]:
 
 
 def tune(out: Path, result: Path) -> Outcome:
-    """On a few shapes, into a cache of its own: neither the timings nor the user's cache know of it."""
+    """Tune a few shapes into a separate cache, so that neither the timings nor the user's cache are affected."""
     with tempfile.TemporaryDirectory() as cache:
         outcome = run("tune", "fusedloss", "tune", *TUNED, FUSEDLOSS_CACHE_DIR=cache)
         for found in Path(cache).glob("*.json"):
@@ -148,7 +148,7 @@ def memcheck() -> Outcome:
 
 
 def plots(out: Path, result: Path) -> Outcome:
-    """Pictures, and the tables that a README would have."""
+    """The plots, and the tables that a README would have."""
     page = out / "report.md"
     page.write_text("<!-- results -->\n<!-- /results -->\n")
     arguments = (str(result), "--plots", str(out / "plots"), "--page", str(page))

@@ -19,7 +19,7 @@ Key = tuple[str, int, int, str]  # case, N, D, dtype
 
 
 class Target(NamedTuple):
-    """At most this of forward + backward on an H100, or at most this fraction of another member's."""
+    """The most that forward + backward may take on an H100, as a number or as a fraction of another member's."""
 
     case: str
     n: int
@@ -31,7 +31,7 @@ class Target(NamedTuple):
 
     @property
     def key(self) -> Key:
-        """The row that it is of."""
+        """The key of its row."""
         return self.case, self.n, self.d, self.dtype
 
 
@@ -44,7 +44,7 @@ TARGETS = (
     Target("siglip", 131_072, 768, 48.8e-3),  # N counts the rows of both towers: 65,536 a side
     Target("clip", 131_072, 512, 35e-3),
     *(
-        Target(case, 8192, 128, most, what, LIBRARY, "float32")  # which is all that its distances take
+        Target(case, 8192, 128, most, what, LIBRARY, "float32")  # as much as its distances alone take
         for case in ("contrastive", "batch-hard", "supcon", "circle")
         for what, most in (("seconds", 1 / 20), ("peak_bytes", 1 / 100))
     ),
@@ -102,7 +102,7 @@ def target_cells(target: Target, rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def memory_cells(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The largest peak as a fraction of its target, of all rows."""
+    """The cells of the row whose peak is the largest fraction of its target."""
     shares = {}
     for row in rows:
         matrix = sides(CASES[row["case"]].loss, row["n"], row["classes"])
@@ -143,7 +143,7 @@ def beside(ours: dict[str, Any], theirs: dict[str, Any] | None, what: str) -> st
     if theirs is None or (what != "seconds" and "failed" in theirs):
         return "-"
     if "failed" in theirs:
-        return theirs["failed"].split(":")[0][:40]  # of an exception only its name
+        return theirs["failed"].split(":")[0][:40]  # only the name of an exception
     shown = (seconds if what == "seconds" else size)(theirs[what])
     both = ours.get(what, 0) > 0 and theirs[what] > 0  # a peak may be nothing
     return f"{shown} ({ratio(ours[what] / theirs[what])})" if both else shown

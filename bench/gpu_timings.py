@@ -29,7 +29,7 @@ SIZES = [2**k for k in range(12, 17)]
 DIMENSIONS = [128, 256]
 DTYPES = ["float32", "bfloat16"]
 NO_MEMORY = "out of memory"
-DENSE_ROWS = 16_384  # of which PyTorch holds a few matrices of all pairs
+DENSE_ROWS = 16_384  # PyTorch can hold a few matrices of all pairs of so many rows
 CEILINGS = {"cuda": (8192, 2**30), "cpu": (1024, 2**26)}  # rows of the square matrix product, bytes copied
 
 
@@ -57,7 +57,7 @@ def launches(run: Run) -> int:
 
 
 def timings(make: Callable[[], Run], clock: Clock, count: bool) -> dict[str, Any]:
-    """Time and peak extra memory of a workload, and its launches if they are to be counted; or why there are none."""
+    """The time and peak extra memory of a workload, and its launches if `count`; or why it failed."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -82,10 +82,10 @@ class Job(NamedTuple):
 
 
 def turns(sizes: Sequence[int], device: str) -> list[tuple[Job, str]]:
-    """What is timed, a member at a time, so that whenever the time is up the most telling is done.
+    """What is timed, one member at a time, the most informative first, since the time may be up after any of them.
 
-    First fusedloss where it has a target, then those that a target compares it with, then the others there; then the
-    grid, with small batches first.
+    First comes fusedloss where it has a target, then the members that targets compare it with, then the others on the
+    same cases; then the grid, with small batches first.
     """
     targets = [target for target in TARGETS if max(sizes) >= SIZES[-1]]
     grid = [Job(case, n, d, dtype) for n, case, d, dtype in itertools.product(sizes, CASES, DIMENSIONS, DTYPES)]
@@ -97,13 +97,13 @@ def turns(sizes: Sequence[int], device: str) -> list[tuple[Job, str]]:
 
 
 def members(job: Job, device: str) -> list[str]:
-    """Those that take a job; without the compiler, which takes long, where dense PyTorch has no memory."""
+    """The members that can run a job. torch.compile, which takes long, is left out if dense PyTorch lacks memory."""
     found = available(CASES[job.case], job.n, job.dtype, device)
     return [member for member in found if member != COMPILED or job.n <= DENSE_ROWS]
 
 
 class Parity:
-    """The errors of every member against float64, at a size that dense PyTorch takes, found once."""
+    """The errors of every member against float64, computed once, at a size that dense PyTorch can hold."""
 
     def __init__(self, device: str, n: int) -> None:
         self.device, self.n, self.rows = device, n, list[dict[str, Any]]()

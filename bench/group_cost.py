@@ -1,7 +1,7 @@
 """What a loss over many GPUs costs, on paper: `python -m bench.group_cost [--page docs/distributed.md]`.
 
-A step of one process of a group that is not there, on the device "meta": its launches, its memory and what it sends are
-those of the code. How long that takes is by data sheets and by the model of `python -m fusedloss report`; nothing is
+It runs a step of one process of an imagined group on the device "meta": the launches, the memory and the traffic are
+those of the code. Times follow from data sheets and from the model of `python -m fusedloss report`; nothing is
 measured. With --page the table is written between the page's markers <!-- cost -->.
 """
 
@@ -37,15 +37,15 @@ LINKS = {"NVLink, 450 GB/s": 450e9, "InfiniBand, 50 GB/s": 50e9}  # bytes/s of a
 MARKERS = re.compile(r"(?<=<!-- cost -->\n).*(?=<!-- /cost -->)", re.DOTALL)
 
 MODEL_PAIRS = 65536**2
-# Milliseconds of the folds and gradients of so many pairs with D = 768 in bf16 on an H100, by the model: python -m
+# Milliseconds for the folds and gradients of so many pairs with D = 768 in bf16 on an H100, by the model: python -m
 # fusedloss report --n 65536 --d 768 --dtype bf16 --arch sm_90 --classes 65536 --loss ..., Triton 3.7.1, 2026-11-28.
-# Over a group the folds of two towers are two; in one process a fold serves both.
+# Over a group two towers need two folds; in one process a single fold serves both.
 MODEL = {
     "supcon_loss": 13.5 + 134,
     "clip_loss": 2 * 13.1 + 134 + 128,
     "linear_cross_entropy_loss": 13.1 + 126 + 126,
 }
-MORE = {"clip_loss": 6 / 4}  # products of all pairs over a group, to those in one process
+MORE = {"clip_loss": 6 / 4}  # products of all pairs over a group, relative to those in one process
 
 
 class Case(NamedTuple):
@@ -53,12 +53,12 @@ class Case(NamedTuple):
 
     name: str
     loss: str
-    inputs: Callable[[int], list[Tensor]]  # of one of W processes
+    inputs: Callable[[int], list[Tensor]]  # the inputs of one of W processes
     form: Callable[..., Tensor]
 
 
 class Cost(NamedTuple):
-    """What a step takes of one process."""
+    """What a step costs one process."""
 
     traffic: Traffic
     launches: int
@@ -76,10 +76,10 @@ def labels(n: int) -> Tensor:
 
 
 def sharded(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Linear cross entropy, of which every process has some of the classes."""
+    """Linear cross entropy, with a share of the classes in every process."""
     loss = ShardedLinearCrossEntropyLoss(CLASSES, D, even=True, device="meta", dtype=torch.bfloat16)
     loss.weight = torch.nn.Parameter(weight[:0])  # the rows are given
-    loss.apart = True  # whether shards differ is looked at once, and not on the device "meta"
+    loss.apart = True  # skip the check that shards differ, which the device "meta" cannot run
     return torch.func.functional_call(loss, {"weight": weight}, (x, targets))
 
 

@@ -1,16 +1,16 @@
-"""What a process takes for the loss of a whole batch: `python -m bench.group_memory [--out FILE]`.
+"""The memory and traffic of a process for the loss of a whole batch: `python -m bench.group_memory [--out FILE]`.
 
-Peak memory of forward and backward, and bytes sent and received, of each process of a Gloo group, every form in fresh
-processes; the most of any of them. The forms give the same value, and gradients whose mean over the processes is that
-of one process with the whole batch; the differences are in the file.
+It measures the peak memory of forward and backward, and the bytes sent and received, in each process of a Gloo group
+(every form in fresh processes), and reports the largest. The forms give the same value, and gradients whose mean over
+the processes is that of one process with the whole batch; the differences are in the file.
 
     ring, gather     `GroupLoss`
     whole loss       what users do today: rows gathered with their gradient, and every process computes the whole loss
     own rows         the same, but every process compares its own rows with those of all, and the processes' losses are
-                     averaged. Exact only if each has as many terms: even batches.
+                     averaged. This is exact only if all processes have equally many terms.
 
 Users gather by `torch.distributed.nn.functional.all_gather`, whose backward takes more memory with Gloo than with NCCL,
-where it is a reduce-scatter: "reduce-scatter" are the same two forms with that.
+where it is a reduce-scatter. The forms named "reduce-scatter" are the same two with a reduce-scatter.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def gathered(own: Tensor) -> Tensor:
 
 
 def reduce_scattered(own: Tensor) -> Tensor:
-    """`gathered`, as it is with NCCL."""
+    """`gathered`, with the backward that it has with NCCL."""
     sizes = [own.shape[0]] * dist.get_world_size()
     return Group(None, lambda group: Sizes(sizes, sizes)).rows_with_gradient(own, sizes)
 
@@ -106,7 +106,7 @@ BASE = "whole loss"  # what the others are compared with
 
 
 def inputs(name: str, rank: int, world: int, n: int, d: int) -> tuple[Tensor, Tensor]:
-    """Unit rows of a process, and what they are paired with or their labels; every row has mates."""
+    """Unit rows of a process, and the rows that they are paired with or their labels; every row has a positive."""
     generator = torch.Generator().manual_seed(rank)
 
     def rows() -> Tensor:
@@ -117,7 +117,7 @@ def inputs(name: str, rank: int, world: int, n: int, d: int) -> tuple[Tensor, Te
 
 
 def process(rank: int, store: str, world: int, name: str, form: str, n: int, d: int) -> Results:
-    """A step of one process, after one of few rows that lets libraries start their threads."""
+    """A step of one process, after a step with few rows that lets libraries start their threads."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{store}", TIMEOUT, world, rank)
     loss, found = FORMS[form](name), {}
@@ -145,14 +145,14 @@ def process(rank: int, store: str, world: int, name: str, form: str, n: int, d: 
 
 
 def processes() -> BaseContext:
-    """New processes, which have the libraries from one that has only imported them."""
+    """New processes, forked from one that has only imported the libraries."""
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
 
 
 def ran(world: int, name: str, form: str, n: int, d: int) -> tuple[Results, Tensor, list[Tensor]]:
-    """What the processes take at most, the loss, and the gradients by the rows of all."""
+    """The largest costs of the processes, the loss, and the gradients by the rows of all processes."""
     with tempfile.TemporaryDirectory() as folder:
         of = partial(process, store=f"{folder}/store", world=world, name=name, form=form, n=n, d=d)
         with ProcessPoolExecutor(world, processes()) as pool:
@@ -170,7 +170,7 @@ def off(found: Tensor, want: Tensor) -> float:
 
 
 def measured(name: str, world: int, n: int, d: int) -> Results:
-    """Every form of a loss, and how far its value and gradients are from those of `BASE`."""
+    """Every form of a loss, and how far the value and the gradients are from those of `BASE`."""
     each = {form: ran(world, name, form, n, d) for form in FORMS}
     _, value, gradients = each[BASE]
     row: Results = {"loss": name, "world": world, "n": n, "d": d, "dtype": "float32"}

@@ -49,7 +49,7 @@ def against(x: Tensor, labels: Tensor, y: Tensor, of_y: Tensor, ref_offset: int 
 
 
 def no_offset(x: Tensor, labels: Tensor) -> Tensor:
-    """Rows of all in the order of ranks, of which it is not said where the own ones are."""
+    """The rows of all processes in the order of the ranks, without saying where the own rows are."""
     return against(x, labels, torch.cat(with_gradient.all_gather(x)), gathered(labels), None)
 
 
@@ -69,7 +69,7 @@ def digits(world: int) -> tuple[Tensor, Tensor]:
 
 
 def lonely(labels: Tensor) -> Tensor:
-    """Labels of which those of the last process occur once each: it has no positives."""
+    """Labels such that each label of the last process occurs once: it has no positives."""
     return torch.cat([labels[:-ROWS], 10 + torch.arange(ROWS)])
 
 
@@ -100,7 +100,8 @@ def work(rank: int, world: int, store: str, found: Any) -> None:
 
 
 def measured(rank: int, world: int) -> dict[str, float]:
-    """|gradient - that of one process| / |that of one process|, of all parameters of a linear encoder, in float64."""
+    """|g - g1| / |g1| in float64, where g is the gradient by all parameters of a linear encoder, and g1 that of one
+    process."""
     torch.manual_seed(0)
     encoder = nn.Linear(64, 32, dtype=torch.float64)
     shared = DistributedDataParallel(encoder)

@@ -1,9 +1,9 @@
 """What a call costs beside its arithmetic, on this CPU: `python -m bench.overhead [--out FILE] [--losses ...]`.
 
-Of every loss, forward + backward: its time at small batches, beside dense eager PyTorch (`fusedloss.reference`); the
-first call of a process; and a step at a large batch beside another process that is busy, over the same step alone.
-Small batches are timed in one process, the two in turn, and the minima of the rounds compared; the others in a fresh
-process each. Losses of given logits, and those of classes, have 1,000 classes.
+It times forward + backward of every loss: at small batches, beside dense eager PyTorch (`fusedloss.reference`); in the
+first call of a process; and at a large batch, beside a busy process and alone. Small batches are timed in one process,
+where the two take turns and the minima of the rounds are compared; the others run in a fresh process each. Losses of
+given logits, and of classes, have 1,000 classes.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from .cpu_table import verdict
 D, CLASSES = 128, 1000
 SMALL = (64, 256, 512)
 LARGE = 4096
-OF_DENSE = 1.3  # at most this, of the time of dense PyTorch at a small batch
-OF_IDLE = 2.0  # of the time alone, beside a busy process
+OF_DENSE = 1.3  # at a small batch, at most this times the time of dense PyTorch
+OF_IDLE = 2.0  # beside a busy process, at most this times the time alone
 FIRST_SECONDS = 0.1
 ROUNDS, ROUND_SECONDS = 7, 0.02
 DENSE_ROWS = {"batch_all_triplet_loss": 256, "batch_semihard_triplet_loss": 256}  # N^3 elements; others have N^2
@@ -70,8 +70,8 @@ def step(function: Callable[..., torch.Tensor], given: dict[str, Any]) -> Run:
 
 
 def small(loss: str, n: int, rounds: int = ROUNDS) -> dict[str, Any]:
-    """Seconds of fusedloss and of dense PyTorch, the minima of the rounds, each the mean of some hundredths of a second
-    of calls."""
+    """The seconds of fusedloss and of dense PyTorch: the minimum over the rounds, each of which is the mean of calls
+    over some hundredths of a second."""
     given = inputs(loss, n)
     runs = {"fusedloss": step(CATALOG[loss].function, given)}
     if n <= DENSE_ROWS.get(loss, n):
@@ -93,10 +93,10 @@ def small(loss: str, n: int, rounds: int = ROUNDS) -> dict[str, Any]:
 
 @contextmanager
 def busy() -> Iterator[None]:
-    """Another process that computes as long as this lasts."""
+    """A block during which another process computes."""
     other = subprocess.Popen([sys.executable, "-c", SPIN])
     try:
-        time.sleep(0.5)  # until it does
+        time.sleep(0.5)  # until it has started
         yield
     finally:
         other.kill()
@@ -104,7 +104,7 @@ def busy() -> Iterator[None]:
 
 
 def beside(loss: str, n: int = LARGE, rounds: int = 3, steps: int = 3) -> dict[str, float]:
-    """Median seconds of a step alone and beside a busy process, in turn."""
+    """The median seconds of a step alone and beside a busy process, which take turns."""
     run = step(CATALOG[loss].function, inputs(loss, n))
     run()
     idle, shared = [], []
@@ -116,7 +116,7 @@ def beside(loss: str, n: int = LARGE, rounds: int = 3, steps: int = 3) -> dict[s
 
 
 def fresh(code: str, loss: str) -> Any:
-    """What code prints in a process of its own."""
+    """What code prints in a new process."""
     done = subprocess.run([sys.executable, "-c", code, loss], cwd=files.ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{loss}: {done.stderr[-2000:]}")

@@ -1,4 +1,4 @@
-"""Other implementations of the losses: for each the losses it has, as functions of a batch of rows and labels."""
+"""Other implementations of the losses. Each has some losses, as functions of a batch of rows and labels."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ FLOAT32, HALF = ("float32",), ("float16", "bfloat16")
 
 
 class Peer(NamedTuple):
-    """A package, by its name in an index, or other code, and the losses it has of ours, by our options."""
+    """A package, by its name in an index, or other code; and which of our losses it has, with our options."""
 
-    module: str  # which is installed where it is
+    module: str  # the module to import; the peer is installed if it can be found
     losses: dict[str, Callable[..., Loss]]
     devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[str, ...] = FLOAT32 + HALF
@@ -37,7 +37,7 @@ class Peer(NamedTuple):
 
 
 def loss_of(peer: str, loss: str, options: dict[str, Any]) -> Loss:
-    """A peer's loss as a function of rows and labels; ValueError where it has no such option."""
+    """A peer's loss as a function of rows and labels; a ValueError if it lacks an option."""
     make = PEERS[peer].losses[loss]
     try:
         inspect.signature(make).bind(**options)
@@ -47,7 +47,7 @@ def loss_of(peer: str, loss: str, options: dict[str, Any]) -> Loss:
 
 
 def allow(**options: tuple[Any, tuple[Any, ...]]) -> None:
-    """ValueError unless every option has one of the values that a peer has."""
+    """Raise a ValueError unless every option has one of the values that a peer supports."""
     for name, (value, theirs) in options.items():
         if value not in theirs:
             raise ValueError(f"{name} is {' or '.join(map(repr, theirs))} here, got {value!r}")
@@ -148,7 +148,7 @@ def metric_learning_proxy_anchor(*, margin: float = 0.1, alpha: float = 32.0) ->
 
 
 def metric_learning_classes(name: str, weight: str, **options: Any) -> Loss:
-    """One of its losses of classes, whose rows are ours instead of a parameter of its own."""
+    """One of the library's losses of classes, with our rows in place of its own parameter."""
     from pytorch_metric_learning import losses
 
     def of_rows(x: Tensor, labels: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ def metric_learning_classes(name: str, weight: str, **options: Any) -> Loss:
 
 
 def sentence_transformers(name: str, margin: float, metric: str) -> Loss:
-    """One of its triplet losses, of embeddings instead of a model."""
+    """One of the library's triplet losses, of embeddings in place of a model."""
     allow(metric=(metric, ("euclidean", "sqeuclidean", "cosine")))
     from sentence_transformers.sentence_transformer import losses
 
@@ -260,7 +260,7 @@ def inf_cl_clip(*, logit_scale: float) -> Loss:
 
 
 def memeff_clip(*, logit_scale: float) -> Loss:
-    """Of rows whose length is 1: it takes logit_scale for the largest logit."""
+    """For rows of length 1 only: it takes logit_scale for the largest logit."""
     os.environ.setdefault("MEMEFF_INPUT_PRECISION", "ieee")  # read by its import; tf32 otherwise
     from memeff import MemoryEfficientCLIPLoss
 

@@ -1,8 +1,8 @@
 """What the faster forms of losses on the CPU save: `python -m bench.pieces [--out FILE]`.
 
-A loss is written once, as device code, which the CPU runs too (`fusedloss/backends/blocked/losses.py`); a form of its
-own stays there only where this shows that it is faster. Forward + backward of one loss of each piece, the two forms in
-turn, in one process; a ratio is the median of the rounds' ratios.
+A loss is written once, as device code, which the CPU runs too (`fusedloss/backends/blocked/losses.py`); a separate form
+for the CPU stays only if this program shows that it is faster. It times forward + backward of one loss for each piece;
+the two forms take turns in one process, and a ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def step(piece: str) -> Run:
 
 
 def compared(piece: str, rounds: int) -> dict[str, Any]:
-    """Seconds with the form of its own and with the device code, and their ratio."""
+    """The seconds with the CPU's own form and with the device code, and their ratio."""
     run, own = step(piece), losses.FASTER[piece]
     seconds: dict[str, list[float]] = {"own": [], "device code": []}
     for turn in range(rounds + 1):

@@ -84,7 +84,7 @@ VIEWS = {
 
 
 def points_of(results: dict[str, Any]) -> list[Point]:
-    """What took how long, on a CPU with the most threads."""
+    """The points of a result file; for a CPU, those with the most threads."""
     rows = results.get("timings", results.get("rows", []))
     most = max((row.get("threads", 0) for row in rows), default=0)
     return [
@@ -106,7 +106,7 @@ def values(row: dict[str, Any], member: str, results: dict[str, Any]) -> dict[st
 
 
 def plots_of(stem: str, results: dict[str, Any]) -> list[Plot]:
-    """A file's plots, of one dtype each, by their names."""
+    """The plots of a file, one dtype in each."""
     points = points_of(results)
     rate = "bfloat16" if "timings" in results else "float32"
     dtypes = sorted({point.dtype for point in points})
@@ -124,7 +124,7 @@ def plots_of(stem: str, results: dict[str, Any]) -> list[Plot]:
 
 
 def draw(plot: Plot, caption: str, source: str, path: Path) -> None:
-    """source: what the file keeps of where its numbers are from."""
+    """Draw a plot into a file; `source`, which says where the numbers are from, is kept in the file."""
     from matplotlib.figure import Figure
 
     known = list(CASES)
@@ -226,7 +226,7 @@ def scales(axes: Axes, plot: Plot) -> None:
 
 
 def spread(sizes: Sequence[int]) -> list[int]:
-    """The largest sizes that are apart enough, a factor of 4, for their labels."""
+    """The sizes, from the largest down, that are far enough apart (a factor of 4) for their labels."""
     kept: list[int] = []
     for n in reversed(sizes):
         if not kept or kept[-1] >= 4 * n:
@@ -235,7 +235,7 @@ def spread(sizes: Sequence[int]) -> list[int]:
 
 
 def ticks(view: str, low: float, high: float) -> list[float]:
-    """Powers of 10, or of 16 for bytes; closer together where there would be fewer than three."""
+    """Powers of 10, or of 16 for bytes; closer ticks if there would be fewer than three."""
     for base, steps in [(16, (1,)), (4, (1,)), (2, (1,))] if view == "memory" else [(10, (1,)), (10, (1, 3))]:
         powers = [float(base) ** k for k in range(math.floor(math.log(low, base)), math.ceil(math.log(high, base)))]
         found = [step * power for power in powers for step in steps if low <= step * power <= high]
@@ -253,7 +253,7 @@ def tick_label(view: str, value: float) -> str:
 
 
 def legend(plot: Plot) -> list[Line2D]:
-    """A line for every member, and where there are several dimensions, for each of these."""
+    """A line for every member and, if there are several dimensions, for every dimension."""
     from matplotlib.lines import Line2D
 
     looks = {member: LOOKS.get(member, OTHER_LOOK) for member in ordered(plot.points)}
@@ -271,7 +271,7 @@ def style(d: int, dimensions: Sequence[int]) -> str:
 
 
 def write_around(figure: Figure, plot: Plot, caption: str) -> None:
-    """Title, how to read it, and below where the numbers come from."""
+    """Write the title, how to read the plot and, below, where the numbers come from."""
     height = figure.get_figheight()
     figure.text(0.012, 1 - 0.3 / height, plot.title, fontsize=14, fontweight="bold", color=INK)
     figure.text(0.012, 1 - 0.56 / height, note(plot), fontsize=9.5, color=GREY)
@@ -279,7 +279,7 @@ def write_around(figure: Figure, plot: Plot, caption: str) -> None:
 
 
 def note(plot: Plot) -> str:
-    """How to read it."""
+    """How to read the plot."""
     if plot.view == "floor":
         product = "one matrix product of all pairs, 2·N·M·D FLOP"
         return f"higher is better; 100 % is the time of {product}, at the rate measured in {plot.rate}"

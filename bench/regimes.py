@@ -1,4 +1,4 @@
-"""Rows as they come: of length 1, short, long, or far from the origin; and a loss's tensors made of such rows."""
+"""Rows as they occur in practice (of length 1, short, long, or far from the origin), and tensors of such rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOGITS = 2.0  # the spread of given logits of length 1
 
 
 class Regime(NamedTuple):
-    """Entries of spread `length` / sqrt(D) around `offset` spreads; of given logits the spread is 2 `length`."""
+    """Entries with spread `length` / sqrt(D) around `offset` times the spread; given logits have spread 2 `length`."""
 
     length: float = 1.0
     offset: float = 0.0
@@ -38,10 +38,10 @@ def placed(tensors: Mapping[str, Tensor], roles: Mapping[str, Role], regime: Reg
 
 
 def holds(dtype: torch.dtype, regime: Regime, tensors: Mapping[str, Any], exact: Mapping[str, Tensor]) -> bool:
-    """Whether a dtype can hold a case: its rounding leaves most of the spread of the rows, and their largest entry and
-    that of each exact gradient by them, by name, is a normal number of the dtype, or 0.
+    """Whether a dtype can hold a case: rounding leaves most of the spread of the rows, and the largest entries of the
+    rows and of the exact gradients by them (given by name) are normal numbers of the dtype, or 0.
 
-    The value of a loss, and its gradients by numbers, are float32 or wider.
+    The value of a loss, and its gradients by numbers, are float32 or wider, so they always fit.
     """
     limits = torch.finfo(dtype)
     rows = [(name, t) for name, t in tensors.items() if isinstance(t, Tensor) and t.is_floating_point() and t.dim()]
@@ -52,8 +52,8 @@ def holds(dtype: torch.dtype, regime: Regime, tensors: Mapping[str, Any], exact:
 
 
 def forms(dense: Callable[..., Tensor], names: Sequence[str], shift: float = 0.0) -> list[Callable[..., Tensor]]:
-    """A dense loss of rows less a common shift; and others that eager might have been as well: with sums over the
-    dimensions in another order, and last bits of the rows (those arguments of these names) that differ."""
+    """A dense loss of rows less a common shift, and variants that eager PyTorch might equally well compute: with sums
+    over the dimensions in another order, and with other last bits of the rows (the arguments of these names)."""
 
     def form(seed: int, **given: Any) -> Tensor:
         generator = torch.Generator().manual_seed(seed)

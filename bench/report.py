@@ -76,7 +76,7 @@ def dense_section(name: str, results: dict[str, Any]) -> Iterator[str]:
 
 
 def gpu_section(name: str, results: dict[str, Any]) -> Iterator[str]:
-    """The targets, and folded in the timings at the smallest and the largest N of each case."""
+    """The targets and, in a folded block, the timings at the smallest and the largest N of each case."""
     meta, rows = results["meta"], results["timings"]
     flops = results["ceilings"]["bfloat16_gemm_flops"]
     yield (

@@ -1,4 +1,4 @@
-"""Exact triplet losses in plain PyTorch which need no triplets: sorted rows, as rivals of the fused losses."""
+"""Exact triplet losses in plain PyTorch that sort rows instead of listing triplets, as rivals of the fused losses."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from fusedloss.reference import pairwise_distance
 
-PAIRS = 2**19  # of a block
+PAIRS = 2**19  # pairs of a block
 
 
 def batch_all_triplet_loss(
     x: Tensor, labels: Tensor, *, margin: float = 0.2, metric: str = "euclidean", reduction: str = "mean"
 ) -> Tensor:
-    """All triplets, O(N^2 log K) time for K positives an anchor, memory of a block of rows.
+    """All triplets, in O(N^2 log K) time for K positives per anchor, and in memory for a block of rows.
 
-    A hinge is linear where it is active. So the loss is a weighted sum of distances: that of a positive by how many
-    negatives are closer than its limit, d(a, p) + margin; minus that of a negative by how many limits are above it.
-    Both are found by searching each negative among the sorted limits of its anchor, of which there are fewer than
-    negatives to sort. The weights are the gradient by the distances too.
+    A hinge is linear where it is active. So the loss is a weighted sum of distances: the weight of a positive is the
+    number of negatives that are closer than its limit, d(a, p) + margin, and that of a negative is minus the number of
+    limits above it. Both are found by searching each negative among its anchor's sorted limits, which are fewer than
+    the negatives. The weights are also the gradient by the distances.
     """
     value: Tensor = AllTriplets.apply(x, labels, margin, metric, reduction)
     return value
@@ -68,14 +68,14 @@ def distance_weights(d: Tensor, pos: Tensor, neg: Tensor, margin: float, most: i
 def batch_semihard_triplet_loss(
     x: Tensor, labels: Tensor, *, margin: float = 0.2, metric: str = "sqeuclidean", reduction: str = "mean"
 ) -> Tensor:
-    """FaceNet's online mining, O(N^2 log N) time and O(N^2) memory: a positive is searched in the anchor's sorted
-    negatives, as in sentence-transformers 6.2."""
+    """FaceNet's online mining, in O(N^2 log N) time and O(N^2) memory: each positive is searched among the anchor's
+    sorted negatives, as in sentence-transformers 6.2."""
     d = pairwise_distance(x, x, metric)
     neg = labels[:, None] != labels
     pos = ~neg
     pos.fill_diagonal_(False)
     ordered, order = d.detach().masked_fill(~neg, torch.inf).sort(dim=1, stable=True)
-    place = torch.searchsorted(ordered, d.detach(), right=True)  # of the nearest negative beyond each distance
+    place = torch.searchsorted(ordered, d.detach(), right=True)  # of the nearest beyond each distance
     nearest = order.gather(1, place.clamp_max(len(x) - 1))
     farthest = d.detach().masked_fill(~neg, -torch.inf).argmax(1, keepdim=True)
     negatives = neg.sum(1, keepdim=True)

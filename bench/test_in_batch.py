@@ -1,4 +1,4 @@
-"""Forward + backward of the losses, a group per (loss, N, D, dtype): `make bench`."""
+"""Benchmarks of forward + backward, in one group per (loss, N, D, dtype): `make bench`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def finished(run: measure.Run) -> None:
 
 
 def peak_bytes(arguments: dict[str, Any]) -> int | None:
-    """In this process on CUDA, whose allocator keeps count; on a CPU in a fresh one."""
+    """The peak in this process on CUDA, whose allocator keeps count, or in a fresh process on a CPU."""
     if arguments["device"] == "cuda":
         return measure.measure_here(in_batch, repeats=1, **arguments).peak_bytes
     maker = "in_batch"

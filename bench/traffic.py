@@ -1,4 +1,4 @@
-"""What a process sends and receives: calls of torch.distributed, counted; or imagined, of a group that is not there."""
+"""What a process sends and receives in calls of torch.distributed, which are counted, or imagined without a group."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Sent(NamedTuple):
-    """One of the tensors of a `batch_isend_irecv`, of an imagined group."""
+    """One of the tensors in a `batch_isend_irecv` of an imagined group."""
 
     op: Callable[..., Any]
     tensor: Tensor
@@ -22,10 +22,10 @@ class Sent(NamedTuple):
 
 
 class Traffic:
-    """Bytes of one process, as a ring of the W processes takes them: W - 1 times its part of what is gathered or
-    reduce-scattered, twice that share of what is reduced by all. Point to point as it is.
+    """The bytes that one process sends and receives, as in a ring of W processes: W - 1 times its part of what is
+    gathered or reduce-scattered, twice as much for an all-reduce, and point-to-point messages as they are.
 
-    exchanges: calls, each of which has to end before the next; those of `batch_isend_irecv` count once.
+    exchanges: the number of calls, each of which has to end before the next; a `batch_isend_irecv` counts once.
     """
 
     def __init__(self, world: int) -> None:
@@ -64,7 +64,7 @@ CALLS = [name for name in vars(Traffic) if hasattr(dist, name) and not name.star
 
 @contextmanager
 def counted(world: int) -> Iterator[Traffic]:
-    """What this process sends and receives in the block."""
+    """Counts what this process sends and receives within the block."""
     traffic = Traffic(world)
 
     def both(name: str) -> Callable[..., Any]:
@@ -82,7 +82,7 @@ def counted(world: int) -> Iterator[Traffic]:
 
 @contextmanager
 def imagined(world: int, rank: int = 0) -> Iterator[Traffic]:
-    """What a process of a group would send and receive: nothing is sent, and what comes is as it was."""
+    """Counts what a process of a group would send and receive; nothing is sent, and outputs are left as they are."""
     traffic = Traffic(world)
     group: dict[str, Any] = {
         "is_initialized": lambda: True,

@@ -24,13 +24,13 @@ CLASSES = 32
 
 
 class Case(NamedTuple):
-    """A loss by its public name in fusedloss, as the peers compute it too."""
+    """A loss, by its public name in fusedloss, with options that peers have too."""
 
     loss: str
     options: dict[str, Any]
     classes: int = CLASSES
-    peer_rows: int | None = None  # the most rows with which its peer ends in this life
-    dense_rows: int | None = None  # and dense PyTorch; larger batches are checked at this size
+    peer_rows: int | None = None  # the most rows with which its peer ends in reasonable time
+    dense_rows: int | None = None  # the same for dense PyTorch; larger batches are checked at this size
 
 
 # Random unit rows are about sqrt(2) apart and never more than 2. At margin 1 nearly every negative is inactive, so that
@@ -39,7 +39,7 @@ PEER_FORM = {"power": 1, "reduction": "active"}
 CASES = {
     "contrastive": Case("pairwise_contrastive_loss", {"neg_margin": 1.0, **PEER_FORM}),
     "contrastive, all active": Case("pairwise_contrastive_loss", {"neg_margin": 2.5, **PEER_FORM}),
-    "margin": Case("margin_loss", {}),  # a peer's terms are weighed by the triplets that they are in
+    "margin": Case("margin_loss", {}),  # a peer weights terms by the number of their triplets
     "batch-hard": Case("batch_hard_triplet_loss", {"margin": 0.2}),
     "all triplets": Case("batch_all_triplet_loss", {"margin": 0.2, "reduction": "active"}, 256, 4096, 256),
     "all triplets, 32 classes": Case(
@@ -52,11 +52,11 @@ CASES = {
     "circle": Case("circle_loss", {"margin": 0.4, "gamma": 80.0}),
     "multi-similarity": Case("multi_similarity_loss", {}),
     "generalised lifted": Case("generalized_lifted_structure_loss", {}),
-    # The peer's compare every positive pair with every negative pair: N = 512 takes seconds.
+    # The peer compares every positive pair with every negative pair: N = 512 takes seconds.
     "lifted": Case("lifted_structure_loss", {}, peer_rows=128),
     "nt-xent": Case("nt_xent_loss", {"temperature": 0.5}, peer_rows=512),
     "decoupled contrastive": Case("decoupled_contrastive_loss", {}),
-    # And here every positive pair with every negative pair.
+    # The peer also compares every positive pair with every negative pair here.
     "pairwise nt-xent": Case("pairwise_nt_xent_loss", {}, peer_rows=256),
     "nca": Case("nca_loss", {}),
     "info-nce": Case("info_nce_loss", {"temperature": 0.07}),
@@ -77,7 +77,7 @@ CASES = {
 
 
 def data(case: Case, n: int, d: int, device: str, dtype: str) -> tuple[Tensor, Tensor]:
-    """Inputs of a case: rows, which require their gradient, and n labels."""
+    """The inputs of a case: rows, which require a gradient, and n labels."""
     known = CATALOG[case.loss]
     if known.named(Role.LOGITS):
         x, labels = measure.batch(n, case.classes, case.classes, device, dtype)
@@ -92,8 +92,8 @@ def data(case: Case, n: int, d: int, device: str, dtype: str) -> tuple[Tensor, T
 
 
 def compiled(loss: str, options: dict[str, Any]) -> Loss:
-    torch.compiler.reset()  # the losses share code, of which a process may compile 8 versions
-    # fullgraph: a break would time eager code; static shapes: what a fixed batch size gets
+    torch.compiler.reset()  # the losses share code, and a process may compile 8 versions of it
+    # fullgraph, since a graph break would time eager code; static shapes, as for a fixed batch size
     return torch.compile(of_batch(getattr(reference, loss), loss, **options), fullgraph=True, dynamic=False)
 
 
@@ -106,7 +106,7 @@ IMPLEMENTATIONS: dict[str, Callable[[str, dict[str, Any]], Loss]] = {
 
 
 def available(case: Case, n: int, dtype: str = "float32", device: str = "cpu") -> list[str]:
-    """The implementations that are installed, have the loss, take the dtype and device and end in this life."""
+    """The implementations that are installed, have the loss, take the dtype and device, and end in reasonable time."""
     dense = n <= (case.dense_rows or n)
     found = ["fusedloss", "reference", "torch.compile"] if dense else ["fusedloss"]
     for name, peer in PEERS.items():
@@ -130,7 +130,8 @@ def in_batch(case: str, implementation: str, n: int, d: int, device: str = "cpu"
 
 
 def in_batch_of_rows(rows: int, **arguments: Any) -> Run:
-    """`in_batch` without the smaller one that `measure` runs first for an argument n: it would be compiled too."""
+    """`in_batch` without the smaller run that `measure` makes first if there is an argument n, and that would be
+    compiled too."""
     return in_batch(n=rows, **arguments)
 
 
@@ -138,17 +139,17 @@ def in_batch_of_rows(rows: int, **arguments: Any) -> Run:
 
 
 class Error(NamedTuple):
-    """Error of a result against float64, relative."""
+    """The relative error of a result against float64."""
 
     value: float
     gradient: float
 
 
-ROUNDING = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}  # of a result in that dtype, with room for its sums
+ROUNDING = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}  # of a result in this dtype, with room for sums
 
 
 class Oracle:
-    """Float64 results of a case on N rows, or as many as dense PyTorch takes, and the errors it has in a dtype."""
+    """The float64 results of a case on N rows, or as many as dense PyTorch holds, and its errors in a dtype."""
 
     def __init__(self, case: Case, n: int, d: int, device: str = "cpu", dtype: str = "float32") -> None:
         n = min(n, case.dense_rows or n)
@@ -160,7 +161,7 @@ class Oracle:
         self.dense = self.errors(dense)
 
     def errors(self, loss: Loss) -> Error:
-        """The gradient's error is that of its rows, 99 of 100: a near tie may be mined the other way."""
+        """The errors; that of the gradient covers 99 of 100 rows, since a near tie may be mined the other way."""
         value, gradient = (t.double() for t in measure.training_step(loss, *self.data)())
         rows = (gradient - self.gradient).norm(dim=1) / self.gradient.norm(dim=1).square().mean().sqrt()
         most = rows.sort().values[int(0.99 * (len(rows) - 1))]
@@ -176,15 +177,15 @@ class Oracle:
 
 
 class Saved:
-    """A tensor that a graph keeps for its backward, as long as it does."""
+    """Holds a tensor that a graph keeps for its backward; it lives as long as the graph."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
 def saved_bytes(loss: Loss, x: Tensor, labels: Tensor) -> int:
-    """Memory that the forward keeps for the backward, the inputs included."""
-    saved: weakref.WeakSet[Saved] = weakref.WeakSet()  # without what a forward that differentiates kept for itself
+    """The memory that the forward keeps for the backward, including the inputs."""
+    saved: weakref.WeakSet[Saved] = weakref.WeakSet()  # not what a forward keeps only for derivatives of its own
 
     def pack(tensor: Tensor) -> Saved:
         held = Saved(tensor)

@@ -68,9 +68,7 @@ def shift(s, x, y, r, c, N, M, WHOLE: tl.constexpr):
         w = load(y.offsets[0], c, M, WHOLE)[None, :]
     if len(x.offsets) > 0 and len(y.offsets) > 0:
         high = tl.where(v < w, w, v)
-        apart = tl.exp(
-            tl.where(v == w, 0.0, tl.where(v < w, v - w, w - v))
-        )  # two -inf are equal; their difference would be NaN
+        apart = tl.exp(tl.where(v == w, 0.0, tl.where(v < w, v - w, w - v)))  # -inf - -inf is NaN
         return s + (high + tl.log(1.0 + apart)), tl.where(v < w, apart, 1.0) / (1.0 + apart)
     elif len(x.offsets) > 0:
         return s + v, 1.0

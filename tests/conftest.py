@@ -31,7 +31,7 @@ def pytest_runtest_teardown(item):
         grid.DRAWN.clear()
 
 
-SEEDS = []  # of all tests, those of other processes too
+SEEDS = []  # the seeds of all tests, including those in other processes
 
 
 def pytest_runtest_logreport(report):
@@ -51,6 +51,6 @@ def backend(request):
 
 @pytest.fixture
 def device(backend):
-    """Where the tensors of a test go; small tiles, so that a batch of a few rows has several."""
+    """The device for the tensors of a test. Tiles are small, so that a batch of a few rows has several."""
     with running(backend, "small") as device:
         yield device

@@ -38,7 +38,7 @@ class Fault(NamedTuple):
 
     @property
     def other(self) -> str:
-        """A word of the tests that need not run: those of the backend that the fault is not in."""
+        """A word that deselects tests which need not run: those of the backend without the fault."""
         of = {"kernels/": "blocked", "fusedloss/backends/triton": "blocked", "fusedloss/backends/blocked": "triton"}
         return next((f"not {backend}" for path, backend in of.items() if self.file.startswith(path)), "")
 
@@ -449,7 +449,7 @@ class Outcome(NamedTuple):
 
 @contextmanager
 def copies(count: int) -> Iterator[SimpleQueue[Path]]:
-    """Copies of the tree, to be taken and put back."""
+    """A pool of copies of the tree; each is taken, used and put back."""
     with tempfile.TemporaryDirectory() as folder:
         free: SimpleQueue[Path] = SimpleQueue()
         for number in range(count):

@@ -22,13 +22,13 @@ DRAWN: list[int] = []  # the seeds of the batches that property tests drew, unti
 
 
 def in_full(*cases: Any) -> tuple[Any, ...]:
-    """Cases that only `make test-all` has: what they cover, smaller ones cover too."""
+    """Cases that only `make test-all` runs; smaller cases cover the same code."""
     return cases if FULL else ()
 
 
 def shapes(*of: tuple[int, int, int]) -> tuple[tuple[int, int, int], ...]:
-    """Rows, columns and dimensions, for metrics of which one walks every dimension by itself: in `make test` as many as
-    make several chunks, slabs and ragged ends."""
+    """Numbers of rows, columns and dimensions. Since one metric walks the dimensions one by one, `make test` has only
+    so many that there are several chunks, slabs and ragged ends."""
     return tuple((N, M, D if FULL else min(D, 37 if D > 64 else 19)) for N, M, D in of)
 
 
@@ -44,7 +44,7 @@ LEARNABLE = [
 
 
 def reductions(loss: Callable[..., Tensor]) -> tuple[str, ...]:
-    """Those that a loss takes; none where all its rows together are one term."""
+    """The reductions that a loss takes; none if all its rows together are one term."""
     rule = rules_of(loss).get("reduction")
     return () if rule is None else rule.keywords["allowed"]  # type: ignore[attr-defined]
 
@@ -72,7 +72,7 @@ PLANS = {
 
 
 def unreadable(patch: pytest.MonkeyPatch) -> None:
-    """Values may not be looked at, as those on a GPU."""
+    """Within this block values may not be read, like those on a GPU."""
     for place in ("fusedloss.checks", "fusedloss.checks.tensors"):
         patch.setattr(f"{place}.readable", lambda *_: False)
 
@@ -157,7 +157,7 @@ def batch(N: int, D: int, *, classes: int = 5, seed: int = 0) -> tuple[Tensor, T
     return torch.randn(N, D, dtype=torch.float64, generator=generator) / D**0.5, labels
 
 
-# Which references a batch has: none but itself, others, others that are constants, or its own rows first or among them.
+# The references of a batch: only itself, other rows, other constant rows, or its own rows first or among them.
 REFS = ("self", "refs", "constant", "first", "among")
 
 
@@ -176,7 +176,7 @@ IGNORED = (None, 1)  # the label whose rows are left out
 
 
 def ignoring(label: int | None, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments for a loss that leaves out rows with a label of `IGNORED`: they hold NaN."""
+    """The arguments for a loss that ignores a label of `IGNORED`; the rows with this label hold NaN."""
     if label is None:
         return arguments
     found = arguments | dict(ignore_index=label)
@@ -198,7 +198,7 @@ def taking(role: Role) -> list[Callable[..., Tensor]]:
 
 
 IN_BATCH, WITH_CLASSES = taking(Role.REF_ROWS), taking(Role.CLASSES)
-# What compares every row with one other and has no product of all pairs.
+# Losses that compare every row with one other row and have no product of all pairs.
 ROW_BY_ROW = [loss.function for loss in CATALOG.values() if loss.family in ("rows", "mined") and loss.products is None]
 GIVEN_LOGITS, ELEMENTS = taking(Role.LOGITS), taking(Role.ANSWERS)
 
@@ -208,13 +208,13 @@ SAMPLE = list({(loss.family, loss.pieces): loss.function for loss in CATALOG.val
 
 
 def metrics(loss: Callable[..., Any]) -> list[str]:
-    """Those of METRICS that a loss has."""
+    """The names of METRICS that a loss takes."""
     rule: Any = rules_of(loss).get("metric")
     return [] if rule is None else [metric for metric in METRICS if metric in rule.keywords["allowed"]]
 
 
 def in_front(losses: Sequence[Callable[..., Any]]) -> pytest.MarkDecorator:
-    """Tests (backend, loss) of what losses share: of Triton, whose interpreter is slow, one that has a kernel."""
+    """Tests (backend, loss) of what all losses share; for Triton, whose interpreter is slow, one loss per kernel."""
     sample = losses if FULL else [loss for loss in losses if loss in SAMPLE]
     pairs = [*(("blocked", loss) for loss in losses), *(("triton", loss) for loss in sample)]
     return pytest.mark.parametrize(("backend", "loss"), pairs)
@@ -226,8 +226,8 @@ OPTIONAL = (Role.REF_ROWS, Role.REF_LABELS, Role.QUEUE, Role.HARD_NEGATIVES, Rol
 def example(
     loss: Callable[..., Any], N: int = 9, D: int = 5, *, M: int = 7, refs: bool = False, sub_centers: int = 1
 ) -> dict[str, Any]:
-    """Tensors for a loss by the names of its parameters, float32; of M classes, or D where logits are given; with
-    references, those that may be left out too."""
+    """Float32 tensors for a loss, by the names of its parameters, with M classes, or D if logits are given. With
+    references, they include the tensors that a call may leave out."""
     tensors = CATALOG[loss.__name__].tensors if loss.__name__ in CATALOG else catalog.IN_BATCH  # `hardest_pairs`
     arguments = {}
     for seed, (name, role) in enumerate(tensors.items()):

@@ -1,4 +1,4 @@
-"""The libraries that `fusedloss.compat` stands in for, as they are installed, and what comparing with them means."""
+"""The installed libraries that `fusedloss.compat` stands in for, and how results are compared with theirs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _operators: list[torch.library.Library] = []  # which live as long as this list
 
 
 def complete_torchvision() -> None:
-    """Lets torchvision, which open_clip and lightly import, load beside a torch for which its operators are not built:
-    those that it describes while it is imported are declared. None of the losses calls one."""
+    """Lets torchvision, which open_clip and lightly import, load with a torch for which its operators are not built:
+    the operators that it describes during its import are declared. No loss calls one."""
     try:
         importlib.import_module("torchvision")
     except ImportError:
@@ -49,7 +49,7 @@ Outcome = Mapping[str, Tensor]  # values, gradients and what a loss keeps, by na
 
 
 def assert_same(found: Outcome, wanted: Outcome, context: object = "") -> None:
-    """In float64: to 1e-10 of the largest number, or of 0.1."""
+    """Compare float64 results, to 1e-10 of the largest number, or of 0.1 if that is larger."""
     assert found.keys() == wanted.keys(), context
     for name, want in wanted.items():
         assert (found[name].shape, found[name].dtype) == (want.shape, want.dtype), (context, name)
@@ -60,7 +60,7 @@ def assert_same(found: Outcome, wanted: Outcome, context: object = "") -> None:
 def assert_closer(
     found: Outcome, rounded: Outcome, exact: Outcome, dtype: torch.dtype, context: object = ""
 ) -> None:  # fmt: skip
-    """What a dtype rounds is as near to what it should be as what the library makes of it, and a few roundings."""
+    """Results in a dtype are as near to the exact ones as the library's are, plus a few roundings."""
     assert found.keys() == rounded.keys() == exact.keys(), context
     for name, want in exact.items():
         error, its = ((t[name].double() - want).abs().max() for t in (found, rounded))

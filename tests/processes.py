@@ -1,4 +1,5 @@
-"""Processes in which tests call functions, as a group of torch.distributed. Starting them costs seconds: they stay."""
+"""Processes in which tests call functions, as a group of torch.distributed. Starting them takes seconds, so they stay
+for later tests."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ import torch.distributed as dist
 import torch.distributed.nn  # before there is a group: that of its import is the default of its functions
 
 TIMEOUT = timedelta(seconds=60)  # of a group
-GRACE = 3.0  # seconds that the others have when one of them has failed: they may wait for it
+GRACE = 3.0  # seconds that the others have to end when one process has failed, for which they may wait
 
 
 class Process(NamedTuple):
@@ -30,7 +31,7 @@ RUNNING: list[Process] = []  # of this process; they end with it
 
 
 def run(world: int, function: Callable[..., Any], *arguments: Any, limit: float = 240.0) -> list[Any]:
-    """What a function of a module returns in each of `world` processes, by rank: the whole of a new Gloo group.
+    """What a function of a module returns in each of `world` processes, which are a new Gloo group, by rank.
 
     limit: of the whole call, in seconds.
 
@@ -75,7 +76,7 @@ def stop() -> None:
 
 
 def collected(waiting: dict[int, Process], limit: float) -> tuple[dict[int, Any], dict[int, str | None]]:
-    """By rank, what was returned and the tracebacks of failures; None is one of a process that has died."""
+    """What was returned, and the tracebacks of failures, by rank; the traceback of a process that has died is None."""
     answers: dict[int, Any] = {}
     failures: dict[int, str | None] = {}
     until = time.monotonic() + limit

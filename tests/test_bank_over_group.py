@@ -1,4 +1,4 @@
-"""A memory bank over processes: each keeps the rows of all, and its loss is that of one process with the batch."""
+"""A memory bank over processes: each keeps the rows of all, and its loss is that of one process with all rows."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def given(kind, sizes, number):
 
 
 def step(bank, at, x, tensors, named):
-    """The value, and the gradient by the rows, of those of a process."""
+    """The value, and the gradient by the rows, for the rows of one process."""
     x = x[at].clone().requires_grad_()
     value = bank(x, *(t[at] for t in tensors), **{name: t[at] for name, t in named.items()})
     value.backward()
@@ -63,13 +63,13 @@ def test_it_is_the_bank_of_one_process(kind):
     for loss in ("queue",) if kind == "queue" else ("supcon", "triplets", "hard"):
         for sizes in SIZES:
             if kind in ("ids", "keys") and loss == "triplets":
-                continue  # it is told as supcon is
+                continue  # as in supcon
             for rank, (error, same) in enumerate(run(len(sizes), beside_one_process, loss, kind, sizes)):
                 assert same and error < 1e-12, (loss, sizes, rank, error, same)
 
 
 def states():
-    """A state of any process is that of all; numbers of rows to keep may be those of one process."""
+    """The state of any process fits all processes; one process alone may say which rows to keep."""
     rank = dist.get_rank()
     bank = fusedloss.MemoryBank(fusedloss.SupConLoss(), 8, D, gather=True, even=True)
     x, labels = torch.randn(3, D, generator=torch.Generator().manual_seed(rank)), torch.tensor([0, 1, rank])

@@ -41,7 +41,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Of which a batch of a few rows has several, all in threads; and the number of threads as it was."""
+    """Small tiles, so that a batch of a few rows has several, in threads; the number of threads is restored."""
     before = torch.get_num_threads()
     monkeypatch.setattr(parallel, "INLINE", 0)
     with running("blocked", "small"):

@@ -1,4 +1,4 @@
-"""The catalog says of every loss what is true of it: its tensors, its kernels, what it folds, what its module owns."""
+"""What the catalog says about every loss is true: its tensors, its kernels, what it folds, and what its module owns."""
 
 import ast
 import inspect
@@ -54,7 +54,7 @@ CALLED = set(called_in_tests())
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_it_is_everywhere_where_a_loss_belongs(name):
-    """Of some of these places other tests say more: the signature of a reference, the rows of a compile report."""
+    """Other tests check some of these places more closely: a reference's signature, the rows of a compile report."""
     loss = CATALOG[name]
     places = {
         "module": loss.function in {module.function for module in MODULES},
@@ -117,7 +117,7 @@ def test_its_variants_change_options_that_it_has(name):
 
 @pytest.mark.parametrize("name", [name for name, loss in CATALOG.items() if loss.family == "folds"])
 def test_the_shape_of_its_scores_is_that_of_the_fold(name, monkeypatch):
-    """In either order: classes may be the anchors."""
+    """The two sides in either order, since classes may be the anchors."""
     loss, shapes = CATALOG[name], []
 
     def fold(batch, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""Losses of embeddings and classes: exact as eager over covering grids, and where angles and classes degenerate."""
+"""Losses of embeddings and classes: as exact as eager over covering grids, and for degenerate angles and classes."""
 
 import math
 from functools import partial
@@ -27,7 +27,7 @@ SCALED_WEIGHTS = 3  # and what comes with the row itself cancels most of a gradi
 
 
 def of_classes(loss, case):
-    """Rows, classes of which some have none, targets, and which of them are constants."""
+    """Rows, classes (some without any row), targets, and which of these are constants."""
     N, C, D = case["shape"]
     (x, _), (w, _) = batch(N, D), batch(C, D, seed=1)
     [name] = CATALOG[loss.__name__].named(Role.CLASSES)
@@ -37,7 +37,7 @@ def of_classes(loss, case):
 
 
 def leaving_out(label, arguments):
-    """A third of the rows have a label that is ignored, if it is not None, and hold NaN."""
+    """A third of the rows have the ignored label, if it is not None, and hold NaN."""
     if label is not None:
         arguments["target"][1::3] = label
     return ignoring(label, arguments)
@@ -107,12 +107,12 @@ def test_linear_cross_entropy_of_weighted_and_capped_classes_is_as_exact_as_eage
 
 
 def class_weights(C):
-    """Of which one is 0."""
+    """Weights of classes, one of which is 0."""
     return (torch.arange(C) % 5).double() / 4
 
 
 def sub_centers_of(C, K, D):
-    """Of which two of a class are equal: the first of the nearest counts."""
+    """Sub-centers, two of which are equal in a class: the first of the nearest counts."""
     centers = torch.stack([batch(C, D, seed=k)[0] for k in range(1, K + 1)], 1)
     centers[0, -1] = centers[0, 0]
     return centers
@@ -168,7 +168,7 @@ def test_a_margin_of_a_row_that_does_not_count_goes_nowhere(backend, device):
 
 
 def test_a_negative_margin_of_a_row_opposite_its_class_is_an_angle(backend, device):
-    """Beyond pi is what an angle plus a margin may be, and not an angle less one."""
+    """An angle plus a margin may be beyond pi, but an angle less a margin may not."""
     x, w = at_angles(3, -0.99, -0.99), torch.eye(2, 3, dtype=torch.float64)
     margin = torch.tensor([-0.5, 0.5])
     given = (x.float().to(device), w.float().to(device), torch.zeros(2, dtype=torch.int64, device=device))
@@ -187,7 +187,7 @@ def test_no_tile_parts_the_sub_centers_of_a_class():
 
 
 def test_nan_in_a_sub_center_shows(backend, device):
-    """In every row, as the largest of its class; and nowhere else in the gradient by the embeddings is it hidden."""
+    """A NaN in one sub-center shows in the loss of every row, since it counts as the nearest of its class."""
     x, centers, target = batch(6, 5)[0].float(), sub_centers_of(4, 3, 5).float(), torch.tensor([0, 1, 2, 3, 0, 1])
     centers[2, 1, 0] = torch.nan
     loss = fusedloss.cosface_loss(

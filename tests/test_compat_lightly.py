@@ -70,7 +70,7 @@ def views(seed: int, dtype: torch.dtype = torch.float64, N: int = 7) -> tuple[Te
 
 
 def both(name: str, dtype: torch.dtype = torch.float64, **options: Any) -> list[Any]:
-    """The two losses, with the same bank."""
+    """The library's loss and ours, with the same bank."""
     made = []
     for module in (ours, theirs):
         torch.manual_seed(3)
@@ -79,7 +79,7 @@ def both(name: str, dtype: torch.dtype = torch.float64, **options: Any) -> list[
 
 
 def case_id(part: Any) -> str:
-    """A name that is the same in every process: a function's own, not where it is."""
+    """A name that is the same in every process: that of a function, without its address."""
     if not isinstance(part, dict):
         return str(part)
     return "-".join(f"{name}={getattr(value, '__name__', value)}" for name, value in part.items())
@@ -116,7 +116,7 @@ def test_a_call_is_that_of_the_library(name, options):
 def compare_rounded(
     name: str, options: dict[str, Any], dtype: torch.dtype, autocast: bool = False, seed: int = 0
 ) -> None:
-    """In float32 or, by autocast or not, in bfloat16, with what the library makes of the same rows in float64."""
+    """In float32, or in bfloat16 with or without autocast, against the library with the same rows in float64."""
     kept = torch.float32 if autocast else dtype
     mine, its = both(name, kept, **options)
     exact = both(name, kept, **options)[1].double()  # with the same bank
@@ -294,7 +294,7 @@ GATHERED = [
 
 
 def in_a_group() -> int:
-    """Every loss that gathers in this process of a group; how many were compared."""
+    """Compare every loss that gathers, in this process of a group; returns how many were compared."""
     rank = torch.distributed.get_rank()
     fused_calls(reset=True)
     for (name, options), gather in itertools.product(GATHERED, (True, False)):

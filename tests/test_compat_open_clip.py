@@ -101,7 +101,8 @@ def test_a_call_is_that_of_the_library(name):
 
 
 def compare_rounded(ours: Any, theirs: Any, given: dict[str, Any], dtype: torch.dtype, context: object = "") -> None:
-    """In float32 or, by autocast or not, in bfloat16, with what the library makes of the same features in float64."""
+    """In float32, or in bfloat16 with or without autocast, against the library's results of the same features in
+    float64."""
     exact = {name: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for name, t in given.items()}
     autocast = dtype == torch.bfloat16 and given["image_features"].dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -237,7 +238,7 @@ MAKES: dict[str, dict[str, Any]] = {
 
 
 def args_of(**changed: Any) -> Namespace:
-    """Those of open_clip's training script."""
+    """The arguments of open_clip's training script."""
     args = dict(
         distill=False, siglip=False, model="ViT-B-32", local_loss=True, gather_with_grad=True, rank=1, world_size=3,
         horovod=False, coca_caption_loss_weight=2.0, coca_contrastive_loss_weight=0.5, loss_dist_impl="shift",
@@ -293,7 +294,7 @@ def test_a_training_script_with_one_import_changed(siglip):
 
 
 class Horovod(SimpleNamespace):
-    """horovod.torch in a process of two, whose other one has the same features, negated."""
+    """A stand-in for horovod.torch with two processes, the other of which has the same features, negated."""
 
     def allgather(self, x: Tensor) -> Tensor:
         return torch.cat([-x, x])
@@ -312,7 +313,7 @@ def test_horovod(name, local_loss, gather_with_grad, monkeypatch):
 
 
 def in_a_group(world: int) -> int:
-    """Every mode of every loss in this process of a group; how many were compared."""
+    """Compare every mode of every loss, in this process of a group; returns how many were compared."""
     rank = torch.distributed.get_rank()
     fused_calls(reset=True)
     modes = [

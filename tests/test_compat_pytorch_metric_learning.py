@@ -60,7 +60,7 @@ OF_ROWS = [None, None, *REDUCERS]
 
 
 class Kind(NamedTuple):
-    """What a loss is drawn from."""
+    """The options and arguments from which calls of a loss are drawn."""
 
     name: str
     options: dict[str, list[Any]]
@@ -169,7 +169,7 @@ def outcome(module: Any, call: dict[str, Any]) -> tuple[Any, list[torch.Tensor]]
 
 
 def test_values_and_gradients_of_random_calls() -> None:
-    """Those of the library, and at least 70 % fused."""
+    """Values and gradients are the library's, and at least 70 % of the calls are fused."""
     rng = random.Random(SEED)
     fused_calls(reset=True)
     ran = fused = 0
@@ -201,7 +201,7 @@ def close(call: dict[str, Any], got: torch.Tensor, want: torch.Tensor, tolerance
 
 
 def differs_on_purpose(call: dict[str, Any], want: Any) -> bool:
-    """Where the library fails, or its value is another than its formula's: docs/from_pytorch_metric_learning.md."""
+    """Whether the library fails, or does not compute its own formula: see docs/from_pytorch_metric_learning.md."""
     name, reducer = call["kind"].name, call["reducer"] or ""
     if isinstance(want, type):  # pairs with more references than rows, and losses in a column, do not fit its N x N
         return reducer.startswith("anchor") and want in (IndexError, RuntimeError)
@@ -214,7 +214,7 @@ def differs_on_purpose(call: dict[str, Any], want: Any) -> bool:
 @pytest.mark.parametrize("labels", [[0, 0], [0, 1], [0], [0, 0, 1], []])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.refs], ids=lambda kind: kind.name)
 def test_zero_rules(kind: Kind, labels: list[int]) -> None:
-    """What the library has of no pair, one and few, in a batch and with one reference."""
+    """The library's values for no pair, one pair and few pairs, in a batch and with one reference."""
     x = torch.eye(D, dtype=torch.float64)[: len(labels)]
     y = torch.tensor(labels, dtype=torch.int64)
     for more in ({}, {"ref_emb": 0.5 + x[:1], "ref_labels": y[:1].clone()}):
@@ -257,7 +257,7 @@ MINERS = [
 
 @pytest.fixture
 def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the distance matrix at a time, so that rows and pairs come in several parts."""
+    """Few rows of the distance matrix at a time, so that rows and pairs come in several parts."""
     monkeypatch.setattr(compat.miners, "CHUNK", 90)
 
 
@@ -316,7 +316,7 @@ MEMORIES = [
 
 @pytest.mark.parametrize(
     ("name", "options", "use"),
-    # Rows of the batch are no rows of the memory: most losses of the library refuse such tuples.
+    # Rows of the batch are not rows of the memory: most losses of the library refuse such tuples.
     [(*memory, use) for memory in MEMORIES for use in ("", "miner", "mask")]
     + [(*memory, "tuple") for memory in MEMORIES if memory[0] in LISTED],
     ids=lambda v: v if isinstance(v, str) else "",
@@ -441,7 +441,7 @@ def test_labels_of_any_dtype(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    """A float32 loss, as exact as of the same rows in float64; a weight keeps its dtype."""
+    """The loss is float32, and as exact as the loss of the same rows in float64; a weight keeps its dtype."""
     x, labels = torch.randn(12, D).to(dtype), torch.arange(12) % C
     for name in ("ContrastiveLoss", "SupConLoss", "ArcFaceLoss"):
         classes = {"num_classes": C, "embedding_size": D} if name == "ArcFaceLoss" else {}
@@ -457,7 +457,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 
 def test_listed_rows_that_are_none_are_refused() -> None:
-    """And one below 0 counts from the end, as in the library."""
+    """An index out of range is an error, and one below 0 counts from the end, as in the library."""
     x, labels = torch.randn(6, D, dtype=torch.float64), torch.tensor([0, 0, 1, 1, 2, 2])
     last, wrong = (tuple(torch.tensor([i, i]) for i in (0, 1, n)) for n in (-1, 6))
     for name in ("ContrastiveLoss", "TripletMarginLoss", "SupConLoss"):
@@ -487,7 +487,7 @@ def test_known_faults_are_not_copied() -> None:
 
 
 def test_listed_pairs_need_no_matrix() -> None:
-    """Forward and backward of a list of pairs make no tensor of N x N elements, nor of a row a pair."""
+    """Forward and backward of listed pairs make no tensor of N x N elements, and none with one row per pair."""
     N, P = 3000, 40_000
     x, a = torch.randn(N, 64, requires_grad=True), torch.randint(N, (P,))
     p, n = 2 * torch.randint(N // 2, (P,)), 2 * torch.randint(N // 2, (P,)) + 1
@@ -545,7 +545,7 @@ for epoch in range(3):
 
 
 def test_a_script_as_the_documentation_has_it() -> None:
-    """One import is another, and every step's loss is the same."""
+    """With one import changed, the loss of every step stays the same."""
     fused_calls(reset=True)
     found = []
     changed = SCRIPT.replace(

@@ -210,7 +210,7 @@ def test_ranking_in_kernels():
 @pytest.mark.parametrize("name", ["MultipleNegativesRankingLoss", "CachedMultipleNegativesRankingLoss"])
 @pytest.mark.parametrize("directions", [("query_to_doc",), DIRECTIONS[4][1]])
 def test_ranking_with_gathered_batches(name, directions, monkeypatch):
-    """As the second of two processes has it."""
+    """Gathered batches, as the second of two processes has them."""
     for module in (
         "fusedloss.compat.sentence_transformers.losses.ranking",
         "sentence_transformers.sentence_transformer.losses.multiple_negatives_ranking",

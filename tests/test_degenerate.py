@@ -125,7 +125,7 @@ def test_equal_zero_and_tiny_rows_are_exact(backend, device, kind, metric):
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-22])
 def test_rows_whose_squared_distance_is_no_normal_number_are_not_apart(backend, device, scale):
-    """Where the hardware takes such a number for 0, its root is 0, and not its product with an infinite inverse."""
+    """Where the hardware flushes such a number to 0, its root is 0, and not its product with an infinite inverse."""
     x, labels = batch(12, 5, classes=2)
     arguments = put(dict(embeddings=scale * x, labels=labels), device, torch.float32)
     value, (grad,) = run(fusedloss.pairwise_contrastive_loss, arguments, metric="euclidean", neg_margin=1.0)

@@ -117,7 +117,7 @@ def test_ticks_are_plain_numbers_around_the_data():
 
 @pytest.fixture
 def windows(monkeypatch, tmp_path):
-    """As there: no /proc, no module `resource`, no psutil where it is not installed."""
+    """Stands for a system without /proc, without the module `resource` and, if not installed, without psutil."""
     monkeypatch.setattr(measure, "Path", lambda name: tmp_path / "missing" / name.lstrip("/"))
     for module in ("resource", "psutil"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -130,7 +130,7 @@ def test_without_psutil_memory_is_unknown_on_windows(windows):
 
 @pytest.mark.parametrize("peak", ["peak_wset", "peak_rss"])
 def test_psutil_tells_the_memory_on_windows(peak, windows, monkeypatch):
-    """By the field's name before and since psutil 8."""
+    """The field has another name since psutil 8."""
     told = iter([{"rss": 5000, peak: 6000}, {"rss": 5500, peak: 9000}])
     process = SimpleNamespace(memory_info=lambda: SimpleNamespace(**next(told)))
     monkeypatch.setitem(sys.modules, "psutil", SimpleNamespace(Process=lambda: process))

@@ -16,12 +16,12 @@ REFERENCES = [(loss, False) for loss in LOSSES] + [(loss, True) for loss in (*IN
 
 
 def front(cases):
-    """Those of the sample of losses in `make test`, all in `make test-all`: every compilation takes about a second."""
+    """Cases for a sample of the losses in `make test`, and for all in `make test-all`: a compilation takes a second."""
     return [case for case in cases if FULL or (case[0] if isinstance(case, tuple) else case) in SAMPLE]
 
 
 def graphs(function, calls, backend="aot_eager"):
-    """How many graphs torch.compile makes of a function for calls with other values and sizes, which are eager's."""
+    """How many graphs torch.compile makes of a function for these calls, whose results must be eager's."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(function, fullgraph=True, backend=counter)
@@ -128,7 +128,7 @@ def test_it_is_exported_with_a_dynamic_batch(loss, refs, strict):
 
 
 def test_graphs_of_one_loss_do_not_count_for_another():
-    """torch.compile keeps eight graphs of a code object: that of a wrapper of all losses would be full with four."""
+    """torch.compile keeps eight graphs per code object; one wrapper for all losses would be full with four losses."""
     modules = [getattr(fusedloss, name) for name in fusedloss.__all__ if name.endswith("Loss")]
     for functions in (LOSSES, [module.forward for module in modules]):
         assert len({id(function.__code__) for function in functions}) == len(functions) == len(LOSSES)

@@ -59,7 +59,7 @@ OF_SEVERAL = [(fusedloss.arcface_loss, "margin"), (fusedloss.cosface_loss, "marg
 
 
 def optional_tensors(loss):
-    """Those that a call may leave out, which are no options."""
+    """The tensors that a call may leave out; they are not options."""
     row = CATALOG.get(loss.__name__)
     return [name for name, role in row.tensors.items() if role.optional] if row else []
 

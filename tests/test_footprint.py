@@ -1,4 +1,4 @@
-"""Launches and memory of a step on a GPU that is not there."""
+"""The launches and the memory of a step, recorded for an absent GPU."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ CLASSES = 1024
 
 
 def numbers(work: Workload) -> int:
-    """(N + M) D of the score matrix: those of both sides, of which a batch compared with itself is either."""
+    """(N + M) D of the score matrix, counting both sides; a batch that is compared with itself is both."""
     matrices = [t for t in arguments(work, "meta").values() if t.dim() == 2]
     itself = len(matrices) == 1 or bool(CATALOG[work.loss].named(Role.VIEW))
     return (1 + itself) * sum(t.numel() for t in matrices)

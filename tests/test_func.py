@@ -24,7 +24,7 @@ def of_rows(loss, device, **options):
 
 
 def gradients(function, rows):
-    """By autograd."""
+    """The gradient by autograd."""
     leaves = [v.clone().requires_grad_() for v in rows]
     return torch.autograd.grad(function(*leaves).sum(), leaves)
 

@@ -110,7 +110,7 @@ def test_no_maximum_drops_nan():
 
 
 def test_dtypes_are_on_the_right_of_a_comparison():
-    """Of a constant: to Triton 3.3 `tl.float16 == DTYPE` is never true."""
+    """The dtype is compared with a constant on the right: in Triton 3.3 `tl.float16 == DTYPE` is never true."""
     for path in KERNELS:
         for node in ast.walk(ast.parse(path.read_text())):
             left = ast.unparse(node.left) if isinstance(node, ast.Compare) else ""
@@ -119,14 +119,14 @@ def test_dtypes_are_on_the_right_of_a_comparison():
 
 @pytest.mark.skipif("constants" in signature(code_generator.mangle_fn).parameters, reason="of this Triton itself")
 def test_no_two_calls_are_one_to_an_older_triton(tmp_path):
-    """Before 3.7 calls whose tuples differ only in how they are nested share their code, which is that of the first."""
+    """Before 3.7, calls whose tuples differ only in their nesting share their code, which is that of the first call."""
     kernels = compiled("ttgir", CATALOG, "bf16", tmp_path)
     assert {loss.split(",")[0] for loss, *_ in kernels} == set(CATALOG)
     assert not [(loss, kernel, alike) for loss, kernel, alike, _ in kernels if alike]
 
 
 def exponents(ptx):
-    """The instruction that makes what every exponential of a PTX program is taken of, before log2(e)."""
+    """For every exponential in a PTX program, the instruction that makes its argument, before the factor log2(e)."""
     made = {}
     for line in ptx.splitlines():
         found = re.match(r"\s*(?:@!?%p\d+ )?([a-z][\w.]*)\s+(%\w+),\s*(.*);", line)
@@ -141,7 +141,7 @@ def exponents(ptx):
 
 @pytest.mark.parametrize("loss", ["circle_loss", "supcon_loss", *in_full("lifted_structure_loss", "clip_loss")])
 def test_what_feeds_an_exponential_is_rounded_alike_in_fold_and_gradient(loss, tmp_path):
-    """A product that fuses with the difference from the state, in one and not in the other, is rounded in one alone."""
+    """A product that is fused with the subtraction of a state in only one of two kernels is rounded in only one."""
     kernels = {name: code for _, name, _, code in compiled("cubin", [loss], "bf16", tmp_path)}
     for name in ("fold", "grad"):
         operations = list(exponents(kernels[name]))

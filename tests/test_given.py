@@ -174,7 +174,7 @@ def test_cosent_of_targets_that_do_not_differ_is_zero_with_zero_gradient(backend
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_cosent_is_exact_where_its_terms_are_tiny_or_huge(backend, device, sign):
-    """In the right order with a margin of 2 a pair costs exp(-2 s), in the wrong one 2 s."""
+    """With cosines 2 apart, a pair in the right order costs exp(-2 s), and one in the wrong order 2 s."""
     x1 = torch.tensor([[1.0, 0.0]] * 2, device=device)
     x2 = torch.tensor([[sign, 0.0], [-sign, 0.0]], device=device)
     for s in (20.0, 1e3):
@@ -441,7 +441,7 @@ def test_a_triplet_of_small_cosines_is_exact(backend, device, soft_margin, swap)
 
 
 def mined(anchor, positive, negative, **options):
-    """The triplet as the one that batch-hard mining finds."""
+    """The loss of a batch in which batch-hard mining finds just this triplet."""
     labels = torch.tensor([0, 0, 1], device=anchor.device)
     refs = torch.cat([anchor, positive, negative])
     return fusedloss.batch_hard_triplet_loss(anchor, labels[:1], refs, labels, ref_offset=0, **options)
@@ -467,7 +467,7 @@ def test_a_soft_margin_has_its_margin(backend, device, metric, dtype, margin):
 
 
 def of_all(anchor, positive, negative, **options):
-    """The triplet as the only one of a batch."""
+    """The loss of a batch whose only triplet is this one."""
     labels = torch.tensor([0, 0, 1], device=anchor.device)
     refs = torch.cat([anchor, positive, negative])
     return fusedloss.batch_all_triplet_loss(anchor, labels[:1], refs, labels, ref_offset=0, **options)

@@ -1,4 +1,4 @@
-"""The program for a machine with a GPU, as far as it goes without one."""
+"""The program for a machine with a GPU, up to the steps that run without one."""
 
 import json
 import subprocess

@@ -64,7 +64,7 @@ def base(loss: Any) -> dict[str, Any]:
 
 
 def optional(loss: Any) -> list[tuple[str, ...]]:
-    """Which of the tensors that may be left out are given: none, each, all."""
+    """Which of the optional tensors are given: none, each one, or all."""
     row = CATALOG[loss.__name__]
     of = {role: row.named(role) for role in row.tensors.values() if role.optional}
     pairs = ((Role.REF_ROWS, Role.REF_LABELS), (Role.IDS,), (Role.IDS, Role.KEY_IDS))
@@ -123,7 +123,7 @@ def whole(case: Mapping[str, Any], dtype: torch.dtype = torch.float64) -> dict[s
 
 
 def own(case: Mapping[str, Any], tensors: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """Those of a process: of every tensor of rows its rows."""
+    """The tensors of one process: its rows of every tensor of rows."""
     return {name: t[part(case, rank)] if of_rows(case, name) else t for name, t in tensors.items()}
 
 
@@ -151,7 +151,7 @@ def differentiated(loss: Any, tensors: Mapping[str, Any], weights: Tensor) -> di
 
 
 def expected(case: Mapping[str, Any], alone: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What of the results of one process is that of this process of a group."""
+    """The part of the results of one process that belongs to this process of a group."""
     at, value = part(case, dist.get_rank()), alone["value"]
     value = value.view(weights(case).shape)[:, at].flatten() if value.dim() else value
     return {name: t[at] if of_rows(case, name) else t for name, t in alone.items()} | {"value": value}
@@ -162,13 +162,13 @@ def differentiated_alone(case: Mapping[str, Any], tensors: Mapping[str, Any]) ->
 
 
 def weights(case: Mapping[str, Any]) -> Tensor:
-    """Of the terms of a loss, by view and row; they are exact in every dtype."""
+    """The weights of a loss's terms, by view and row; they are exact in every dtype."""
     views = 2 if case["loss"] in ("nt_xent_loss", "decoupled_contrastive_loss") else 1
     return (torch.arange(views * sum(case["sizes"])) % 5 + 0.5).view(views, -1)
 
 
 def differentiated_in_group(case: Mapping[str, Any], tensors: Mapping[str, Any], mode: str) -> dict[str, Tensor]:
-    """The same of the own rows; gradients are scaled so that they are those of one process."""
+    """The results for the own rows; gradients are scaled so that they are those of one process."""
     rank, world = dist.get_rank(), dist.get_world_size()
     loss = GroupLoss(getattr(fusedloss, case["loss"]), mode=mode)
     found = differentiated(loss, own(case, tensors, rank), weights(case)[:, part(case, rank)].flatten())
@@ -187,13 +187,13 @@ def differentiated_in_group(case: Mapping[str, Any], tensors: Mapping[str, Any],
 
 
 def modes(case: Mapping[str, Any]) -> tuple[str, ...]:
-    """Those of a case: that of its grid, otherwise both; of a loss that wants all rows at once there is one."""
+    """The modes of a case: the one of its grid, or else both; only one for a loss that needs all rows at once."""
     at_once = CATALOG[case["loss"]].family in ("triplets", "ranking") or case["options"].get("negatives") == "semihard"
     return MODES[:1] if at_once else (case["mode"],) if "mode" in case else MODES
 
 
 def compare(cases: list[dict[str, Any]]) -> Any:
-    """Cases of which something is not as in one process, and the values of all."""
+    """The cases that differ from one process, and the values of all cases."""
     wrong, values = [], []
     with running("blocked", "small"):
         for case in cases:
@@ -239,7 +239,7 @@ POINTS = dict(labels="mixed", given=(), learned=(), ignored=None)
 
 
 def of_dtypes(loss: Any) -> list[dict[str, Any]]:
-    """What a loss and its variants are of a batch that some of the processes have."""
+    """The values of a loss and its variants for a batch whose rows only some of the processes have."""
     variants = [{}, *CATALOG[loss.__name__].variants, *VARIANTS.get(loss.__name__, ())]
     found = []
     for variant, sizes in zip(variants, itertools.cycle(((7, 0, 5), (4, 3, 4)))):

@@ -1,4 +1,4 @@
-"""What a process takes for the loss of a whole batch: the forms agree, and what is sent is what is said."""
+"""The memory and traffic for the loss of a whole batch: the forms agree, and traffic is as predicted."""
 
 import json
 

@@ -35,7 +35,7 @@ def model() -> nn.Module:
 
 
 def losses() -> list[nn.Module]:
-    """Two of a step: a fold with a number that is learned, and mined pairs."""
+    """Two losses of a step: a fold with a learned number, and mined pairs."""
     temperature = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
     return [fusedloss.SupConLoss(temperature=temperature), fusedloss.BatchHardTripletLoss(margin=0.5)]
 
@@ -113,7 +113,7 @@ def within_ddp(mode: str) -> None:
 
 
 def averaged_by_hand(mode: str) -> None:
-    """With the loss scaled, as GradScaler does."""
+    """The loss is scaled, as GradScaler does it."""
     world = dist.get_world_size()
     net, of = model(), shared(mode)
     x, labels, at = rows(world)
@@ -242,7 +242,7 @@ def test_two_runs_are_the_same_to_the_last_bit_on_all_ranks(mode):
 
 
 def more_keys(mode: str) -> None:
-    """A process has keys that belong to none of its queries, in front of the others and behind them."""
+    """A process has keys that belong to none of its queries, before and after the others."""
     Q, K, offset, rank = (3, 2), (6, 4), 1, dist.get_rank()
     q, k = batch(sum(Q), 5)[0], batch(sum(K), 5, seed=1)[0]
     bias, own_ids = torch.arange(sum(K)).double() / 7, torch.tensor([0, 1, 0, 2, 1, 3, 0, 1, 2, 4])
@@ -303,7 +303,7 @@ def test_some_inputs_are_constants(mode):
 
 
 def with_nan(mode: str) -> None:
-    """As in one process: nothing is hidden, in the value on every rank and in the gradients."""
+    """NaN shows as in one process: in the value on every rank, and in the gradients."""
     x, labels, at = rows(2)
     x[1, 2] = torch.nan
     for function in (fusedloss.supcon_loss, fusedloss.pairwise_contrastive_loss, fusedloss.batch_hard_triplet_loss):

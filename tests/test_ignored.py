@@ -1,4 +1,4 @@
-"""Rows whose label is ignored, and a batch at its place among the references: neither changes what others are worth."""
+"""Rows whose label is ignored, and a batch at its place among the references: other rows keep their values."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def run(loss, arguments, **options):
 
 
 def assert_left_out(loss, arguments, label, **options):
-    """The loss that ignores a label is that of the other rows, value and gradients, and 0 where it is ignored."""
+    """A loss that ignores a label has the value and gradients of the other rows, and gradient 0 for ignored ones."""
     (value, grads), (want, want_grads) = (
         run(loss, filled(arguments, label, torch.nan), ignore_index=label, **options),
         run(loss, removed(arguments, label), **options),
@@ -161,7 +161,7 @@ TAKING = [loss for loss in LOSSES if "ignore_index" in loss.__kwdefaults__ and C
 
 @in_front(TAKING)
 def test_where_labels_are_not_read_the_loss_is_the_same(backend, device, loss, monkeypatch):
-    """As on a GPU: with ignored rows, and without any."""
+    """Values cannot be read, as on a GPU: with ignored rows, and without any."""
     arguments = {k: v.to(device) for k, v in example(loss, refs=True).items()}
     for label in (1, 77):
         want, want_grads = run(loss, arguments, ignore_index=label)
@@ -244,7 +244,7 @@ def test_a_memory_bank_keeps_ignored_rows_out(backend, device):
 
 @in_front(IN_BATCH)
 def test_among_references_that_are_ignored_a_batch_is_compared_with_itself(backend, device, loss):
-    """At its place a row is not paired with itself, and its gradient is that of both of its roles."""
+    """A row is not paired with itself at its place in the references, and its gradient adds up both of its roles."""
     arguments = in_batch("self", device)
     want, want_grads = run(loss, arguments, reduction="sum")
     x, labels = arguments.values()

@@ -92,7 +92,7 @@ ONE_PAIR_EACH = [
 
 @pytest.mark.parametrize(("loss", "options"), ONE_PAIR_EACH)
 def test_the_mean_over_active_terms_counts_those_above_zero(backend, device, loss, options):
-    """Of two rows a class, so that an anchor has one term: some cost something, and those far away nothing."""
+    """Two rows per class, so that an anchor has one term: some terms cost something, and those of far rows nothing."""
     x = torch.tensor([[0.0], [2.0], [1.5], [1.9], [40.0], [40.1], [80.0], [80.1]], device=device)
     labels = torch.arange(8, device=device) // 2
     terms = loss(x, labels, **options, reduction="none")
@@ -169,7 +169,7 @@ def test_wide_rows_are_as_exact_as_eager(backend, loss, options, D, dtype):
 )
 @pytest.mark.parametrize("backend", ["blocked", "triton"])
 def test_gradients_of_float16_rows_are_as_exact_where_a_pairs_share_is_below_float16(backend, loss, options, M):
-    """Of a mean over many, of a loss that counts little: as if it were scaled before, but for how it is stored."""
+    """Small gradients, as of a mean over many rows: as exact as if the loss were scaled, except for their storage."""
     (x, labels), (y, ref_labels) = batch(4, 16, classes=2), batch(M, 16, classes=2, seed=1)
     small, least = 2.0**-12, 2.0**-24  # the least number of float16
     found = []
@@ -191,14 +191,14 @@ def test_gradients_of_near_duplicates_are_as_exact_as_eager(backend, device, met
     x, _ = batch(12, 32)
     x = torch.cat([x, x + apart * batch(12, 32, seed=1)[0]])
     arguments = dict(embeddings=x, labels=torch.arange(24), metric=metric, neg_margin=2.0)
-    # Of a distance of 0 the root of its rounding is left. On tensor cores three tf32 products make one of fp32 rows and
-    # leave 2^-20 of it; on an H200 that was 2.2 times what eager PyTorch leaves.
+    # A distance of 0 comes out as the root of its rounding error. On tensor cores three tf32 products make one of fp32
+    # rows, with an error of 2^-20; on an H200 that was 2.2 times the error of eager PyTorch.
     factor = 3.0 if device == "cuda" and dtype == torch.float32 and apart == 0 else 1.5
     check(fusedloss.pairwise_contrastive_loss, arguments, dtype, device, closer=False, factor=factor)
 
 
 def brute_force(x, labels, y, ref_labels, metric, positives, negatives, offset):
-    """(positive, negative) of every anchor by looking at all, the lowest index first; None where there is none."""
+    """(positive, negative) of every anchor by brute force, the lowest index on ties; None where there is none."""
     p = 1.0 if metric == "manhattan" else 2.0
     d = torch.cdist(x, y, p=p, compute_mode="donot_use_mm_for_euclid_dist")
     d = (1 - F.cosine_similarity(x[:, None], y[None], dim=-1) if metric == "cosine" else d).round(decimals=9).tolist()

@@ -21,7 +21,7 @@ FUNCTIONS = [
     f for f in vars(fusedloss).values() if inspect.isfunction(f) and f.__module__.startswith("fusedloss.losses")
 ]
 
-# What each layer may import besides the standard library, by string too; of that kernels take three modules.
+# What each layer may import besides the standard library, by string too; kernels may import three modules of that.
 LEAVES = ("torch", "fusedloss.checks.")
 LAYERS = {
     "kernels": ("triton", "kernels."),
@@ -48,7 +48,7 @@ LAYERS = {
     "fusedloss/memory_bank.py": (
         "torch", *(f"fusedloss.{m}." for m in ("checks", "groups", "losses", "distributed.agreement")),
     ),
-    # FUSEDLOSS_AUTOTUNE=1 is the one thing for which the library calls a tool: it fills the hook of the backends.
+    # Only for FUSEDLOSS_AUTOTUNE=1 does the library call a tool, which fills the hook of the backends.
     "fusedloss/__init__.py": tuple(
         f"fusedloss.{m}" for m in ("reference", "backends.", "losses.", "memory_bank.", "modules.", "tools.autotune")
     ),
@@ -76,7 +76,7 @@ def imported(path):
 
 
 def by_string(name, own):
-    """The names that a call may import: of one that is put together, all modules that it may be."""
+    """The names that a call may import; for a name that is put together, all modules that it may name."""
     text = ast.unparse(name)
     if isinstance(name, ast.Constant) and isinstance(name.value, str):
         relative = name.value.startswith(".")
@@ -88,7 +88,7 @@ def by_string(name, own):
         yield f"<{text}>"  # any module: no layer may
 
 
-# What may import by a name that comes from outside: a maker to be measured, a kernel to be compiled, another library.
+# Files that may import by a name from outside: of a maker to measure, a kernel to compile, or another library.
 OPEN = {"fusedloss/tools/measure.py", "fusedloss/tools/compiling.py", "fusedloss/compat/library.py"}
 
 
@@ -130,7 +130,7 @@ def functions(folder):
 
 
 def test_no_function_takes_more_than_a_reader_holds():
-    """10 parameters on the host, where what belongs together is a record, 24 of a kernel; public losses have more."""
+    """At most 10 parameters on the host, where records group arguments, and 24 in a kernel; public losses have more."""
     public = {f.__name__ for f in FUNCTIONS}
     for folder, most in (("fusedloss", 10), ("kernels", 24)):
         for path, node in functions(folder):
@@ -139,7 +139,7 @@ def test_no_function_takes_more_than_a_reader_holds():
 
 
 def test_the_packaged_kernels_are_those_at_the_top():
-    """By a relative link in git, as a copy in an sdist, which has PKG-INFO."""
+    """They are a relative link in git, and a copy in an sdist, which has PKG-INFO."""
     top, packaged = ROOT / "kernels", ROOT / "fusedloss" / "kernels"
     if not (ROOT / "PKG-INFO").exists():
         assert packaged.is_symlink() and packaged.readlink() == Path("../kernels")
@@ -194,7 +194,7 @@ def test_every_function_has_an_example_and_an_equivalent(function):
 
 
 def code_lines(path, word):
-    """Lines of the top-level definitions whose name has the word, and of other lines of tables that have it."""
+    """The number of lines in top-level definitions with the word in their name, and of lines of tables that have it."""
     text = (ROOT / path).read_text()
     lines, found = text.splitlines(), set()
     for node in ast.parse(text).body:

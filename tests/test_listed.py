@@ -92,7 +92,7 @@ def test_no_pairs_are_no_distances_and_gradients_of_zero(backend, device, N, M, 
 
 @pytest.mark.parametrize("metric", [metric for metric in OF_PAIRS if metric != "manhattan"])
 def test_many_pairs_are_products_of_blocks(metric, monkeypatch):
-    """Of several, around a far origin, with equal rows and some that are almost equal, as exact as one by one."""
+    """Blocks of pairs are as exact as single pairs, far from the origin too, and for equal and almost equal rows."""
     monkeypatch.setattr(listed, "TILE", 90)
     x = 100 + batch(30, 6)[0].float()
     x[3], x[5] = x[4], x[6] * (1 + 1e-6)
@@ -184,7 +184,7 @@ def test_kernels_give_the_same_bits_again():
 @pytest.mark.parametrize("backend", ["blocked", "triton"])
 @pytest.mark.parametrize("refs", [False, True])
 def test_memory_is_linear_in_pairs_and_in_rows(backend, refs):
-    """50 bytes a number of both sides and 150 a pair, where their rows would take 2,048."""
+    """50 bytes per number of both sides and 150 per pair, where the rows of a pair would take 2,048."""
     N, M, P, D = 128, 64, 20_000, 256
     launch = pytest.importorskip("fusedloss.backends.triton.launch")
     rows = [torch.ones(n, D, device="meta", requires_grad=True) for n in (N, M)[: 1 + refs]]

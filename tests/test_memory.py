@@ -14,7 +14,7 @@ N = 4096
 @pytest.mark.parametrize("n", [1024, *in_full(N)])
 @pytest.mark.parametrize("case", ["linear cross entropy, 100,000 classes", *in_full("arcface, 100,000 classes")])
 def test_a_hundred_thousand_classes_take_less_memory_than_their_logits(case, n):
-    """Of 4,096 rows these take 1.5 GiB, where less than one is asked for."""
+    """For 4,096 rows these take 1.5 GiB, where the limit is less than 1 GiB."""
     found = measure("bench.workloads:in_batch", case=case, implementation="fusedloss", n=n, d=128, repeats=1)
     assert 0 < found.peak_bytes < min(2**30, n * 100_000 * 4)
 
@@ -41,7 +41,7 @@ def semihard_against(references, n, classes):
 
 @pytest.mark.parametrize("classes", [32, *in_full(4)])
 def test_semihard_takes_no_row_of_all_references_for_each_of_a_block(classes):
-    """It took 2.5 and 6 times as much as the distances do: a count a reference, and a place for each positive."""
+    """Counts per reference, and places for each positive, once took 2.5 and 6 times as much memory as the distances."""
     n, references = 128, 131_072
     maker = "tests.test_memory:semihard_against"
     found = measure(maker, n=n, references=references, classes=classes, repeats=1)

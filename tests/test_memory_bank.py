@@ -113,7 +113,7 @@ def test_a_reset_bank_is_as_it_was_built(backend, device):
 
 @pytest.mark.parametrize("loss", [fusedloss.supcon_loss, fusedloss.SupConLoss(), reference.supcon_loss])
 def test_a_loss_may_be_partial_or_one_that_fusedloss_has_not(loss):
-    """The reference's functions are any others: only the names of what they take say what they are."""
+    """The reference's functions stand for any callables: the bank knows them only by the names of their arguments."""
     bank = MemoryBank(partial(loss, temperature=0.5), 10, 5)
     want = MemoryBank(fusedloss.SupConLoss(temperature=0.5), 10, 5)
     for x, labels in batches():
@@ -144,7 +144,7 @@ def test_a_bank_goes_on_from_its_saved_state():
 
 
 def test_a_bank_loads_what_was_saved_of_buffers_and_says_what_is_wrong(tmp_path):
-    """Its rows were buffers once: under the same names."""
+    """The rows were buffers in older versions, with the same names."""
     bank = MemoryBank(fusedloss.supcon_loss, 10, 5)
     old = torch.nn.Module()
     for name, value in dict(embeddings=torch.randn(10, 5), labels=torch.arange(10), position=torch.tensor(13)).items():
@@ -179,7 +179,7 @@ def test_rows_are_no_buffers_and_go_where_the_module_goes():
 
 
 def rank(number, directory):
-    """What one process of two finds: values and gradients of steps of its own, with and without DDP."""
+    """The values and gradients of one of two processes in steps of its own, with and without DDP."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=number, world_size=2)
     found = []
     for wrap in (torch.nn.parallel.DistributedDataParallel, lambda model: model):
@@ -298,7 +298,7 @@ def test_bad_arguments_are_named():
 
 @pytest.mark.parametrize("keyed", [False, True])
 def test_a_kept_row_of_a_sample_that_comes_again_is_left_out(backend, device, keyed):
-    """As if it were not in the buffer: neither a positive nor a negative."""
+    """A row of the same sample is neither a positive nor a negative, as if it were not in the buffer."""
     (x, labels), (again, _) = batch(6, 5, classes=2), batch(6, 5, classes=2, seed=1)
     x, again, labels = x.float().to(device), again.float().to(device), labels.to(device)
     ids, those = torch.arange(6, device=device), torch.tensor([4, 9, 0, 7, 8, 11], device=device)

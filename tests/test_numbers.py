@@ -1,5 +1,5 @@
-"""Numbers that may be tensors: as exact as floats whatever their dtype, held to the same bounds, and of no influence on
-the dtype of the loss."""
+"""Numbers that may be tensors: they are as exact as floats in every dtype, have the same bounds, and do not change the
+dtype of the loss."""
 
 import inspect
 

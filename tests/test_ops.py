@@ -49,8 +49,8 @@ OPS = [*OPERATIONS.values()]
 
 
 def op_inputs(device):
-    """(operation, record) of every operation: a self batch, references with a margin on the device, rows among them of
-    which some are ignored, any layout."""
+    """(operation, record) for every operation: a batch with itself, references with a margin on the device, rows among
+    their references with some ignored, and any layout."""
     x, labels = (t.to(device) for t in batch(9, 5, classes=2))
     y, ref_labels = (t.to(device) for t in batch(7, 5, classes=2, seed=1))
     x, y = x.float(), y.float().t().contiguous().t()

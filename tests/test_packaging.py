@@ -1,4 +1,4 @@
-"""What a wheel and an sdist hold, and a checkout without symbolic links, from which neither is built."""
+"""The contents of a wheel and of an sdist, and a checkout without symbolic links, from which neither can be built."""
 
 import os
 import shutil

@@ -146,7 +146,7 @@ def test_triplets_of_a_kind_are_those_of_its_triplet_miner(backend, device, kind
 
 @pytest.mark.parametrize("temperature", [0.01, 0.2])
 def test_smooth_ap_among_references_that_are_the_batch_is_its_smooth_ap_loss(backend, device, temperature):
-    """Which counts every anchor among its own positives, and takes classes of equal size, one after the other."""
+    """The library counts every anchor among its own positives, and needs classes of equal size, one after the other."""
     x, _ = batch(36, 23)
     labels = torch.arange(36) // 6
 
@@ -258,7 +258,7 @@ def test_all_pairs_losses_with_references_are_its_own(backend, device, name):
 
 @pytest.mark.parametrize("beta", [1.2, [1.3, 1.6]])
 def test_margin_loss_with_as_many_positives_as_negatives_is_its_margin_loss(backend, device, beta):
-    """It counts a pair once for every triplet: with m references of each of two classes, every pair m times."""
+    """The library counts a pair once per triplet: with m references of each of two classes, every pair m times."""
     m = 13
     x, y = batch(17, 23)[0], batch(2 * m, 23, seed=1)[0]
     labels, ref_labels = torch.arange(17) % 2, torch.arange(2 * m) % 2
@@ -287,7 +287,7 @@ def test_nt_xent_is_its_loss_of_two_views_a_class(backend, device):
 
 @pytest.mark.parametrize("sigma", [None, 0.5])
 def test_decoupled_contrastive_is_lightlys_formula(backend, device, sigma):
-    """Of its `DCLLoss`, and of `DCLWLoss` with sigma."""
+    """Parity with lightly's `DCLLoss`, and with `DCLWLoss` for sigma."""
 
     def one_way(x, y, temperature):
         own, across = x @ x.T, x @ y.T
@@ -385,7 +385,7 @@ def test_clip_and_siglip_are_open_clips_formulas(backend, device):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_clip_of_gathered_rows_is_open_clips_local_loss(backend, device, rank):
-    """Of one of two ranks, which each have half of the rows and the texts and images of both."""
+    """The loss of one of two ranks, each of which has half of the rows, and the texts and images of both."""
     (image, _), (text, _) = batch(18, 23), batch(18, 23, seed=1)
     offset = 9 * rank
 
@@ -403,7 +403,7 @@ def test_clip_of_gathered_rows_is_open_clips_local_loss(backend, device, rank):
 
 
 def test_siglip_of_the_texts_of_others_is_open_clips_negative_only(backend, device):
-    """The own texts' loss and that of each other rank's are, over the ranks, that of the whole batch."""
+    """Every rank adds its losses with the own texts and with those of other ranks; the mean is the whole batch's."""
     (image, _), (text, _) = batch(18, 23), batch(18, 23, seed=1)
     given = dict(image=image, text=text, logit_scale=torch.tensor(10.0), logit_bias=torch.tensor(-5.0))
 
@@ -470,7 +470,7 @@ CLASSES = {
 @pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("name", CLASSES)
 def test_losses_of_classes_are_its_losses(backend, device, name, few):
-    """Its margins of angles are degrees and its weights [D, C]; `few`: most classes have no row."""
+    """The library has margins in degrees and weights [D, C]; `few`: most classes have no row."""
     loss, their_name, weight, options, their_options = CLASSES[name]
     x, _ = batch(37, 23)
     if "beyond" in name:  # 0.5 radians beyond any angle to the own class
@@ -527,7 +527,7 @@ def test_arcface_with_a_margin_of_every_row_is_the_cosine_of_the_sums(backend, d
 
 
 def test_the_recipe_of_adaface_is_its_own_formula(backend, device):
-    """That of the docstring of `cosface_loss`; theirs: https://github.com/mk-minchul/AdaFace, head.py."""
+    """AdaFace as in the docstring of `cosface_loss`; theirs: https://github.com/mk-minchul/AdaFace, head.py."""
     given = of_classes()
     given["embeddings"] = given["embeddings"] * torch.linspace(0.2, 3.0, 37, dtype=torch.float64)[:, None]
 

@@ -1,4 +1,4 @@
-"""The pieces of losses: written once, as device code; what the CPU has of its own is equal, and wrong uses show."""
+"""The pieces of losses are written once, as device code; the CPU's own forms are equal, and wrong uses are errors."""
 
 import itertools
 
@@ -16,7 +16,7 @@ DTYPES = (torch.float32, torch.float64)
 
 
 def terms_of(form, name, s, numbers, positive):
-    """Of every term its value, whether it is a constant, and its derivatives by the numbers and by the scores."""
+    """For every term, its value, whether it is a constant, and its derivatives by the numbers and by the scores."""
     found = []
     values = [term.value().clone() for term in form(s.clone(), numbers, positive)]
     for value, term in zip(values, form(s.clone(), numbers, positive), strict=True):
@@ -37,7 +37,7 @@ def taken(part, s):
 
 
 def scores(dtype):
-    """Many of them on a kink of some loss, and some that are not finite."""
+    """Scores, many of them on a kink of some loss, and some not finite."""
     edges = [-torch.inf, -3.0, -0.4, 0.0, 0.4, 0.6, 1.0, 1.4, 3.0, 1e4, torch.inf, torch.nan]
     return torch.cat([torch.tensor(edges), torch.linspace(-2, 2, 52)]).to(dtype).view(8, 8)
 

@@ -68,13 +68,13 @@ def on_any_batch(test):
 
 
 def close(x, metric, tolerance=1e-5):
-    """Relative to the largest distance: hinges are differences of two."""
+    """Compare relative to the largest distance, since hinges are differences of two distances."""
     largest = reference.pairwise_distance(x.double(), x.double(), metric).max().item()
     return dict(rtol=tolerance, atol=tolerance * max(1.0, largest))
 
 
 def of_logits(*logits):
-    """Relative to the largest logit."""
+    """Compare relative to the largest logit."""
     return dict(rtol=1e-5, atol=1e-5 * max(1.0, *(z.abs().max().item() for z in logits)))
 
 

@@ -20,8 +20,8 @@ LOSSES = [fusedloss.smooth_ap_loss, fusedloss.recall_at_k_loss]
 
 
 def in_batch(case):
-    """Inputs of a case, and which of them are constants. Temperatures are in the size of the scores, whose rounding
-    errors they multiply."""
+    """The inputs of a case, and which of them are constants. Temperatures are of the size of the scores, since they
+    magnify the scores' rounding errors."""
     N, M, D = case["shape"]
     (x, labels), (y, ref_labels) = batch(N, D, classes=3 if N == 37 else 5), batch(M, D, classes=3, seed=1)
     temperature = case["temperature"] * similarities(x, y, case["metric"]).abs().max().item()
@@ -134,7 +134,7 @@ def test_at_low_temperatures_recall_is_the_share_of_positives_among_the_first(ba
 
 
 def test_small_losses_keep_their_digits(backend, device):
-    """1 - precision is no difference of numbers near 1."""
+    """1 - precision is not computed as a difference of numbers near 1."""
     x = torch.tensor([[1.0, 0.0], [1.0, 0.001], [0.0, 1.0], [0.001, 1.0]])
     options = dict(temperature=0.05, reduction="none")
     labels = torch.tensor([0, 0, 1, 1])

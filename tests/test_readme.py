@@ -61,7 +61,7 @@ def known():
 
 
 def prose(text: str) -> str:
-    """What is written by hand, without examples of code."""
+    """The text that is written by hand, without code examples."""
     return FENCED.sub("", report.MARKERS.sub("", text))
 
 

@@ -1,4 +1,4 @@
-"""Every loss is as exact as eager whatever the lengths of its rows and wherever they lie; and what is NaN shows."""
+"""Every loss is as exact as eager, whatever the lengths of its rows and wherever they are; and NaN shows."""
 
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
     @property
     def constant(self):
-        """And numbers far from the origin: their gradient is a sum of scores that cancel, of which no digit is left."""
+        """Numbers far from the origin are constants: their gradient is a sum of scores that cancel to the last bit."""
         far = self.regime.offset**2 * torch.finfo(self.dtype).eps > 0.1
         numbers = (Role.SCALE, Role.BIAS) if far and not self.of_distances else ()
         return [name for name, role in self.roles.items() if role in (Role.ANSWERS, *numbers)]
@@ -58,8 +58,8 @@ class Case(NamedTuple):
         return found | self.options
 
     def forms(self):
-        """The dense loss in several orders; of distances in float32 and float64 that of rows around the origin, which
-        has no error of their place."""
+        """The dense loss in several orders. For distances in float32 and float64 the rows are moved to the origin, so
+        that their distance from it adds no error."""
         names = [name for name, role in self.roles.items() if role in ROWS and (self.refs or not role.optional)]
         moved = self.of_distances and self.dtype.itemsize > 2
         shift = self.regime.offset * self.regime.length / D**0.5 if moved else 0.0
@@ -87,8 +87,8 @@ def cases():
 
 @pytest.mark.parametrize(("backend", "case"), [*cases()])
 def test_rows_of_any_length_and_place_are_as_exact_as_eager(backend, case):
-    """But where the dtype cannot hold them, and where float64, the truth, would be compared with itself: far from the
-    origin its own error shows, except of distances, whose truth is that of rows around the origin."""
+    """Every case is checked, unless the dtype cannot hold it, or float64 would be compared with itself: far from the
+    origin its own error shows, except for distances, whose exact values are taken from rows around the origin."""
     if case.dtype == torch.float64 and case.regime.offset and not case.of_distances:
         return
     arguments, (oracle, *others) = case.arguments(), case.forms()
@@ -105,7 +105,7 @@ def test_rows_of_any_length_and_place_are_as_exact_as_eager(backend, case):
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @in_front(LOSSES)
 def test_what_is_nan_in_float64_is_no_plausible_number(backend, device, loss, bad):
-    """The value and every entry of a gradient, in every dtype; where rows are given, of the last one."""
+    """NaN shows in the value and in every entry of a gradient, in every dtype; for given rows, in those of the last."""
     for dtype in DTYPES[backend]:
         case = Case(loss, Regime(), dtype, False, {})
         arguments = {name: v.clone() for name, v in case.arguments().items() if isinstance(v, torch.Tensor)}

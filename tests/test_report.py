@@ -215,7 +215,7 @@ def test_a_file_without_a_key_is_named(results, what, tmp_path):
 
 
 def accuracy_file():
-    """Of two losses: one as exact as eager, one that is not, and in float16 not finite."""
+    """Results of two losses: one as exact as eager, and one that is not, and is not finite in float16."""
     row = {"dtype": "fp32", "regime": "length 1", "atol": [1e-6, 1e-6], "eager": [1e-7, 2e-7],
            "eager in float32": [1e-7, 2e-7], "triton": [1e-7, 1.2e-6], "blocked": [0.0, 3e-7]}  # fmt: skip
     half = {"dtype": "fp16", "atol": [1e-6, 5e-4], "eager": [None, None]}

@@ -14,8 +14,8 @@ HALF = torch.float16
 
 
 def errors(loss, arguments, factor, device):
-    """Of the gradient by fp16 rows of a loss times a factor: against float64, in the maximum, relative; and of eager
-    PyTorch in float32 on the same rows."""
+    """The largest relative error of the gradient by fp16 rows of a loss times a factor, against float64; and the error
+    of eager PyTorch in float32 on the same rows."""
 
     def times(function):
         return lambda **given: function(**given) * factor
@@ -55,7 +55,7 @@ def test_fp16_rows_of_any_length_have_an_exact_gradient(device, loss, length):
 
 
 def test_fp16_rows_of_very_different_lengths_have_exact_gradients(device):
-    """A weight is as large as the rows are short; the long ones need theirs too."""
+    """The shorter the rows, the larger the weights; long rows need their small weights too."""
     x, labels = batch(40, 16, classes=4)
     x = x / x.norm(dim=1, keepdim=True) * 2.0 ** (24 * torch.arange(40).remainder(2) - 11)[:, None]
     x = x.to(HALF)
@@ -139,7 +139,7 @@ def test_an_ignored_row_leaves_distances_far_away_theirs(device):
 
 
 def test_one_row_far_away_leaves_the_others_their_distances(device):
-    """The rest of the batch is where it was; one row of another sign keeps it from being moved."""
+    """The rest of the batch stays where it was; a row of another sign keeps it from being moved."""
     x, labels = batch(24, 16, classes=4)
     x[0] = -x[0]
     check(fusedloss.pairwise_contrastive_loss, {"embeddings": x, "labels": labels}, torch.float32, device)

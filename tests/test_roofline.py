@@ -60,7 +60,7 @@ def loop(inner=(), skippable=0, waits=1, **classes):
 
 
 def binary(*loops, registers=255, shared_bytes=50 << 10):
-    """What was found in one; two programs of 8 warps have room from 128 registers down."""
+    """What was found in a binary; with at most 128 registers, two programs of 8 warps fit."""
     return {"registers": registers, "shared_bytes": shared_bytes, "loops": list(loops)}
 
 
@@ -254,7 +254,7 @@ def test_a_kernel_without_tiles_takes_its_memory():
 
 
 def listing(*instructions):
-    """SASS of them, where {3} is the address of instruction 3."""
+    """The SASS of instructions, where {3} is the address of instruction 3."""
     places = [f"0x{16 * i:x}" for i in range(len(instructions))]
     return "\n".join(f"  /*{16 * i:04x}*/  {text.format(*places)} ;" for i, text in enumerate(instructions))
 
@@ -303,7 +303,8 @@ def test_what_a_branch_leaves_out_is_told_apart():
 
 
 def test_code_put_elsewhere_counts_where_it_runs():
-    """As ptxas does for sm_100: a wait that spins behind the end, and back. And what runs never: threads come apart."""
+    """As ptxas writes it for sm_100: a wait spins behind the end and jumps back, and code for threads that diverge
+    never runs."""
     code = listing(
         "UTCHMMA gdesc[UR6]", "UTCBAR [UR10]", "SYNCS.PHASECHK.TRANS64.TRYWAIT P4", "@!P4 BRA {9}", "FADD",
         "BRA.DIV UR4, {12}", "SHFL.BFLY", "@P0 BRA {0}", "EXIT",

@@ -50,7 +50,7 @@ OPTIONS = {
 
 
 def whole_batch(sizes, dtype=torch.float64, seed=0):
-    """Rows and their classes: of the first process all of a few, so that a shard may have no positive."""
+    """Rows and their classes; those of the first process are of few classes, so that a shard may have no positive."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(sum(sizes), D, generator=generator, dtype=torch.float64)
     target = torch.randint(0, C, (sum(sizes),), generator=generator)
@@ -125,7 +125,7 @@ def test_it_is_the_loss_of_one_process_with_all_classes(name, dtype, bound):
 
 
 def of_large_logits():
-    """Logits of some thousands, of which no exponential is finite."""
+    """Logits of some thousands, whose exponentials are not finite."""
     rank, sizes = dist.get_rank(), (4, 3)
     x, target = whole_batch(sizes)
     loss = whole_loss("ShardedLinearCrossEntropyLoss", {})
@@ -152,7 +152,7 @@ def test_the_kernels_too():
 
 
 def with_margins(sizes):
-    """Margins of rows, which stay in their process, also of one row."""
+    """Margins per row stay in their process, even for a single row."""
     x, target = whole_batch(sizes)
     at, world = own(sizes, dist.get_rank()), dist.get_world_size()
     loss = whole_loss("ShardedArcFaceLoss", dict(scale=8.0))
@@ -308,7 +308,7 @@ def test_options_that_do_not_fit_are_errors():
 
 
 def one_size(sizes):
-    """With `even` nothing is told, whatever the group."""
+    """With `even` nothing is exchanged before the rows, in any group."""
     x, target = whole_batch(sizes)
     at = own(sizes, dist.get_rank())
     losses = [

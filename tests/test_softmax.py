@@ -31,7 +31,7 @@ def number(case, value):
 
 
 def orders(loss, *rows):
-    """Eager with its sums in other orders: where what is compared cancels, its error in one of them may be luck."""
+    """Eager with its sums in other orders: where numbers cancel, a small error in one order may be luck."""
     return forms(getattr(fusedloss.reference, loss.__name__), rows)
 
 
@@ -112,7 +112,7 @@ def test_info_nce_with_ids_biases_and_negatives_of_its_own_is_as_exact_as_eager(
 
 @pytest.mark.parametrize(("loss", "key_ids"), [(fusedloss.info_nce_loss, "key_ids"), (clip, "text_ids")])
 def test_keys_with_the_id_of_a_query_are_none_of_its_negatives(backend, device, loss, key_ids):
-    """As if they were not there: against the same keys without them, one query at a time."""
+    """Left-out keys count as if they were not there: compared with the loss without them, one query at a time."""
     (query, _), (key, _), ids = batch(6, 5), batch(7, 5, seed=1), torch.tensor([0, 1, 0, 2, 2, 2, 3])
     query, key, ids = (t.to(device) for t in (query.float(), key.float(), ids))
     want = []
@@ -323,7 +323,7 @@ def test_logits_beyond_float16_do_not_overflow(backend, device, dtype):
 
 
 def in_float32(image, text, logit_scale, **options):
-    """Eager that does not overflow either."""
+    """A form of eager that does not overflow either."""
     wide = torch.promote_types(image.dtype, torch.float32)
     return fusedloss.reference.clip_loss(image.to(wide), text.to(wide), logit_scale, **options)
 
@@ -412,7 +412,7 @@ def test_without_a_positive_a_loss_is_zero_with_zero_gradient(backend, device, l
 
 @pytest.mark.parametrize("loss", [fusedloss.pairwise_nt_xent_loss, fusedloss.nca_loss])
 def test_without_a_negative_a_loss_is_zero_with_zero_gradient(backend, device, loss):
-    """All of its temperature too: a log sum exp of no pair is -inf, which meets no score."""
+    """The gradient by the temperature is 0 too: a log sum exp of no pair is -inf, and takes no score."""
     x = batch(6, 5)[0].float().to(device).requires_grad_()
     temperature = torch.tensor(0.07, device=device, requires_grad=True)
     value = loss(x, torch.zeros(6, dtype=torch.int64, device=device), temperature=temperature)

@@ -16,7 +16,7 @@ from tests.grid import batch, running
 )
 @pytest.mark.parametrize("backend", ["blocked", "triton"])
 def test_positives_of_tiles_of_one_class_count(backend, loss):
-    """Of rows that are sorted by label, whose last class fills blocks of rows and ends the blocks of columns."""
+    """Rows sorted by label, whose last class fills blocks of rows and ends the blocks of columns."""
     arguments = dict(embeddings=batch(32, 5)[0], labels=torch.arange(32) // 16)
     with running(backend, "small") as device:
         check(loss, arguments, device=device, roundings=2)
@@ -24,7 +24,7 @@ def test_positives_of_tiles_of_one_class_count(backend, loss):
 
 @pytest.mark.parametrize("workspace", [0, 1 << 20])  # a pass of their own, or with the rows
 def test_of_columns_too_the_pair_of_a_row_with_itself_is_left_out(workspace, monkeypatch):
-    """No loss shows it: the one that folds columns of a batch among its references folds their negatives alone."""
+    """No loss shows this: the only one that folds columns of a batch among its references folds just negatives."""
     (x, labels), (y, ref_labels) = batch(20, 5), batch(3, 5, seed=1)
     refs, ref_labels = torch.cat([y, x]).float(), torch.cat([ref_labels, labels])
     s = x.float() @ refs.T
@@ -41,7 +41,7 @@ def test_of_columns_too_the_pair_of_a_row_with_itself_is_left_out(workspace, mon
 
 @pytest.mark.parametrize("z", [21.0, 25.0, 30.0])
 def test_a_certain_mistake_costs_its_logit_and_what_is_left_of_the_others(z):
-    """In float64, of which the softplus of PyTorch drops half of the digits from 20 on."""
+    """In float64, where PyTorch's softplus drops half of the digits from 20 on."""
     logits = torch.tensor([[0.0, z]], dtype=torch.float64)
     loss = fusedloss.cross_entropy_loss(logits, torch.tensor([0]))
     assert loss.item() - z == pytest.approx(math.log1p(math.exp(-z)), rel=0, abs=8e-15)

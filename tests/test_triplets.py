@@ -32,7 +32,7 @@ def in_batch(case):
 
 
 def clear(margin, x, arguments):
-    """A margin near this one from which all triplets, and those of a tenth of it, are apart: rounding may move them."""
+    """A margin near this one with no triplet at the border of it, or of a tenth of it, where rounding decides."""
     d = reference.pairwise_distance(x, arguments.get("ref_embeddings", x), arguments["metric"])
     gaps = (d[:, :, None] - d[:, None]).abs().flatten()
     candidates = margin * torch.linspace(0.9, 1.1, 41, dtype=torch.float64)
@@ -130,7 +130,7 @@ def test_triplets_of_a_kind_are_those_that_brute_force_counts(backend, device, k
 
 
 def assert_exact_gradient(loss, x, labels, device, options):
-    """In whole numbers: a term of 0 has the slope 0, also where it is about to cost something."""
+    """In whole numbers: a term of 0 has slope 0, even if it is just about to cost something."""
     leaf, exact = x.to(device, copy=True).requires_grad_(), x.double().requires_grad_()
     loss(leaf, labels.to(device), **options).backward()
     getattr(reference, loss.__name__)(exact, labels, **options).backward()
@@ -190,7 +190,7 @@ def wide(backend):
 
 
 def one_anchor(positives, negatives, device):
-    """Of class 0, at 0 as its positives are, and its negatives at 1."""
+    """An anchor of class 0 at 0, where its positives are too; its negatives are at 1."""
     y = torch.tensor([[0.0]] * positives + [[1.0]] * negatives)
     y_labels = (torch.arange(len(y)) >= positives).long()
     return [t.to(device) for t in (torch.zeros(1, 1), y, torch.zeros(1, dtype=torch.int64), y_labels)]

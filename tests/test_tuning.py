@@ -37,7 +37,7 @@ def interpreted(monkeypatch):
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """A GPU by its name, and a cache of its own."""
+    """A GPU, known only by its name, and an empty cache."""
     monkeypatch.setenv("FUSEDLOSS_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)

@@ -178,7 +178,7 @@ def test_sorted_and_unsorted_runs_agree_and_repeat(name, case):
 
 @pytest.mark.parametrize("power", [1, 2])
 def test_far_tiles_have_a_gradient_whatever_its_sign(power):
-    """A tile is left out where all of its gradient is zero, and not where it is below."""
+    """A tile is skipped where its whole gradient is zero, but not where it is below zero."""
     x, labels = of("whole")
     with running("triton", "sorted") as device:
         leaf = x.float().to(device).requires_grad_()
@@ -245,7 +245,7 @@ def test_rows_whose_labels_ascend_are_not_sorted(kernel_device):
 
 
 def test_ignored_rows_come_last_and_are_not_walked(kernel_device):
-    """Whatever label it is that is ignored: keys wrap around at the ends of int64."""
+    """Any label may be ignored: keys wrap around at the ends of int64."""
     for ignored, other in itertools.product((-(2**63), -1, 0, 3, 2**63 - 1), (-(2**63), 5, 2**63 - 1)):
         if ignored == other:
             continue
@@ -260,8 +260,8 @@ def test_ignored_rows_come_last_and_are_not_walked(kernel_device):
 
 
 def test_two_classes_of_10_and_10_000_rows():
-    """Nearly all tiles are near, of the large class alone; the counts are exact. Larger tiles keep the interpreter
-    short."""
+    """Nearly all tiles are near, and belong to the large class alone; the counts are exact. Larger tiles keep the time
+    of the interpreter short."""
     large = FEW | dict(BM=512, BN=1024, near=1024, BD=4, held=4)
     x = torch.randn(10_010, 3, generator=torch.Generator().manual_seed(0))
     labels = (torch.randperm(10_010, generator=torch.Generator().manual_seed(1)) < 10).long()

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(program, *arguments, processes=2, folder=ROOT, limit=120):
-    """What a program prints that torchrun starts, or Python alone if it is one process."""
+    """The output of a program that torchrun starts, or Python alone if it is one process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -105,10 +105,7 @@ def ignoring(b: Batch, ignore_index: int | None) -> Batch:
     """The batch without the pairs of rows that have the label ignore_index; these rows are replaced by zeros."""
     if ignore_index is None:
         return b
-    x_labels, y_labels = (
-        b.x_labels.long(),
-        b.y_labels.long(),
-    )  # narrower labels would be compared with the last bits of ignore_index
+    x_labels, y_labels = b.x_labels.long(), b.y_labels.long()  # narrower dtypes would see only its last bits
     of_x, of_y = ignored_rows(x_labels, ignore_index), ignored_rows(y_labels, ignore_index)
     if of_x is None and of_y is None and groups.current() is None:  # other processes may have such rows
         return b

@@ -50,9 +50,9 @@ def info_nce_loss(
         key_ids: [M], the ids of the keys, if there are more keys than queries; key i + offset has the id of query i.
             None: the ids of the queries.
         hard_negatives: [N, K, D], negatives h of one query alone, beside the other negatives or in place of them.
-        key_bias: [M], b, which is added to the logits of the keys and receives its gradient. Minus the logarithm of the
-            probability with which a key was sampled makes it the logQ correction of two-tower recommenders, in which
-            popular items are keys of a batch too often:
+        key_bias: [M], b, which is added to the logits of the keys and receives its gradient. If b is minus the
+            logarithm of the probability with which a key was sampled, this is the logQ correction of two-tower
+            recommenders, in which popular items are keys of a batch too often:
 
             ```python
             info_nce_loss(users, items, key_bias=-sampling_probability.log(), ids=item_ids)

@@ -76,9 +76,7 @@ def fold(
     group: the size, a power of 2, of groups of neighbouring columns (the sub-centers of a class). Only the highest
         score of a group counts, the first of equal ones.
     """
-    if (
-        offsets is not None and offsets_of == "rows" and batch.y is None
-    ):  # s_ij and s_ji differ, so there must be two sides
+    if offsets is not None and offsets_of == "rows" and batch.y is None:  # s_ij and s_ji differ
         batch = batch._replace(y=batch.x, ref_offset=0, y_sorted=batch.x_sorted)
     given = [*numbers_of(loss, pos), *numbers_of(loss, neg)]
     offsets, weights = (None if t is None else t.to(loss_dtype(batch.x)) for t in (offsets, weights))
