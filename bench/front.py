@@ -26,7 +26,6 @@ README = files.ROOT / "README.md"
 BLOB, RAW = (
     "https://github.com/fusedloss/fusedloss/blob/main/", "https://raw.githubusercontent.com/fusedloss/fusedloss/main/"
 )  # fmt: skip
-TREE = BLOB.replace("/blob/", "/tree/")
 ROWS = (
     ("supcon", 4096), ("contrastive", 4096), ("batch-hard", 4096), ("all triplets", 4096), ("nt-xent", 512),
     ("proxy anchor, 10,000 classes", 4096), ("linear cross entropy, 100,000 classes", 4096), ("smooth-ap", 1024),

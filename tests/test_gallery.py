@@ -42,7 +42,7 @@ def test_a_page_has_all_parts_in_order(name):
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_the_formula_is_that_of_the_docstring(name):
-    (formula,) = re.findall(r"\$\$(.+?)\$\$", inspect.getdoc(getattr(fusedloss, name)), re.DOTALL)
+    (formula,) = re.findall(r"```math\n(.+?)```", inspect.getdoc(getattr(fusedloss, name)), re.DOTALL)
     assert code(name, "math")[0].split() == formula.split()
 
 

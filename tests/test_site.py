@@ -60,7 +60,7 @@ def broken(page):
         path, _, anchor = link.partition("#")
         if path.startswith(REPOSITORY):
             target = ROOT / re.sub(r"^/(blob|tree)/main/|^/", "", path.removeprefix(REPOSITORY))
-            if re.match(r"/(issues|discussions)", path.removeprefix(REPOSITORY)):
+            if re.match(r"/(actions|discussions|issues)", path.removeprefix(REPOSITORY)):
                 continue
         elif ":" in path:
             continue
