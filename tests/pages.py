@@ -1,6 +1,6 @@
 """The code of the README and of the pages in docs: one program a page, and one a word that follows `python`.
 
-A program runs top to bottom as it stands. Blocks of ```text are what it prints.
+A program runs top to bottom as it stands. The blocks of ```text after its own are what it prints.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ def all_pages() -> list[str]:
 
 
 def fences(page: str) -> list[tuple[str, str, str]]:
-    """Of every fenced block the language, the word after it, and the lines."""
-    found = FENCE.findall((ROOT / page).read_text())
-    return [(language, word, textwrap.dedent(body) if indent else body) for indent, language, word, body in found]
+    """Of every fenced block the language, the program it belongs to, and the lines."""
+    found, program = [], ""
+    for indent, language, word, body in FENCE.findall((ROOT / page).read_text()):
+        program = word if language == "python" else program
+        found.append((language, program, textwrap.dedent(body) if indent else body))
+    return found
 
 
 def programs(page: str) -> dict[str, str]:
     """The page's code by the word after `python`; "" is that of most of a page."""
-    return {word: blocks(page, "python", word) for language, word, _ in fences(page) if language == "python"}
+    return {program: blocks(page, "python", program) for language, program, _ in fences(page) if language == "python"}
 
 
-def blocks(page: str, language: str, word: str = "") -> str:
-    return "\n".join(body for *kind, body in fences(page) if kind == [language, word])
+def blocks(page: str, language: str, program: str = "") -> str:
+    return "\n".join(body for *kind, body in fences(page) if kind == [language, program])
 
 
 def packages(code: str) -> set[str]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import re
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +21,6 @@ lightly = installed("lightly", "lightly")
 
 from lightly import loss as theirs  # noqa: E402
 
-import fusedloss  # noqa: E402
 from fusedloss.compat import fused_calls  # noqa: E402
 from fusedloss.compat import library as compat_library  # noqa: E402
 from fusedloss.compat import lightly as compat  # noqa: E402
@@ -310,13 +307,6 @@ def in_a_group() -> int:
 @pytest.mark.parametrize("world", [2, 3])
 def test_gathered_over_a_group(world):
     assert run(world, in_a_group) == [len(GATHERED)] * world
-
-
-def test_the_code_of_the_page_runs(capsys):
-    page = (Path(fusedloss.__file__).parent.parent / "docs" / "from_lightly.md").read_text()
-    exec("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), {})
-    (printed,) = capsys.readouterr().out.splitlines()
-    assert printed == "Call(loss='NTXentLoss', fused=True, why='', times=1)" and printed in page
 
 
 def test_the_extra_is_named_where_the_library_is_absent_or_old(monkeypatch):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import re
 import sys
 from argparse import Namespace
 from functools import partial
 from inspect import signature
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +24,6 @@ from .processes import run
 
 open_clip = installed("open_clip", "open-clip")
 
-import fusedloss  # noqa: E402
 from fusedloss.compat import fused_calls  # noqa: E402
 from fusedloss.compat import library as compat_library  # noqa: E402
 from fusedloss.compat import open_clip as compat  # noqa: E402
@@ -333,13 +330,6 @@ def in_a_group(world: int) -> int:
 @pytest.mark.parametrize("world", [2, 3])
 def test_every_mode_over_a_group(world):
     assert run(world, in_a_group, world) == [16] * world
-
-
-def test_the_code_of_the_page_runs(capsys):
-    page = (Path(fusedloss.__file__).parent.parent / "docs" / "from_open_clip.md").read_text()
-    exec("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), {})
-    (printed,) = capsys.readouterr().out.splitlines()
-    assert printed == "Call(loss='ClipLoss', fused=True, why='', times=1)" and printed in page
 
 
 def test_the_extra_is_named_where_the_library_is_absent_or_old(monkeypatch):

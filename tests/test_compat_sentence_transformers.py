@@ -564,20 +564,6 @@ def test_a_library_that_is_absent_or_too_old_is_an_error_that_names_the_extra(mi
 PAGE = Path(fusedloss.__file__).parent.parent / "docs" / "from_sentence_transformers.md"
 
 
-@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning")
-def test_the_page_runs(folder, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("datasets")
-    pytest.importorskip("accelerate")
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))
-    assert "sentence-transformers/all-MiniLM-L6-v2" in code
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    calls()
-    exec(compile(code.replace("sentence-transformers/all-MiniLM-L6-v2", folder), str(PAGE), "exec"), {})
-    (printed,) = re.findall(r"# (Call.*)", code)
-    assert printed in capsys.readouterr().out
-
-
 def test_the_page_has_every_loss():
     table = PAGE.read_text().partition("## Which losses are fused")[2].partition("## Where values differ")[0]
     named = set(re.findall(r"`(\w+Loss)`", table))

@@ -1,10 +1,9 @@
-"""The page about several processes: what its code leaves behind, and that its numbers are those of the result file."""
+"""The page about several processes: a program for every trainer, and numbers that are those of the result file."""
 
 import json
 import re
 
 import pytest
-import torch.distributed as dist
 
 from bench import files
 from tests import pages
@@ -14,12 +13,6 @@ PAGE = "docs/distributed.md"
 
 def test_every_trainer_has_a_program():
     assert pages.programs(PAGE).keys() == {"", "lightning", "accelerate"}
-
-
-@pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
-def test_every_process_saves_its_shard(tmp_path):
-    pages.printed_in_processes(pages.programs(PAGE)[""], tmp_path)
-    assert {path.name for path in tmp_path.glob("*.pt")} == {"shard-0.pt", "shard-1.pt"}
 
 
 def test_the_table_of_traps_is_that_of_the_result_file():
