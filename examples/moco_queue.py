@@ -40,7 +40,7 @@ def view(images: Tensor) -> Tensor:
 
 
 def options() -> argparse.Namespace:
-    found = parser(__doc__, epochs=60, quick=12)
+    found = parser(__doc__, epochs=60, quick=9)
     add_device(found)
     found.add_argument("--batch", type=int, default=128, help="images a step (%(default)s)")
     found.add_argument("--queue", type=int, default=512, help="keys of past batches (%(default)s)")

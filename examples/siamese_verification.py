@@ -20,7 +20,7 @@ import fusedloss
 
 
 def options() -> argparse.Namespace:
-    found = parser(__doc__, epochs=40, quick=15)
+    found = parser(__doc__, epochs=100, quick=15)
     add_device(found)
     found.add_argument(
         "--batch", type=int, default=120, help="images a step; of drawn pairs the first ones (%(default)s)"

@@ -90,7 +90,7 @@ def purchases(users: list[list[str]], device: torch.device) -> Purchases:
 
 
 class Towers(nn.Module):
-    """A user is what he has; an item is its number. Where you know more of them, the towers take that too."""
+    """A user is the items they have, an item its number. If you know more of either, give it to its tower too."""
 
     def __init__(self, items: int, dim: int = 64) -> None:
         super().__init__()
