@@ -117,7 +117,7 @@ def draw_curves(figure: Figure, curves: Curves) -> None:
         axes.locator_params(nbins=5)
         axes.tick_params(labelsize=8)
     figure.text(0.53, 0.02, curves.label, ha="center", color=GREY)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=2, frameon=False, fontsize=9,
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", ncols=2, frameon=False, fontsize=10,
                   borderpad=0.1)  # fmt: skip
 
 
@@ -125,12 +125,12 @@ def draw_rows(figure: Figure, name: str, picture: Plane | Links) -> None:
     axes = figure.add_axes((0.01, 0.01, 0.6, 0.98))
     axes.set_axis_off()
     axes.set_aspect("equal")
-    axes.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4))
+    axes.set(xlim=(-1.27, 1.27), ylim=(-1.27, 1.27))
     if isinstance(picture, Links):
         handles = draw_links(axes, picture)
     else:
         handles = draw_forces(axes, picture, forces(name, picture))
-    figure.legend(handles=handles, loc="center left", bbox_to_anchor=(0.6, 0.5), frameon=False, fontsize=9,
+    figure.legend(handles=handles, loc="center left", bbox_to_anchor=(0.6, 0.5), frameon=False, fontsize=10,
                   labelspacing=0.7, handlelength=1.6)  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def draw_forces(axes: Axes, plane: Plane, found: Data) -> list[Any]:
     if ringed is not None:
         around(axes, plane, found[ringed[0]][ringed[1]][:2])
     kinds = [arrow_handle(PULL, "pull on its class"), arrow_handle(PUSH, "push on the others"),
-             arrow_handle(INK, "move of the ringed row")]  # fmt: skip
+             arrow_handle(INK, "its own move")]  # fmt: skip
     shapes = [handle(rows.marker, GREY, rows.what) for rows in plane.sides.values()] if len(plane.sides) > 1 else []
     return shapes + ([] if own is None else kinds)
 

@@ -204,8 +204,8 @@ PICTURES: dict[str, Plane | Links | Curves] = {
     "batch_all_triplet_loss": labelled(SPREAD, margin=0.3),
     "batch_semihard_triplet_loss": labelled(SPREAD, margin=0.5),
     "triplet_margin_loss": Plane(
-        {"anchor": Rows([(-0.25, 0.1)], (0,), "o", "anchor"), "positive": Rows([(0.35, 0.45)], (0,), "s", "positive"),
-         "negative": Rows([(0.45, -0.4)], (1,), "D", "negative")},
+        {"anchor": Rows([(0.0, 0.1)], (0,), "o", "anchor"), "positive": Rows([(0.6, 0.45)], (0,), "s", "positive"),
+         "negative": Rows([(0.7, -0.4)], (1,), "D", "negative")},
         {"margin": 0.4}, radii={"d_ap": math.hypot(0.6, 0.35), "d_ap + margin": math.hypot(0.6, 0.35) + 0.4},
     ),
     "hardest_pairs": Links(CLUSTERS),

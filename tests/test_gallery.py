@@ -1,4 +1,4 @@
-"""The pages of the losses: each public function has one, its program runs, its numbers and its picture are of now."""
+"""The pages of the losses: each public function has one, whose formula, numbers and picture are of now."""
 
 import inspect
 import json
@@ -42,8 +42,9 @@ def test_a_page_has_all_parts_in_order(name):
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_the_formula_is_that_of_the_docstring(name):
-    (formula,) = re.findall(r"```math\n(.+?)```", inspect.getdoc(getattr(fusedloss, name)), re.DOTALL)
-    assert code(name, "math")[0].split() == formula.split()
+    fences = FENCE.findall(inspect.getdoc(getattr(fusedloss, name)))
+    formulas = [text.split() for language, text in fences if language == "math"]
+    assert [text.split() for text in code(name, "math")] == formulas
 
 
 @pytest.mark.parametrize("name", gallery.NAMES)

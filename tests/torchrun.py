@@ -11,11 +11,10 @@ ABORT = "terminate called without an active exception"  # Gloo's threads, at the
 
 
 def run(program, *arguments, processes=2, folder=ROOT, limit=120):
-<<<<<<< HEAD
-    """The output of a program that torchrun starts, or Python alone if it is one process."""
-=======
-    """What a program prints that torchrun starts, or Python alone if it is one process. Aborted by Gloo, it is started
-    once more."""
+    """The output of a program that torchrun starts, or Python alone if it is one process.
+
+    A program that Gloo has aborted is started once more.
+    """
     done = started(program, *arguments, processes=processes, folder=folder, limit=limit)
     if done.returncode and ABORT in done.stderr:
         done = started(program, *arguments, processes=processes, folder=folder, limit=limit)
@@ -25,7 +24,6 @@ def run(program, *arguments, processes=2, folder=ROOT, limit=120):
 
 def started(program, *arguments, processes, folder, limit):
     """The program when it has ended."""
->>>>>>> tutorials
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
