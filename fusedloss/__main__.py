@@ -87,7 +87,7 @@ def workload_options(command: argparse.ArgumentParser, n: int, dtypes: str) -> N
         own.add_argument(name, type=type, metavar=metavar, default=argparse.SUPPRESS, help=text, **others)
 
     loss, metric, dtype = one_of("loss", LOSSES), one_of("metric", METRICS), one_of("format", workloads.DTYPES)
-    option("--loss", "names as in the README, e.g. supcon_loss (default: all)", "LOSS", loss, nargs="+")
+    option("--loss", "names of the functions, e.g. supcon_loss (default: all)", "LOSS", loss, nargs="+")
     option("--metric", f"{', '.join(METRICS)} (default: each loss's own)", "METRIC", metric, nargs="+")
     option("--n", f"rows of a batch (default: {n})", "N", positive, nargs="+")
     option("--d", "dimensions of a row (default: 128)", "D", positive, nargs="+")
