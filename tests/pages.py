@@ -93,7 +93,7 @@ def printed_here(code: str, name: str, folder: Path) -> str:
 
 
 def printed_in_processes(code: str, folder: Path) -> str:
-    (folder / "page.py").write_text(code)
+    (folder / "page.py").write_text(code + torchrun.END)
     return torchrun.run("page.py", folder=folder, processes=processes(code))
 
 

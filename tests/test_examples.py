@@ -135,7 +135,8 @@ def two_processes(tmp_path_factory):
     """What each program prints in two processes, which import torch once: by its name and its arguments."""
     calls = [(name,) for name in TOGETHER] + [("ddp_supcon", "--fsdp", "--mode", "ring")]
     folder = tmp_path_factory.mktemp("programs")
-    (folder / "all.py").write_text(ONE_AFTER_THE_OTHER.format(folder=str(EXAMPLES), calls=calls))
+    program = ONE_AFTER_THE_OTHER.format(folder=str(EXAMPLES), calls=calls) + torchrun.END
+    (folder / "all.py").write_text(program)
     parts = re.split("^start of (.*)\n", torchrun.run("all.py", folder=folder), flags=re.MULTILINE)[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
