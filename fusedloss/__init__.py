@@ -40,14 +40,13 @@ from .losses.logits import (
     focal_loss,
     sigmoid_focal_loss,
 )
+from .losses.margins import margin_loss, pairwise_contrastive_loss
 from .losses.pairs import (
     contrastive_loss,
     cosent_loss,
     cosine_embedding_loss,
     cosine_similarity_loss,
     euclidean_distance_loss,
-    margin_loss,
-    pairwise_contrastive_loss,
 )
 from .losses.proxies import proxy_anchor_loss, proxy_nca_loss
 from .losses.ranking import recall_at_k_loss, smooth_ap_loss

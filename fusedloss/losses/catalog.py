@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from . import centers, classes, logits, pairs, proxies, ranking, softmax, structured, towers, triplets
+from . import centers, classes, logits, margins, pairs, proxies, ranking, softmax, structured, towers, triplets
 
 
 class Role(Enum):
@@ -110,9 +110,9 @@ _LOSSES = (
     Loss(pairs.cosine_similarity_loss, "rows", GIVEN_PAIRS | {"target": Role.MAYBE_SIMILAR}),
     Loss(pairs.cosine_embedding_loss, "rows", GIVEN_PAIRS),
     Loss(pairs.cosent_loss, "rows", GIVEN_PAIRS | {"target": Role.GRADES}),
-    Loss(pairs.pairwise_contrastive_loss, "folds", IN_BATCH, 1.5, ("contrastive", "linear_contrastive"),
+    Loss(margins.pairwise_contrastive_loss, "folds", IN_BATCH, 1.5, ("contrastive", "linear_contrastive"),
          ({"power": 1},)),
-    Loss(pairs.margin_loss, "folds", IN_BATCH, 1.5, ("linear_contrastive",)),
+    Loss(margins.margin_loss, "folds", IN_BATCH, 1.5, ("linear_contrastive",)),
     Loss(triplets.triplet_margin_loss, "rows", {"anchor": Role.ROWS, "positive": Role.ROWS, "negative": Role.ROWS}),
     Loss(triplets.batch_hard_triplet_loss, "mined", IN_BATCH, 1, variants=({"negatives": "semihard"},)),
     Loss(triplets.batch_semihard_triplet_loss, "triplets", IN_BATCH, 1),
