@@ -40,6 +40,9 @@ SPLIT_TARGET = 264
 POSITIVES = 4  # thresholds of an anchor that are in registers at a time
 ANCHORS = 256  # anchors of a program of folds.prepare_anchors
 PARTS, MERGED = 16, 64  # folds.merge reads so many parts of so many rows at a time
+SUMMED = 1024  # numbers that folds.merge adds up at a time
+# Rows that a program of closings.finish reads at a time, the most that one program closes alone, and the most programs.
+CLOSED, ALONE, CLOSERS = 1024, 16384, 128
 SORT_FROM = 1 << 24  # from so many pairs on, rows are sorted by label, so that most tiles are far
 WORKSPACE = 256 << 20  # bytes; the most for states of columns that are folded in the same pass as those of the rows
 

@@ -1,8 +1,9 @@
 """The two kernels that run every loss made of row folds.
 
 `fold` turns each anchor's row of scores into a few numbers, its row states; `grad` recomputes the tiles and turns the
-derivatives of those numbers into dx. Each program owns its output rows, so there are no atomics and results are the
-same bit for bit from run to run. Both kernels take:
+derivatives of those numbers into dx and dy. Where these derivatives are known beforehand, as of a plain sum, `grad`
+also sums the terms, and no fold is needed. Each program owns its output rows, so there are no atomics and results are
+the same bit for bit from run to run. Both kernels take:
 
     x, y        the two sides: `tiles.Rows`
     pos, neg    what is folded over the positives and over the negatives: `Terms`
@@ -38,18 +39,20 @@ class Terms(NamedTuple):
     numbers: tuple  # `tiles.Numbers`
 
 
-class Anchors(NamedTuple):
-    """The anchors of a side in the backward, as `folds.prepare_anchors` writes them, [folds, padded n] each."""
-
-    dstates: Any  # dL/dstates
-    states: Any  # the states that are log sum exps
-
-
 class Gradients(NamedTuple):
-    """What `grad` writes."""
+    """What `grad` writes for one side; all but dx only if it is wanted. The sums are for each row."""
 
     rows: Any  # dx [splits, N, D]
-    sums: Any  # dL by each of the loss's numbers, and by the row's offset, summed over each row [splits, sums, N]
+    numbers: tuple = ()  # dL by the loss's numbers, those for positives first ([splits, 2 numbers, N],)
+    offsets: tuple = ()  # dL by the row's offset ([splits, N],)
+    states: tuple = ()  # the row states, as `fold` writes them ([splits, folds, N],)
+
+
+class Scales(NamedTuple):
+    """What multiplies the derivatives."""
+
+    sums: Any  # those by rows and offsets, and those by the loss's numbers: two `tiles.Numbers`
+    states: tuple = ()  # (by each state [folds], all of them): pointers, if dL/dstates lack these factors
 
 
 def _composed(spec):
@@ -231,28 +234,25 @@ def zeros(COUNT: tl.constexpr, SIZE: tl.constexpr):
 @triton.jit
 def add_gradient(
     acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,
-    SKIP: tl.constexpr, ROW_SHARE: tl.constexpr, PRECISION: tl.constexpr, BD: tl.constexpr, WHOLE: tl.constexpr,
-    EVEN: tl.constexpr,
+    ROW_SHARE: tl.constexpr, PRECISION: tl.constexpr, BD: tl.constexpr, WHOLE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """The gradient after adding a tile with dL/ds g. SKIP: a tile of zeros is skipped."""
-    weights = g * d_e
-    if not SKIP or tl.reduce(tl.abs(weights), None, larger) != 0.0:
-        w, acc, row_share, top = round_weights(weights, acc, row_share, top, x.rows.dtype.element_ty, PRECISION)
-        if ROW_SHARE:
-            row_share += tl.sum(w.to(tl.float32) * t, 1)
-        acc = accumulate_grad(acc, w, x.rows, y.rows, ys, r0, c0, first, N, M, D, BD, PRECISION, WHOLE, EVEN)
-        if len(x.offsets) > 0:
-            by_offset += tl.sum(g * share, 1)
+    """The gradient after adding a tile with dL/ds g."""
+    w, acc, row_share, top = round_weights(g * d_e, acc, row_share, top, x.rows.dtype.element_ty, PRECISION)
+    if ROW_SHARE:
+        row_share += tl.sum(w.to(tl.float32) * t, 1)
+    acc = accumulate_grad(acc, w, x.rows, y.rows, ys, r0, c0, first, N, M, D, BD, PRECISION, WHOLE, EVEN)
+    if len(by_offset) > 0:
+        by_offset = (by_offset[0] + tl.sum(g * share, 1),)
     return acc, row_share, top, by_offset
 
 
 @triton.jit
 def store_gradient(
-    out_ptr, acc, row_share, top, f, x, r0, rows, first, N, D,
+    out_ptr, acc, row_share, top, f, scale, x, r0, rows, first, N, D,
     PRECISION: tl.constexpr, ROW_SHARE: tl.constexpr, ADD: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Store chunks of dx from dimension `first` on, less the rows' own share, in this split's out, or add them to it if
-    ADD. Rows from number `rows` on get 0."""
+    """Store chunks of dx from dimension `first` on, less the rows' own share and times a scale, in this split's out, or
+    add them to it if ADD. Rows from number `rows` on get 0."""
     r = r0 + tl.arange(0, acc[0].shape[0])
     out_ptr += tl.program_id(1).to(tl.int64) * N * D + place(x, r, N).to(tl.int64)[:, None] * D
     SCALED: tl.constexpr = (PRECISION != "manhattan") & (x.rows.dtype.element_ty == tl.float16)
@@ -264,45 +264,69 @@ def store_gradient(
             dx -= row_share[:, None] * f * load_rows(x.rows, r0, dims, N, D, dx.shape[0]).to(tl.float32)
         if SCALED:  # `round_weights` has scaled it
             dx *= power(top - 15)[:, None]
-        dx = tl.where((r < rows)[:, None], dx, 0.0)
+        dx = tl.where((r < rows)[:, None], dx * scale, 0.0)
         if ADD:
             dx += tl.load(out_ptr + dims[None, :], mask=inside, other=0.0)
         tl.store(out_ptr + dims[None, :], dx.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["N", "M"], repr=_composed)
-def grad(
-    x, y, pos, neg, x_anchors, y_anchors, outs, ref_offset, N, M, D,  # outs: `Gradients`
-    SCORE: tl.constexpr, LOSS: tl.constexpr, ROW_SHARE: tl.constexpr, BY_NUMBERS: tl.constexpr, SKIP: tl.constexpr,
+@triton.jit
+def idle(e, x, own, other, r, N, margin, APART: tl.constexpr):
+    """Whether all pairs of a tile are farther apart than the margin, less the rows' offsets."""
+    if len(x.offsets) > 0:
+        margin = margin - load(x.offsets[0], r, N)[:, None]
+    nearness, limit = APART(e, own, other, margin)
+    return tl.min((tl.reduce(nearness, 1, larger, keep_dims=True) <= limit).to(tl.int32)) > 0
+
+
+@triton.jit
+def load_upstream(scales, FOLDS: tl.constexpr):
+    """What multiplies dL/dstates; () if nothing does."""
+    loaded = ()
+    if len(scales) > 0:
+        for k in tl.static_range(FOLDS):
+            loaded = loaded + (tl.load(scales[0] + k) * tl.load(scales[1]),)
+    return loaded
+
+
+@triton.jit
+def swapped(ref_offset):
+    """The offset with the sides exchanged."""
+    if len(ref_offset) > 0:
+        return (0 - ref_offset[0],)
+    else:
+        return ()
+
+
+@triton.jit
+def side_gradient(
+    x, y, pos, neg, x_anchors, y_anchors, out, scales, ref_offset, N, M, D, parts, first,
+    SCORE: tl.constexpr, LOSS: tl.constexpr, APART: tl.constexpr, ROW_SHARE: tl.constexpr,
     PRECISION: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr,
     BD: tl.constexpr, CHUNKS: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
-    """dx of the rows that this program owns, for SLAB chunks of D. Grid: (row blocks, splits, slabs).
-
-    x_anchors, y_anchors: the `Anchors` of the own rows and of the other side, or () if they are not anchors. One
-    product serves both roles.
-    ROW_SHARE: the gradient of a score includes a share of the row itself.
-    SKIP: leave out the product of a tile of zeros.
-    The sums of a row are dL by its offset, if it has one, and, if BY_NUMBERS, dL by each of the loss's numbers.
-    """
+    """dx of the rows that this program owns, from dimension `first` on. The arguments are those of `grad`."""
     r0 = tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
     own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
     xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS, False, EVEN)
     up, down = load_numbers(pos.numbers), load_numbers(neg.numbers)
-    row_up = load_anchors(x_anchors, pos.kinds, 0, r, N, True, 1)
-    row_down = load_anchors(x_anchors, neg.kinds, len(pos.kinds), r, N, False, 1)
-    first = tl.program_id(2) * SLAB * BD
+    upstream = load_upstream(scales.states, len(pos.kinds) + len(neg.kinds))
+    row_up = load_anchors(x_anchors, pos.kinds, 0, r, N, upstream, True, 1)
+    row_down = load_anchors(x_anchors, neg.kinds, len(pos.kinds), r, N, upstream, False, 1)
     acc = ()
     for _ in tl.static_range(SLAB):
         acc = acc + (tl.zeros([BM, BD], tl.float32),)
     row_share = tl.zeros([BM], tl.float32)  # sum_j w_ij t_ij
     top = tl.full([BM], LOWEST, tl.int32)
-    BY: tl.constexpr = len(up) if BY_NUMBERS else 0
+    BY: tl.constexpr = len(up) if len(out.numbers) > 0 else 0
     by_up = zeros(BY, BM) if BY > 0 else ()
-    by_down, by_offset = by_up, tl.zeros([BM], tl.float32)
+    by_down, by_offset = by_up, zeros(1, BM) if len(out.offsets) > 0 else ()
+    EMITS: tl.constexpr = len(out.states) > 0
+    pos_folds = empty_folds(pos.kinds, True, BM) if EMITS and len(pos.kinds) > 0 else ()
+    neg_folds = empty_folds(neg.kinds, False, BM) if EMITS and len(neg.kinds) > 0 else ()
     rows, columns = count(x, N), count(y, M)
-    far, near = walks(x, rows, columns, BM, BN, False)
+    far, near = walks(x, rows, columns, BM, BN, False, parts)
 
     if len(neg.kinds) > 0:
         for at in range(far[0], far[1], BN):
@@ -310,15 +334,24 @@ def grad(
             c = c0 + tl.arange(0, BN)
             ys = load_chunks(y.rows, c0, M, D, BN, BD, CHUNKS, True, EVEN)
             e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, BN, BD, PRECISION, True, EVEN)
-            s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0, True))
-            s, share = shift(s, x, y, r, c, N, M, True)
-            column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, False, 0, True)
-            terms = weighed(LOSS(s, down, False), neg.kinds, x, y, r, c, N, M, True)
-            g, by_down = tile_grad(terms, counting(s, x, y), row_down, column_down, by_down, False)
-            acc, row_share, top, by_offset = add_gradient(
-                acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,
-                SKIP, ROW_SHARE, PRECISION, BD, True, EVEN,
-            )  # fmt: skip
+            other = load_norms(y.norms, c, M, 0, True)
+            if APART is None or len(y.offsets) > 0:
+                skipped = False
+            else:
+                skipped = idle(e, x, own, other, r, N, down[0], APART)
+            if not skipped:
+                s, d_e, t, _f = SCORE(e, own, other)
+                s, share = shift(s, x, y, r, c, N, M, True)
+                column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, upstream, False, 0, True)
+                terms = weighed(LOSS(s, down, False), neg.kinds, x, y, r, c, N, M, True)
+                counts = counting(s, x, y)
+                if EMITS:
+                    neg_folds = fold_tile(neg_folds, terms, counts, False, 1)
+                g, by_down = tile_grad(terms, counts, row_down, column_down, by_down, False)
+                acc, row_share, top, by_offset = add_gradient(
+                    acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,
+                    ROW_SHARE, PRECISION, BD, True, EVEN,
+                )  # fmt: skip
 
     for at in tl.range(near[0], near[1], NEAR, num_stages=1):
         c0 = column(at, near, NEAR)
@@ -332,25 +365,82 @@ def grad(
         counts = counting(s, x, y)
         g = tl.zeros([BM, NEAR], tl.float32)
         if len(neg.kinds) > 0:
-            column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, False, 0)
+            column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, upstream, False, 0)
             terms = weighed(LOSS(s, down, False), neg.kinds, x, y, r, c, N, M, False)
+            if EMITS:
+                neg_folds = fold_tile(neg_folds, terms, both(negative, counts), False, 1)
             g, by_down = tile_grad(terms, both(negative, counts), row_down, column_down, by_down, False)
         if len(pos.kinds) > 0:
-            column_up = load_anchors(y_anchors, pos.kinds, 0, c, M, True, 0)
-            pull, by_up = tile_grad(LOSS(s, up, True), both(positive, counts), row_up, column_up, by_up, True)
+            column_up = load_anchors(y_anchors, pos.kinds, 0, c, M, upstream, True, 0)
+            terms = LOSS(s, up, True)
+            if EMITS:
+                pos_folds = fold_tile(pos_folds, terms, both(positive, counts), True, 1)
+            pull, by_up = tile_grad(terms, both(positive, counts), row_up, column_up, by_up, True)
             g += pull
         acc, row_share, top, by_offset = add_gradient(
             acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,
-            False, ROW_SHARE, PRECISION, BD, False, EVEN,
+            ROW_SHARE, PRECISION, BD, False, EVEN,
         )  # fmt: skip
 
     own = load_norms(x.norms, r, N, 1)  # loaded again rather than held in registers through the loops
     _s, _d, _t, f = SCORE(own[0], own, own)
-    store_gradient(outs.rows, acc, row_share, top, f, x, r0, rows, first, N, D, PRECISION, ROW_SHARE, False, BD)
-    if tl.program_id(2) == 0:
-        out = outs.sums + tl.program_id(1).to(tl.int64) * (2 * BY + 1) * N + place(x, r, N)
+    scale, of_numbers = load_numbers(scales.sums)
+    store_gradient(out.rows, acc, row_share, top, f, scale, x, r0, rows, first, N, D, PRECISION, ROW_SHARE, False, BD)
+    if first == 0:
+        places, live = place(x, r, N), r < rows
+        part = tl.program_id(1).to(tl.int64)
         for p in tl.static_range(BY):
-            tl.store(out + p * N.to(tl.int64), tl.where(r < rows, by_up[p], 0.0), mask=r < N)
-            tl.store(out + (BY + p) * N.to(tl.int64), tl.where(r < rows, by_down[p], 0.0), mask=r < N)
-        if len(x.offsets) > 0:
-            tl.store(out + 2 * BY * N.to(tl.int64), tl.where(r < rows, by_offset, 0.0), mask=r < N)
+            sums = out.numbers[0] + (part * 2 * BY + p) * N + places
+            tl.store(sums, tl.where(live, by_up[p] * of_numbers, 0.0), mask=r < N)
+            tl.store(sums + BY * N.to(tl.int64), tl.where(live, by_down[p] * of_numbers, 0.0), mask=r < N)
+        if len(by_offset) > 0:
+            tl.store(out.offsets[0] + part * N + places, tl.where(live, by_offset[0] * scale, 0.0), mask=r < N)
+        if EMITS:
+            states = out.states[0] + part * (len(pos.kinds) + len(neg.kinds)) * N
+            if len(pos.kinds) > 0:
+                store_folds(states, pos_folds, 0, places, r < N, live, N)
+            if len(neg.kinds) > 0:
+                store_folds(states, neg_folds, len(pos.kinds), places, r < N, live, N)
+
+
+@triton.jit(do_not_specialize=["N", "M", "x_parts", "y_parts"], repr=_composed)
+def grad(
+    x, y, pos, neg, x_anchors, y_anchors, x_out, y_out, scales, ref_offset, N, M, D, x_parts, y_parts,
+    SCORE: tl.constexpr, LOSS: tl.constexpr, APART: tl.constexpr, ROW_SHARE: tl.constexpr,
+    PRECISION: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr,
+    BD: tl.constexpr, CHUNKS: tl.constexpr, SLAB: tl.constexpr,
+):  # fmt: skip
+    """dx and dy, the rows of each side by programs that own them, for SLAB chunks of D.
+    Grid: (row blocks, splits, slabs of both sides), as many as the side with more of them needs.
+
+    x_anchors, y_anchors: the `folds.Anchors` of either side, or () if its rows are not anchors. One product serves both
+    roles of a row.
+    x_out, y_out: `Gradients`, or () if the side wants none. x_parts, y_parts: splits of either side.
+    scales: `Scales`.
+    APART: if it is given, tiles whose pairs are all apart by it are left out, see `scores.py`.
+    ROW_SHARE: the gradient of a score includes a share of the row itself.
+    """
+    slabs = tl.cdiv(D, SLAB * BD)
+    first = tl.program_id(2) % slabs * (SLAB * BD)
+    if len(x_out) > 0 and len(y_out) > 0:
+        if tl.program_id(2) < slabs:
+            if (tl.program_id(0) * BM < N) & (tl.program_id(1) < x_parts):
+                side_gradient(
+                    x, y, pos, neg, x_anchors, y_anchors, x_out, scales, ref_offset, N, M, D, x_parts, first, SCORE,
+                    LOSS, APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS, SLAB,
+                )  # fmt: skip
+        elif (tl.program_id(0) * BM < M) & (tl.program_id(1) < y_parts):
+            side_gradient(
+                y, x, pos, neg, y_anchors, x_anchors, y_out, scales, swapped(ref_offset), M, N, D, y_parts, first,
+                SCORE, LOSS, APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS, SLAB,
+            )  # fmt: skip
+    elif len(x_out) > 0:
+        side_gradient(
+            x, y, pos, neg, x_anchors, y_anchors, x_out, scales, ref_offset, N, M, D, x_parts, first, SCORE, LOSS,
+            APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS, SLAB,
+        )  # fmt: skip
+    else:
+        side_gradient(
+            y, x, pos, neg, y_anchors, x_anchors, y_out, scales, swapped(ref_offset), M, N, D, y_parts, first, SCORE,
+            LOSS, APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS, SLAB,
+        )  # fmt: skip

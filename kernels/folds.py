@@ -11,13 +11,25 @@ POSITIVE says whether the folds are over positives, as for losses. It also keeps
 negatives apart: before 3.7, Triton confuses two calls of a function whose tuples differ only in their nesting.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from .tiles import load, padded
+from .tiles import load, load_numbers, padded
 
 MASS = ()  # the tuple's length counts, not what is in it
 KINDS = {"sum": (), "lse": (MASS,)}
+
+
+class Anchors(NamedTuple):
+    """The anchors of a side in the backward, in the order of the side, in fp32. [folds, padded n] each"""
+
+    dstates: Any  # dL/dstates
+    states: Any  # the states that are log sum exps
+
+
+EVERY = ((),)  # anchors whose states, all of them sums, have the derivative 1
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
@@ -80,43 +92,56 @@ def store_folds(ptr, folds, first, places, inside, counts, n):
         tl.store(ptr + (first + k) * n.to(tl.int64) + places, state, mask=inside)
 
 
-@triton.jit(do_not_specialize=["n"])
-def prepare_anchors(states_ptr, dstates_ptr, order, out_ptr, kinds, n, BLOCK: tl.constexpr):
-    """Prepare the anchors [folds, n] for `load_anchors`: out [2, folds, padded n] has dL/dstate and the states in fp32,
-    in the order of the side. Grid: (blocks of n, folds).
+@triton.jit
+def store_anchors(anchors, k, rows, inside, state, dstate, n, LOG: tl.constexpr):
+    """Store anchors for `load_anchors`.
 
     A logit of 10,000 is rounded to 5e-4 in fp32, and all weights of its row would have that error. So the digits of a
     log sum exp beyond fp32 become a factor of its derivative.
     """
+    dstate = dstate.to(tl.float32)
+    if LOG:
+        rounded = state.to(tl.float32)
+        rest = tl.where(state == rounded.to(state.dtype), 0.0, state - rounded.to(state.dtype))  # not inf - inf
+        dstate *= tl.exp(-rest.to(tl.float32))
+        tl.store(anchors.states + k * padded(n) + rows, rounded, mask=inside)
+    tl.store(anchors.dstates + k * padded(n) + rows, dstate, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n"])
+def prepare_anchors(states_ptr, dstates_ptr, order, anchors, kinds, n, BLOCK: tl.constexpr):
+    """The anchors of a side from their states and dL/dstates [folds, n]. Grid: (blocks of n, folds)."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = rows < n
     source = tl.load(order[0] + rows, mask=inside, other=0) if len(order) > 0 else rows
     for k in tl.static_range(len(kinds)):
         if tl.program_id(1) == k:
-            at = k * n.to(tl.int64)
-            dstate = tl.load(dstates_ptr + at + source, mask=inside, other=0.0).to(tl.float32)
-            if len(kinds[k]) > 0:
-                exact = tl.load(states_ptr + at + source, mask=inside, other=0.0)
-                state = exact.to(tl.float32)
-                rest = tl.where(exact == state.to(exact.dtype), 0.0, exact - state.to(exact.dtype))  # not inf - inf
-                dstate *= tl.exp(-rest.to(tl.float32))
-                tl.store(out_ptr + (len(kinds) + k) * padded(n) + rows, state, mask=inside)
-            tl.store(out_ptr + k * padded(n) + rows, dstate, mask=inside)
+            at = k * n.to(tl.int64) + source
+            dstate = tl.load(dstates_ptr + at, mask=inside, other=0.0)
+            state = tl.load(states_ptr + at, mask=inside, other=0.0)
+            store_anchors(anchors, k, rows, inside, state, dstate, n, len(kinds[k]) > 0)
 
 
 @triton.jit
 def load_anchors(
-    anchors, kinds, first, rows, n, POSITIVE: tl.constexpr, AXIS: tl.constexpr, WHOLE: tl.constexpr = False
+    anchors, kinds, first, rows, n, upstream, POSITIVE: tl.constexpr, AXIS: tl.constexpr, WHOLE: tl.constexpr = False
 ):
     """(dL/dstate,) for sums and (dL/dstate, state) for log sum exps, for the folds from `first` on; () without anchors.
 
     They are shaped for a tile whose rows (AXIS 1) or columns (AXIS 0) are the anchors.
+    upstream: what multiplies dL/dstate, one number a fold; or ().
     """
     loaded = ()
-    if len(anchors) > 0:
+    if len(anchors) == 1:
+        for _ in tl.static_range(len(kinds)):
+            loaded = loaded + ((1.0,),)
+    elif len(anchors) > 0:
         for k in tl.static_range(len(kinds)):
             at = (first + k) * padded(n)
-            dstate = tl.expand_dims(load(anchors.dstates + at, rows, n, WHOLE), AXIS)
+            dstate = load(anchors.dstates + at, rows, n, WHOLE)
+            if len(upstream) > 0:
+                dstate *= upstream[first + k]
+            dstate = tl.expand_dims(dstate, AXIS)
             if len(kinds[k]) > 0:
                 state = tl.expand_dims(load(anchors.states + at, rows, n, WHOLE), AXIS)
                 loaded = loaded + ((dstate, state),)
@@ -157,14 +182,43 @@ def merge_fold(parts, out_ptr, at, inside, P, step, LOG: tl.constexpr, BP: tl.co
     tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["P", "n"])
-def merge(parts, out_ptr, kinds, P, n, BP: tl.constexpr, BLOCK: tl.constexpr):
-    """The folds [folds, n] over all pairs from folds over parts of them [P, folds, n].
-
-    Grid: (blocks of n, folds).
-    """
+@triton.jit
+def merge_side(side, kinds, P, n, BP: tl.constexpr, BLOCK: tl.constexpr):
+    parts, out_ptr = side
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     step = len(kinds) * n.to(tl.int64)
     for k in tl.static_range(len(kinds)):
         if tl.program_id(1) == k:
             merge_fold(parts, out_ptr, k * n.to(tl.int64) + rows, rows < n, P, step, len(kinds[k]) > 0, BP)
+
+
+@triton.jit
+def add_up(numbers_ptr, out_ptr, factor, count, BLOCK: tl.constexpr):
+    """The sum of `count` numbers times a factor, by one program."""
+    total = tl.zeros([BLOCK], numbers_ptr.dtype.element_ty)
+    for first in range(0, count, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        total += tl.load(numbers_ptr + at, mask=at < count, other=0.0)
+    tl.store(out_ptr, (tl.sum(total, 0) * factor).to(out_ptr.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["P", "Q", "n", "m", "count"])
+def merge(x, y, total, kinds, P, Q, n, m, count, BP: tl.constexpr, BLOCK: tl.constexpr, SUMMED: tl.constexpr):
+    """The folds over all pairs from folds over parts of them. Grid: (blocks, folds, one for each of x, y and total).
+
+    x: (parts [P, folds, n], out [folds, n]) or (); y: the same with Q and m.
+    total: (numbers [count], out, factor) or (); their sum is one more result.
+    """
+    job = tl.program_id(2)
+    if len(x) > 0:
+        if job == 0:
+            merge_side(x, kinds, P, n, BP, BLOCK)
+        job -= 1
+    if len(y) > 0:
+        if job == 0:
+            merge_side(y, kinds, Q, m, BP, BLOCK)
+        job -= 1
+    if len(total) > 0:
+        if (job == 0) & (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+            (factor,) = load_numbers(total[2])
+            add_up(total[0], total[1], factor, count, SUMMED)

@@ -70,3 +70,39 @@ def chord(e, own, other):
 def manhattan(e, own, other):
     """sum|x - y|, which is accumulated directly; its gradient sums signs instead of rows."""
     return e, 1.0, 0.0, 0.0
+
+
+# Whether all pairs of a tile are apart, for losses that cost nothing then:
+#
+#     nearness, limit = apart(e, own, other, margin)
+#
+# A pair whose nearness is at most the limit has a score of at least the margin. The nearness costs one instruction a
+# pair, and the limit is one number for each row. It is so much lower that no rounding makes a pair seem apart that is
+# not.
+
+
+@triton.jit
+def apart_squared(e, own, other, square):
+    """|x - y|^2 >= square: <x, y> - |y|^2 / 2 is at most (|x|^2 - square) / 2."""
+    return e - 0.5 * other[1], 0.5 * (own[1] - square) - 5e-7 * (own[1] + square)
+
+
+@triton.jit
+def sqeuclidean_apart(e, own, other, margin):
+    return apart_squared(e, own, other, larger(margin, 0.0))
+
+
+@triton.jit
+def euclidean_apart(e, own, other, margin):
+    margin = larger(margin, 0.0)
+    return apart_squared(e, own, other, margin * margin)
+
+
+@triton.jit
+def cosine_apart(e, own, other, margin):
+    return e * other[0], (1.0 - margin - 1e-6 * (1.0 + tl.abs(margin))) / own[0]
+
+
+@triton.jit
+def manhattan_apart(e, own, other, margin):
+    return minus(e), -margin

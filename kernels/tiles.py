@@ -252,41 +252,58 @@ def moved(x, box, dims, D):
     return (x.to(tl.float32) - corner[None, :]).to(x.dtype)
 
 
-@triton.jit(do_not_specialize=["N"])
-def prepare(
-    x_ptr, order, box, rounded_ptr, norms_ptr, N, D, ROUND: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr,
-    BD: tl.constexpr,
-):  # fmt: skip
-    """One pass over the rows before the engine: it writes them in the compute format, and their fp32 norms.
+class Given(NamedTuple):
+    """The rows of one side as they are given, and where `prepare` writes them."""
 
-    Grid: (row blocks,).
+    rows: Any  # [n, D]
+    order: tuple  # ([n],) of the rows that are wanted, or () for all rows in their order
+    rounded: Any  # [n, D] in the compute format
+    norms: Any  # [2, padded n]
 
-    norms[:, i]: the factor by which scores scale row i (1 / max(|x_i|, 1e-8) if UNIT, otherwise 1), and the squared
-    length that the row then has.
-    order: ([N],) of the rows that are wanted, or () for all rows in their order.
-    box: the (minimum, maximum) of every dimension [D], if all rows may be moved, or ().
-    ROUND: "" does not write rows; "tf32" and "bf16" write them rounded, "exact" in their own format.
-    """
+
+@triton.jit
+def prepare_side(given, box, n, D, ROUND: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr):
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    source = tl.where(r < N, load(order[0], r, N), N) if len(order) > 0 else r
+    source = tl.where(r < n, load(given.order[0], r, n), n) if len(given.order) > 0 else r
     squares = tl.zeros([BM], tl.float32)
     for first in range(0, D, BD):
         dims = first + tl.arange(0, BD)
-        x = gather_rows(x_ptr, source, dims, N, D)
+        x = gather_rows(given.rows, source, dims, n, D)
         if len(box) > 0:
             x = moved(x, box, dims, D)
         if ROUND != "":
             if ROUND == "tf32":
                 x = round_tf32(x.to(tl.float32))
-            x = x.to(rounded_ptr.dtype.element_ty)
-            at = rounded_ptr + r.to(tl.int64)[:, None] * D + dims[None, :]
-            tl.store(at, x, mask=(r < N)[:, None] & (dims < D)[None, :])
+            x = x.to(given.rounded.dtype.element_ty)
+            at = given.rounded + r.to(tl.int64)[:, None] * D + dims[None, :]
+            tl.store(at, x, mask=(r < n)[:, None] & (dims < D)[None, :])
         x = x.to(tl.float32)
         squares += tl.sum(x * x, 1)
     scale = tl.full([BM], 1.0, tl.float32)
     if UNIT:
         scale = 1.0 / tl.sqrt(tl.where(squares < 1e-16, 1e-16, squares))  # NaN stays NaN
         squares = tl.where(squares < 1e-16, (squares * scale) * scale, 1.0)
-    live = r < N
-    tl.store(norms_ptr + r, scale, mask=live)
-    tl.store(norms_ptr + padded(N) + r, squares, mask=live)
+    live = r < n
+    tl.store(given.norms + r, scale, mask=live)
+    tl.store(given.norms + padded(n) + r, squares, mask=live)
+
+
+@triton.jit(do_not_specialize=["N", "M"])
+def prepare(
+    x, y, box, N, M, D, ROUND: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr
+):  # fmt: skip
+    """One pass over the rows before the engine: it writes them in the compute format, and their fp32 norms.
+
+    Grid: (row blocks, sides). y is () if there is one side.
+
+    norms[:, i]: the factor by which scores scale row i (1 / max(|x_i|, 1e-8) if UNIT, otherwise 1), and the squared
+    length that the row then has.
+    box: the (minimum, maximum) of every dimension [D], if all rows may be moved, or ().
+    ROUND: "" does not write rows; "tf32" and "bf16" write them rounded, "exact" in their own format.
+    """
+    if len(y) == 0:
+        prepare_side(x, box, N, D, ROUND, UNIT, BM, BD)
+    elif tl.program_id(1) == 0:
+        prepare_side(x, box, N, D, ROUND, UNIT, BM, BD)
+    else:
+        prepare_side(y, box, M, D, ROUND, UNIT, BM, BD)

@@ -373,5 +373,5 @@ def triplets_grad(
     own = load_norms(x.norms, r, N, 1)  # loaded again rather than held in registers through the loop
     _s, _d, _t, f = SCORE(own[0], own, own)
     store_gradient(
-        out_ptr, acc, row_share, top, f, x, r0, rows, slab, N, D, PRECISION, PRECISION != "manhattan", ADD, BD
+        out_ptr, acc, row_share, top, f, 1.0, x, r0, rows, slab, N, D, PRECISION, PRECISION != "manhattan", ADD, BD
     )

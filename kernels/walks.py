@@ -29,22 +29,25 @@ def place(side, i, n):
 
 
 @triton.jit
-def split_columns(M, BN: tl.constexpr):
-    """The columns of this program's split, which starts at a multiple of BN. Grid axis 1 counts the splits."""
-    width = tl.cdiv(tl.cdiv(M, BN), tl.num_programs(1)) * BN
+def split_columns(M, BN: tl.constexpr, parts=None):
+    """The columns of this program's split, which starts at a multiple of BN. Grid axis 1 counts the splits; those from
+    number `parts` on have no columns."""
+    if parts is None:
+        parts = tl.num_programs(1)
+    width = tl.cdiv(tl.cdiv(M, BN), parts) * BN
     start = tl.program_id(1) * width
     return start, tl.minimum(start + width, M)
 
 
 @triton.jit
-def walks(x, rows, M, BM: tl.constexpr, BN: tl.constexpr, ALL: tl.constexpr):
+def walks(x, rows, M, BM: tl.constexpr, BN: tl.constexpr, ALL: tl.constexpr, parts=None):
     """The columns of this program's split as two walks, far and near: (start, stop, gap, skip), see `column`.
 
     Every pair of a far tile is negative, and the tile is whole. The near walk has the tiles of BN columns with labels
     of the program's rows, and the columns at the end that do not fill a tile. If rows are not sorted, all columns are
     near; if ALL, so they are for a program with less than BM rows.
     """
-    start, end = split_columns(M, BN)
+    start, end = split_columns(M, BN, parts)
     first = tl.program_id(0) * BM
     end = tl.maximum(tl.where(first < rows, end, start), start)
     whole = start + (end - start) // BN * BN

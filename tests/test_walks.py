@@ -14,7 +14,7 @@ from tests.grid import FEW, batch, running
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
-from fusedloss.backends.triton.launch import sides  # noqa: E402
+from fusedloss.backends.triton.sides import sides  # noqa: E402
 from fusedloss.kernels import configs, tiles  # noqa: E402
 from fusedloss.kernels.walks import walks  # noqa: E402
 

@@ -112,6 +112,36 @@ class FoldGrad(NamedTuple):
         return (both, None) if self.anchors == "rows" else (None, both)
 
 
+# Closing formulas (`kernels/closings.py`), and how many means the loss is the sum of. "sums" is the sum of all states,
+# whose gradient is known before the states are.
+CLOSINGS = {
+    "sums": 0, "gap": 1, "supcon": 1, "nca": 1, "multi_similarity": 1, "circle": 1, "lifted": 1, "active": 1,
+    "active_by_kind": 2, "cosface": 1, "arcface": 1, "proxy_anchor": 2,
+}  # fmt: skip
+
+
+class Close(NamedTuple):
+    """A loss from row states: the sum of what a closing formula makes of each anchor's states, or their mean."""
+
+    fold: Fold
+    closing: str  # a name of CLOSINGS
+    constants: tuple[float, ...]  # the numbers of the closing formula
+    mean: bool
+    divisor: int | Tensor | None = None  # of the mean of "sums"
+    classes: Tensor | None = None  # of the rows, IGNORED or WRONG where they have none [N]
+    weights: Tensor | None = None  # how much the rows count [N]
+
+
+class Wants(NamedTuple):
+    """The derivatives that are wanted; those by offsets are of either side."""
+
+    x: bool
+    y: bool
+    numbers: bool
+    x_offsets: bool
+    y_offsets: bool
+
+
 class States(NamedTuple):
     """The states of the anchors on one side, and dL/dstates. [folds, n] each"""
 

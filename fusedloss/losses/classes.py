@@ -6,6 +6,7 @@ As in `towers`, the loss of a row is softplus(log sum exp of the other classes' 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from torch import Tensor
 from .. import checks, groups
 from ..backends.dtypes import loss_dtype
 from ..options import integer, label, learnable, learnables, number, one_of, optional, options, tensor
-from .classified import Classified, Logits, centered, class_logits, classified, cosine_logits
+from . import closings
+from .classified import Classified, Logits, centered, class_gap, class_logits, classified, cosine_logits
 from .reduce import REDUCTIONS, at_least_one, focal, reduce_rows, softplus
 
 SUB_CENTERS = 8  # the most that a class may have: every tile has as many columns
@@ -103,6 +105,10 @@ def linear_cross_entropy_loss(
         cut = None if softcap else _constant(b)  # a common constant changes no softmax, unless capped
         b = b if cut is None else b - cut
     loss, numbers = ("softmax", {"scale": 1.0}) if softcap is None else ("capped", {"cap": softcap})
+    if not label_smoothing and not gamma and not z_loss:
+        found = class_gap(c, loss, "dot", numbers, numbers, reduction, of_row, bias=b)
+        if found is not None:
+            return found
     z = class_logits(c, loss, "dot", numbers, numbers, bias=b, smooth=label_smoothing > 0, class_weight=weights)
     terms = _entropy(z, label_smoothing, c.C, weights, of_row)
     if gamma:
@@ -199,15 +205,28 @@ def arcface_loss(
     """
     c = centered(embeddings, weight, target, ignore_index, sub_centers)
     weights, of_row = _weights(class_weight, c)
+    if not label_smoothing and isinstance(margin, float) and isinstance(scale, float):
+        constants = scale, math.cos(margin), math.sin(margin), margin * math.sin(margin) if margin >= 0 else math.inf
+        found = _margin_gap(c, scale, reduction, of_row, closings.arcface, constants)
+        if found is not None:
+            return found
     z = _cosines(c, scale, label_smoothing > 0, weights)
-    sin_squared = 1 - z.own.square()
-    away = sin_squared > 0
-    sin = torch.where(away, sin_squared.where(away, 1.0).sqrt(), 0.0)
     m = _margins(margin, c, z.own)
-    within = (z.own >= -m.cos()) | (m < 0)
-    shifted = torch.where(within, z.own * m.cos() - sin * m.sin(), z.own - m * m.sin())
-    terms = _entropy(z._replace(own=scale * shifted), label_smoothing, c.C, weights, of_row)
+    straight = torch.where(m < 0, math.inf, m * m.sin())
+    own = scale * closings.with_angle(z.own, m.cos(), m.sin(), straight)
+    terms = _entropy(z._replace(own=own), label_smoothing, c.C, weights, of_row)
     return reduce_rows(terms, reduction, c.target, c.x, of_row)
+
+
+def _margin_gap(
+    c: Classified, scale: float, reduction: str, of_row: Tensor | None, closing: Callable[..., closings.Means],
+    constants: tuple[float, ...],
+) -> Tensor | None:  # fmt: skip
+    """`class_gap` of cosines, where the closing formula moves the cosine of the own class and then scales it."""
+    numbers, own = {"scale": scale}, {"scale": 1.0}
+    return class_gap(
+        c, "softmax", "similarity", numbers, own, reduction, of_row, closing=closing, constants=constants
+    )  # fmt: skip
 
 
 def _cosines(c: Classified, scale: float | Tensor, smooth: bool, class_weight: Tensor | None) -> Logits:
@@ -294,6 +313,10 @@ def cosface_loss(
     """
     c = centered(embeddings, weight, target, ignore_index, sub_centers)
     weights, of_row = _weights(class_weight, c)
+    if not label_smoothing and isinstance(margin, float) and isinstance(scale, float):
+        found = _margin_gap(c, scale, reduction, of_row, closings.cosface, (scale, margin))
+        if found is not None:
+            return found
     z = _cosines(c, scale, label_smoothing > 0, weights)
     own = scale * (z.own - _margins(margin, c, z.own))
     terms = _entropy(z._replace(own=own), label_smoothing, c.C, weights, of_row)
@@ -353,5 +376,9 @@ def normalized_softmax_loss(
     """
     c = centered(embeddings, weight, target, ignore_index, sub_centers)
     weights, of_row = _weights(class_weight, c)
+    numbers = {"scale": 1 / temperature}
+    found = None if label_smoothing else class_gap(c, "softmax", "similarity", numbers, numbers, reduction, of_row)
+    if found is not None:
+        return found
     z = cosine_logits(c, 1 / temperature, label_smoothing > 0, weights)
     return reduce_rows(_entropy(z, label_smoothing, c.C, weights, of_row), reduction, c.target, c.x, of_row)

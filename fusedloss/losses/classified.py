@@ -6,13 +6,14 @@ negatives are all other classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import checks, groups, ops
+from .closings import Means, closed, gap
 
 
 class Classified(NamedTuple):
@@ -107,15 +108,38 @@ def class_logits(
 ) -> Logits:  # fmt: skip
     """The logits that a loss of `kernels/losses.py` makes of the scores with its numbers, and with other numbers for
     the own class; their total if the targets are to be smoothed."""
-    (x, target), labels = compared(c), class_of(c)
-    batch = checks.Batch(x, c.classes, target, labels, None, y_sorted=True)
-    weights = None if class_weight is None or not smooth else class_weight[labels]
+    batch = batch_of(c)
+    weights = None if class_weight is None or not smooth else class_weight[batch.y_labels]
     neg = ops.of("lse", "sum", **numbers) if smooth else ops.of("lse", **numbers)
     states = ops.fold(
         batch, loss, metric, pos=ops.of("sum", **own), neg=neg, offsets=bias, weights=weights, group=c.group
     )  # fmt: skip
     found = merged(states, ["sum", *neg.folds])
     return Logits(found[0], found[1], found[2] if smooth else None)
+
+
+def batch_of(c: Classified) -> checks.Batch:
+    """The rows that this process compares with the classes."""
+    (x, target), labels = compared(c), class_of(c)
+    return checks.Batch(x, c.classes, target, labels, None, y_sorted=True)
+
+
+def class_gap(
+    c: Classified, loss: str, metric: str, numbers: Mapping[str, float | Tensor], own: Mapping[str, float | Tensor],
+    reduction: str, weights: Tensor | None = None, *, closing: Callable[..., Means] = gap,
+    constants: tuple[float, ...] = (), bias: Tensor | None = None,
+) -> Tensor | None:  # fmt: skip
+    """The loss that a closing formula makes of the logit of the own class and the log sum exp of the others; None where
+    several processes share the classes.
+
+    weights: how much the rows count [N].
+    """
+    if groups.sharded() is not None:
+        return None
+    return closed(
+        batch_of(c), loss, metric, closing, reduction, None, constants=constants, classes=c.target, weights=weights,
+        pos=ops.of("sum", **own), neg=ops.of("lse", **numbers), offsets=bias, group=c.group,
+    )  # fmt: skip
 
 
 def cosine_logits(

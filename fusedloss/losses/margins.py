@@ -8,7 +8,9 @@ from torch import Tensor
 from .. import checks, groups, ops
 from ..checks import METRICS
 from ..options import integer, label, learnable, learnables, one_of, optional, options
-from .reduce import OF_HINGES, pairs, reduce
+from . import closings
+from .closings import closed
+from .reduce import OF_HINGES, pairs
 
 
 @options(
@@ -90,13 +92,8 @@ def pairwise_contrastive_loss(
     loss = "contrastive" if power == 2 else "linear_contrastive"
     folds = ["sum", "sum"] if reduction == "active" else ["sum"]  # the terms, and whether they are active
     pos, neg = ops.of(*folds, margin=pos_margin), ops.of(*folds, margin=neg_margin)
-    states = ops.fold(batch, loss, metric, pos=pos, neg=neg)
-    if reduction == "active":
-        positive, positives, negative, negatives = states
-        kinds = (positive, positives), (negative, negatives)
-        means = [reduce(terms, reduction, pairs(batch), batch.x, active) for terms, active in kinds]
-        return means[0] + means[1]
-    return reduce(states[0] + states[1], reduction, pairs(batch), batch.x)
+    closing = closings.active_by_kind if reduction == "active" else closings.sums
+    return closed(batch, loss, metric, closing, reduction, pairs(batch), pos=pos, neg=neg)
 
 
 @options(
@@ -160,11 +157,12 @@ def margin_loss(
     boundary, offsets = beta, None
     if isinstance(beta, Tensor) and beta.dim() == 1:
         boundary, offsets = 0.0, -_of_labels("beta", beta, batch, ignore_index)
-    pos, neg = (ops.of("sum", "sum", margin=boundary + m) for m in (-margin, margin))
-    far, too_far, near, too_near = ops.fold(
-        batch, "linear_contrastive", metric, pos=pos, neg=neg, offsets=offsets, offsets_of="rows"
+    folds = ["sum", "sum"] if reduction == "active" else ["sum"]  # the terms, and whether they are active
+    pos, neg = (ops.of(*folds, margin=boundary + m) for m in (-margin, margin))
+    return closed(
+        batch, "linear_contrastive", metric, closings.active if reduction == "active" else closings.sums, reduction,
+        pairs(batch), pos=pos, neg=neg, offsets=offsets, offsets_of="rows",
     )  # fmt: skip
-    return reduce(far + near, reduction, pairs(batch), batch.x, too_far + too_near)
 
 
 def _of_labels(name: str, values: Tensor, batch: checks.Batch, ignore_index: int | None) -> Tensor:

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from .. import checks, ops
 from ..options import label, learnable, one_of, optional, options
-from .classified import class_of, classified, compared, cosine_logits
+from . import closings
+from .classified import class_gap, class_of, classified, compared, cosine_logits
+from .closings import closed
 from .reduce import REDUCTIONS, reduce, reduce_rows, softplus
 
 
@@ -60,6 +62,10 @@ def proxy_nca_loss(
         tensor(0.1269)
     """
     c = classified(embeddings, "proxies", proxies, target, ignore_index)
+    numbers = {"scale": 2 * scale}
+    loss = class_gap(c, "softmax", "similarity", numbers, numbers, reduction)
+    if loss is not None:
+        return loss
     z = cosine_logits(c, 2 * scale)
     return reduce_rows(softplus(z.others - z.own), reduction, c.target, c.x)
 
@@ -119,10 +125,11 @@ def proxy_anchor_loss(
     (x, index), p = compared(c), c.classes
     batch = checks.Batch(p, x, class_of(c), index, None, None if ignore_index is None else checks.IGNORED)
     pos, neg = ops.of("lse", scale=-alpha, bias=alpha * margin), ops.of("lse", scale=alpha, bias=alpha * margin)
+    wrong = torch.zeros((), device=x.device).masked_fill((index == checks.WRONG).any(), torch.nan)
+    if reduction == "mean":
+        loss = closed(
+            batch, "softmax", "similarity", closings.proxy_anchor, reduction, p.shape[0], pos=pos, neg=neg
+        )  # fmt: skip
+        return loss + wrong
     positive, negative = ops.fold(batch, "softmax", "similarity", pos=pos, neg=neg)
-    pull, push = softplus(positive), softplus(negative)
-    pull = pull + pull.new_zeros(()).masked_fill((index == checks.WRONG).any(), torch.nan)
-    if reduction != "mean":
-        return reduce(pull + push, reduction, p.shape[0], x)
-    present = (positive.detach() > -torch.inf).sum()
-    return reduce(pull, "mean", present, x) + reduce(push, "mean", p.shape[0], x)
+    return reduce(softplus(positive) + softplus(negative) + wrong, reduction, p.shape[0], x)

@@ -7,6 +7,7 @@ no 1 - p in its gradient. Losses of two towers are in `towers`.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from torch import Tensor
 from .. import checks, groups, ops
 from ..checks import SIMILARITIES, Batch
 from ..options import integer, label, learnable, number, one_of, optional, options
-from .reduce import REDUCTIONS, Folding, mean_shares, reduce, similarity, softplus
+from . import closings
+from .closings import closed
+from .reduce import REDUCTIONS, Folding, mean_shares, reduce, similarity
 
 
 @options(temperature=learnable(above=True), reduction=one_of(*REDUCTIONS))
@@ -59,9 +62,8 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, *, temperature: float | Tensor = 0.5, r
     scale = 1 / temperature
     batch = Batch(z, None, labels, labels, 0, x_sorted=True, shared=2)
     pos, neg = ops.of("sum", scale=scale), ops.of("lse", scale=scale)
-    positive, negative = ops.fold(batch, "softmax", "similarity", pos=pos, neg=neg)
-    terms = softplus(negative - positive).view(-1, 2).t().flatten()
-    return reduce(terms, reduction, z.shape[0], z)
+    loss = closed(batch, "softmax", "similarity", closings.gap, reduction, z.shape[0], pos=pos, neg=neg)
+    return loss.view(-1, 2).t().flatten() if reduction == "none" else loss
 
 
 @options(temperature=learnable(above=True), sigma=optional(number(above=True)), reduction=one_of(*REDUCTIONS))
@@ -199,19 +201,11 @@ def supcon_loss(
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     score, sign = similarity(metric)
-    terms, counts = supcon_terms(partial(ops.fold, batch, metric=score), sign / temperature)
-    return reduce(terms, reduction, counts.sum(), batch.x)
+    return closed(batch, "softmax", score, closings.supcon, reduction, None, **supcon_folds(sign / temperature))
 
 
-def supcon_terms(fold: Folding, scale: float | Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of every anchor, and whether it has a positive. [N] each"""
-    pos, neg = ops.of("sum", "lse", "sum", scale=scale), ops.of("lse", scale=scale)
-    total, positive, count, negative = fold("softmax", pos=pos, neg=neg)
-    count = count.detach()
-    positive = positive.masked_fill(count == 0, 0.0)
-    # How much the positives differ (exactly 0 for a single one), and how they compare with the negatives.
-    spread = torch.where(count > 1, positive - total / count.clamp(min=1), 0.0)
-    return torch.where(count > 0, spread + softplus(negative - positive), 0.0), count > 0
+def supcon_folds(scale: float | Tensor) -> dict[str, Any]:
+    return {"pos": ops.of("sum", "lse", "sum", scale=scale), "neg": ops.of("lse", scale=scale)}
 
 
 @options(
@@ -327,13 +321,8 @@ def nca_loss(
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     score, sign = similarity(metric)
-    terms, counts = nca_terms(partial(ops.fold, batch, metric=score), sign / temperature)
-    return reduce(terms, reduction, counts.sum(), batch.x)
+    return closed(batch, "softmax", score, closings.nca, reduction, None, **nca_folds(sign / temperature))
 
 
-def nca_terms(fold: Folding, scale: float | Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of every anchor, and whether it has a positive. [N] each"""
-    pos, neg = ops.of("lse", "sum", "sum", scale=scale), ops.of("lse", scale=scale)
-    positive, _total, count, negative = fold("softmax", pos=pos, neg=neg)
-    counts = count.detach() > 0
-    return torch.where(counts, softplus(negative - positive.masked_fill(~counts, 0.0)), 0.0), counts
+def nca_folds(scale: float | Tensor) -> dict[str, Any]:
+    return {"pos": ops.of("lse", "sum", "sum", scale=scale), "neg": ops.of("lse", scale=scale)}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks, groups, ops
 from ..options import flag, integer, label, number, one_of, optional, options
-from .reduce import OF_HINGES, REDUCTIONS, Folding, reduce, similarity, softplus
+from . import closings
+from .closings import closed
+from .reduce import OF_HINGES, REDUCTIONS, reduce, similarity
 
 PRODUCTS = ("cosine", "dot")  # the metrics of losses whose margins are similarities
 
@@ -73,15 +74,17 @@ def multi_similarity_loss(
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     score, sign = similarity(metric)
-    terms = multi_similarity_terms(partial(ops.fold, batch, metric=score), sign * alpha, sign * beta, base)
-    return reduce(terms, reduction, batch.anchors, batch.x)
+    folds = multi_similarity_folds(sign * alpha, sign * beta, base)
+    constants = alpha, beta
+    return closed(
+        batch, "softmax", score, closings.multi_similarity, reduction, batch.anchors, constants=constants, **folds
+    )
 
 
-def multi_similarity_terms(fold: Folding, alpha: float, beta: float, base: float) -> Tensor:
-    """The loss of every anchor [N]; pass alpha and beta below 0 if the scores are distances."""
+def multi_similarity_folds(alpha: float, beta: float, base: float) -> dict[str, Any]:
+    """Pass alpha and beta below 0 if the scores are distances."""
     pos, neg = ops.of("lse", scale=-alpha, bias=alpha * base), ops.of("lse", scale=beta, bias=-beta * base)
-    pull, push = fold("softmax", pos=pos, neg=neg)
-    return softplus(pull) / abs(alpha) + softplus(push) / abs(beta)
+    return {"pos": pos, "neg": neg}
 
 
 @options(
@@ -135,15 +138,14 @@ def circle_loss(
         tensor([0.7133, 0.7133, 0.0000])
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
-    terms = circle_terms(partial(ops.fold, batch, metric=similarity(metric)[0]), margin, gamma)
-    return reduce(terms, reduction, (terms.detach() > 0).sum(), batch.x)
+    score, folds = similarity(metric)[0], circle_folds(margin, gamma)
+    return closed(batch, "circle", score, closings.circle, reduction, None, **folds)
 
 
-def circle_terms(fold: Folding, margin: float, gamma: float) -> Tensor:
-    """The loss of every anchor; 0 where it has no positive or no negative, whose log sum exp is -inf. [N]"""
+def circle_folds(margin: float, gamma: float) -> dict[str, Any]:
+    """Without a positive or without a negative a log sum exp is -inf, which costs nothing."""
     folded = ops.of("lse", margin=margin, gamma=gamma)
-    pull, push = fold("circle", pos=folded, neg=folded)
-    return softplus(pull + push)
+    return {"pos": folded, "neg": folded}
 
 
 @options(
@@ -197,15 +199,14 @@ def generalized_lifted_structure_loss(
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
     metric = "chord" if normalize else "euclidean"
-    terms = generalized_lifted_terms(partial(ops.fold, batch, metric=metric), 1.0, pos_margin, neg_margin)
-    return reduce(terms, reduction, batch.anchors, batch.x)
+    folds = generalized_lifted_folds(1.0, pos_margin, neg_margin)
+    return closed(batch, "softmax", metric, closings.lifted, reduction, batch.anchors, **folds)
 
 
-def generalized_lifted_terms(fold: Folding, sign: float, pos_margin: float, neg_margin: float) -> Tensor:
-    """The loss of every anchor [N]; the sign is -1 if the scores are similarities."""
+def generalized_lifted_folds(sign: float, pos_margin: float, neg_margin: float) -> dict[str, Any]:
+    """The sign is -1 if the scores are similarities."""
     pos, neg = ops.of("lse", scale=sign, bias=-sign * pos_margin), ops.of("lse", scale=-sign, bias=sign * neg_margin)
-    pull, push = (state.masked_fill(state == -float("inf"), 0.0) for state in fold("softmax", pos=pos, neg=neg))
-    return F.relu(pull + push)
+    return {"pos": pos, "neg": neg}
 
 
 @options(

@@ -13,6 +13,8 @@ from .. import checks, groups, ops
 from ..backends.dtypes import loss_dtype
 from ..checks import SIMILARITIES, Batch
 from ..options import flag, integer, learnable, number, one_of, optional, options
+from . import closings
+from .closings import closed
 from .reduce import REDUCTIONS, reduce, similarity, softplus
 
 
@@ -105,6 +107,8 @@ def info_nce_loss(
 
     score, sign = similarity(metric)
     scale = sign / temperature
+    if queue is None and hard is None and batch.ref_offset is None and (reduction == "mean" or not symmetric):
+        return _gap(batch, scale, score, reduction, bias, columns=symmetric)
     positive, negative = _competition(batch, offset, scale, score, bias, symmetric, in_batch_negatives)
     by_key = softplus(negative[N:] - positive[N:]) if symmetric else None
     positive, negative = positive[:N], negative[:N]
@@ -142,6 +146,19 @@ def _towers(
     first = groups.first_key()
     own = torch.full_like(_places(x), -1) if offset is None else _places(x, first + offset)
     return Batch(x, y, own, _places(y, first), None, x_sorted=True, y_sorted=True, shared=1)
+
+
+def _gap(
+    b: Batch, scale: float | Tensor, score: str, reduction: str, bias: Tensor | None = None, columns: bool = False
+) -> Tensor:
+    """The loss of every row x against all rows of y, of which one is its own; the rows of y are anchors too if
+    `columns`."""
+    pos, neg = ops.of("sum", scale=scale), ops.of("lse", scale=scale)
+    count = b.x.shape[0] * (1 + columns)
+    offsets = None if bias is None else bias / scale
+    return closed(
+        b, "softmax", score, closings.gap, reduction, count, pos=pos, neg=neg, columns=columns, offsets=offsets
+    )  # fmt: skip
 
 
 def _competition(
@@ -229,9 +246,12 @@ def clip_loss(
     y = checks.same_dimensions("image", x, "text", text)
     N, both = x.shape[0], x.shape[0] == y.shape[0]
     batch = _towers(("image", "text"), x, y, offset, ids, text_ids)
-    positive, negative = _competition(batch, offset, logit_scale, "dot", columns=both)
-    terms = softplus(negative - positive)  # of the images, then of the texts
-    loss = reduce(terms.unflatten(0, (2, N)).mean(0) if both else terms, reduction, N, x)
+    if batch.ref_offset is None and (reduction == "mean" or not both):
+        loss = _gap(batch, logit_scale, "dot", reduction, columns=both)
+    else:
+        positive, negative = _competition(batch, offset, logit_scale, "dot", columns=both)
+        terms = softplus(negative - positive)  # of the images, then of the texts
+        loss = reduce(terms.unflatten(0, (2, N)).mean(0) if both else terms, reduction, N, x)
     return loss + (0 * logit_bias).to(loss.dtype) if isinstance(logit_bias, Tensor) else loss
 
 
@@ -289,8 +309,7 @@ def siglip_loss(
     y = checks.same_dimensions("image", x, "text", text)
     batch = _towers(("image", "text"), x, y, offset, ids, text_ids)._replace(ref_offset=None)
     pos, neg = ops.of("sum", scale=-logit_scale, bias=-logit_bias), ops.of("sum", scale=logit_scale, bias=logit_bias)
-    positive, negative = ops.fold(batch, "sigmoid", "dot", pos=pos, neg=neg)
-    return reduce(positive + negative, reduction, x.shape[0], x)
+    return closed(batch, "sigmoid", "dot", closings.sums, reduction, x.shape[0], pos=pos, neg=neg)
 
 
 @options(l2_reg=number(), reduction=one_of(*REDUCTIONS))
@@ -328,8 +347,10 @@ def n_pair_loss(anchor: Tensor, positive: Tensor, *, l2_reg: float = 0.0, reduct
         tensor(1.3133)
     """
     a, p = checks.same_rows(("anchor", "positive"), (anchor, positive))
-    own, negative = _competition(_towers(("anchor", "positive"), a, p, 0, None, None), 0, 1.0, "dot")
+    batch = _towers(("anchor", "positive"), a, p, 0, None, None)
+    if not l2_reg:
+        return _gap(batch, 1.0, "dot", reduction)
+    own, negative = _competition(batch, 0, 1.0, "dot")
     terms = softplus(negative - own)
-    if l2_reg:
-        terms = terms + l2_reg * (a.to(terms.dtype).square() + p.to(terms.dtype).square()).sum(1)
+    terms = terms + l2_reg * (a.to(terms.dtype).square() + p.to(terms.dtype).square()).sum(1)
     return reduce(terms, reduction, a.shape[0], a)

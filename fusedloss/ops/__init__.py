@@ -3,6 +3,7 @@
 Rows x [N, D] are compared with y [M, D], or with themselves where y is None, see `checks.Batch`.
 """
 
+from .closings import close
 from .folds import Of, fold, of
 from .logits import fold_elements, fold_logits
 from .ranking import rank
@@ -11,6 +12,7 @@ from .triplets import fold_triplets
 
 __all__ = [
     "Of",
+    "close",
     "fold",
     "fold_elements",
     "fold_logits",

@@ -76,15 +76,22 @@ def fold(
     group: the size, a power of 2, of groups of neighbouring columns (the sub-centers of a class). Only the highest
         score of a group counts, the first of equal ones.
     """
+    request = requested(batch, loss, metric, pos, neg, columns, offsets, offsets_of, weights, group)
+    backend, processes = resolve_backend(batch.x), group_of(batch)
+    return (fold_op(request, backend) if processes is None else shared.fold(request, processes, backend)).unbind()
+
+
+def requested(
+    batch: Batch, loss: str, metric: str, pos: Of = NOTHING, neg: Of = NOTHING, columns: bool = False,
+    offsets: Tensor | None = None, offsets_of: str = "columns", weights: Tensor | None = None, group: int = 1,
+) -> Fold:  # fmt: skip
+    """The record of what `fold` is asked for."""
     if offsets is not None and offsets_of == "rows" and batch.y is None:  # s_ij and s_ji differ
         batch = batch._replace(y=batch.x, ref_offset=0, y_sorted=batch.x_sorted)
     given = [*numbers_of(loss, pos), *numbers_of(loss, neg)]
     offsets, weights = (None if t is None else t.to(loss_dtype(batch.x)) for t in (offsets, weights))
     numbers = as_tensor(given, batch.x).view(2, -1)
-    kinds = (pos.folds, neg.folds)
-    request = Fold(batch, numbers, offsets, loss, metric, *kinds, columns, offsets_of, weights, group)
-    backend, processes = resolve_backend(batch.x), group_of(batch)
-    return (fold_op(request, backend) if processes is None else shared.fold(request, processes, backend)).unbind()
+    return Fold(batch, numbers, offsets, loss, metric, pos.folds, neg.folds, columns, offsets_of, weights, group)
 
 
 def numbers_of(loss: str, kind: Of) -> list[float | Tensor]:

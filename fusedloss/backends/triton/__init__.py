@@ -1,9 +1,10 @@
 """The Triton backend: it allocates outputs, picks tiles and launches the kernels. Its functions are those of `blocked`.
 
-tuning (which tile)  <-  launch (a launch, a side, its preparation)  <-  folds, logits, mining, rows, triplets
-triplets  <-  ranking
+tuning (which tile)  <-  launch  <-  sides (of the score matrix)  <-  folds, mining, triplets;  launch  <-  logits, rows
+folds  <-  closings;  triplets  <-  ranking
 """
 
+from .closings import fold_close, fold_close_grad
 from .folds import fold, fold_grad
 from .logits import elements_grad, fold_elements, fold_logits, logits_grad
 from .mining import mine
@@ -14,6 +15,8 @@ from .triplets import fold_triplets, fold_triplets_grad
 __all__ = [
     "elements_grad",
     "fold",
+    "fold_close",
+    "fold_close_grad",
     "fold_elements",
     "fold_grad",
     "fold_logits",

@@ -8,27 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels import configs, engine, folds, losses
+from ...kernels import configs, engine, folds, losses, scores, tiles
 from ...kernels.folds import KINDS
 from ..dtypes import state_dtype
-from ..request import NO_OTHERS, PIECES, Block, Fold, FoldGrad, Others, States
-from .launch import (
-    SCORES,
-    Launch,
-    Plan,
-    Side,
-    cdiv,
-    merge,
-    met,
-    numbers,
-    optional,
-    padded,
-    plan,
-    reorder,
-    side,
-    sides,
-    total,
-)
+from ..request import NO_OTHERS, PIECES, Block, Fold, FoldGrad, Others, States, Wants
+from .launch import Launch, Plan, Total, cdiv, merge, merge_all, numbers, optional, padded, plan
+from .sides import SCORES, Side, met, reorder, side, sides
 
 
 def planned(kernel: str, f: Fold, x: Side, y: Side) -> tuple[Plan, tuple[engine.Terms, engine.Terms], dict[str, Any]]:
@@ -69,105 +54,173 @@ def facing(f: Fold, x: Side, others: Others) -> Iterator[tuple[Block, Side, Side
         yield block, *met(x, shifted(y, block.offsets))
 
 
-def fold(f: Fold, others: Others = NO_OTHERS) -> Tensor:
-    """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
-    xs, ys = folded_sides(f, others.box)
-    chosen, (pos, neg), options = planned("fold", f, xs, ys)
-    kinds, dtype, device = (*pos.kinds, *neg.kinds), state_dtype(f.batch.x), f.batch.x.device
+def folded_parts(f: Fold, x: Side, y: Side) -> list[Tensor]:
+    """The states of every row over parts of the columns [parts, folds, N]; and, if the columns are anchors too, theirs
+    over parts of the rows [parts, folds, M]."""
+    chosen, (pos, neg), options = planned("fold", f, x, y)
+    count, dtype = len(f.pos) + len(f.neg), state_dtype(f.batch.x)
 
-    def states(x: Side, y: Side, by_column: Tensor | None, offset: int | None) -> Tensor:
-        out = torch.empty(chosen.splits(x.n, y.n), len(kinds), x.n, dtype=dtype, device=device)
-        columns = out if by_column is None else by_column
-        args = (x.rows, y.rows, pos, neg, out, columns, optional(offset), x.n, y.n, x.D)
-        given = options | chosen.options | dict(COLUMNS=by_column is not None)
+    def launched(x: Side, y: Side, columns: Tensor | None, offset: int | None) -> Tensor:
+        out = torch.empty(chosen.splits(x.n, y.n), count, x.n, dtype=dtype, device=f.batch.x.device)
+        args = (x.rows, y.rows, pos, neg, out, out if columns is None else columns, optional(offset), x.n, y.n, x.D)
+        given = options | chosen.options | dict(COLUMNS=columns is not None)
         Launch(engine.fold, (cdiv(x.n, chosen.tile.BM), len(out)), args, given, chosen.key).run()
-        return merge(out, kinds)
+        return out
 
     offset = f.batch.ref_offset
     if not f.columns:
-        found = states(xs, ys, None, offset)
-        for _, x, y in facing(f, xs, others):
-            found = merge(torch.stack([found, states(x, y, None, None)]), kinds)
-        return found
-    blocks = cdiv(xs.n, chosen.tile.BM)
+        return [launched(x, y, None, offset)]
+    blocks = cdiv(x.n, chosen.tile.BM)
     unseen = blocks == 0 or f.batch.ignored is not None  # no tile has all columns
-    if unseen or blocks * len(kinds) * ys.n * 8 > configs.WORKSPACE:  # compute the scores again, with the sides swapped
+    if unseen or blocks * count * y.n * 8 > configs.WORKSPACE:  # compute the scores again, with the sides swapped
         back = None if offset is None else -offset
-        return torch.cat([states(xs, ys, None, offset), states(ys, xs, None, back)], 1)
-    by_column = torch.empty(blocks, len(kinds), ys.n, dtype=dtype, device=device)
-    return torch.cat([states(xs, ys, by_column, offset), merge(by_column, kinds)], 1)
+        return [launched(x, y, None, offset), launched(y, x, None, back)]
+    columns = torch.empty(blocks, count, y.n, dtype=dtype, device=f.batch.x.device)
+    return [launched(x, y, columns, offset), columns]
+
+
+def fold(f: Fold, others: Others = NO_OTHERS) -> Tensor:
+    """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
+    xs, ys = folded_sides(f, others.box)
+    kinds = kinds_of(f)
+    parts = folded_parts(f, xs, ys)
+    found = merge_all(parts, kinds, [state_dtype(f.batch.x)] * len(parts))
+    if f.columns:
+        return torch.cat(found, 1)
+    (states,) = found
+    one_by_one = f._replace(batch=f.batch._replace(ref_offset=None))
+    for _, x, y in facing(f, xs, others):
+        (parts_of_block,) = folded_parts(one_by_one, x, y)
+        states = merge(torch.cat([states[None], parts_of_block]), kinds)
+    return states
+
+
+def kinds_of(f: Fold) -> tuple[Any, ...]:
+    return tuple(KINDS[fold] for fold in (*f.pos, *f.neg))
 
 
 class Found(NamedTuple):
-    """The gradient by the rows of one side, in their dtype, and derivatives that are summed per row."""
+    """The derivatives by one side, and by the numbers of the loss; None where not wanted."""
 
     rows: Tensor
-    by_numbers: Tensor  # [numbers, n]
-    by_offset: Tensor  # [n]
+    numbers: Tensor | None = None  # [2, numbers]
+    offsets: Tensor | None = None  # [n]
 
 
-def anchors(of: States, kinds: tuple[Any, ...], x: Side) -> Side:
+def gradients(
+    f: Fold, x: Side, y: Side, wants: Wants, scales: engine.Scales, x_dtype: torch.dtype, loss: Tensor | None = None
+) -> tuple[Found | None, Found | None]:
+    """The derivatives by the rows and by the columns, through their anchors, in one launch.
+
+    scales: what multiplies the derivatives, see `engine.grad`.
+    loss: the sum of all states is stored in it, multiplied as the derivatives by numbers are.
+    """
+    chosen, (pos, neg), options = planned("grad", f, x, y)
+    apart = getattr(scores, f"{f.metric}_apart") if PIECES[f.loss].sparse and f.neg else None
+    options |= chosen.options | dict(SLAB=chosen.slab, APART=apart, ROW_SHARE=f.metric not in ("dot", "manhattan"))
+    b, precise = f.batch, torch.float32
+    of_y = b.y is not None and (wants.y or wants.y_offsets)
+    of_x = wants.x or wants.x_offsets or not of_y
+    dtypes = [x_dtype, b.x.dtype if b.y is None else b.y.dtype]
+
+    def new(side: Side, facing: Side, offsets: bool, dtype: torch.dtype, first: bool) -> engine.Gradients:
+        """The first side sees every pair, so it has what is summed over all pairs too."""
+        parts, n = chosen.splits(side.n, facing.n), side.n
+
+        def empty(wanted: bool, *shape: int, dtype: torch.dtype = precise) -> tuple[Tensor, ...]:
+            return (torch.empty(parts, *shape, n, dtype=dtype, device=b.x.device),) if wanted else ()
+
+        rows = torch.empty(parts, n, side.D, dtype=dtype if parts == 1 else precise, device=b.x.device)
+        states = empty(first and loss is not None, len(f.pos) + len(f.neg), dtype=state_dtype(b.x))
+        return engine.Gradients(rows, empty(first and wants.numbers, f.numbers.numel()), empty(offsets), states)
+
+    outs = [
+        new(x, y, wants.x_offsets, dtypes[0], True) if of_x else (),
+        new(y, x, wants.y_offsets, dtypes[1], not of_x) if of_y else (),
+    ]
+    made = [out for out in outs if out]
+    parts = [len(out.rows) if out else 0 for out in outs]
+    sizes = [side.n for side, out in zip((x, y), outs, strict=True) if out]
+    grid = (cdiv(max(sizes), chosen.tile.BM), max(parts), len(made) * cdiv(x.D, chosen.slab * chosen.tile.BD))
+    args = (x.rows, y.rows, pos, neg, x.anchors, y.anchors, *outs, scales, optional(b.ref_offset))
+    role = "self" if b.y is None else "x and y" if len(made) == 2 else "x" if of_x else "y"
+    Launch(engine.grad, grid, (*args, x.n, y.n, x.D, *parts), options, chosen.key, role).run()
+
+    flat = [out.rows.flatten(1).unsqueeze(1) for out in made]
+    total = None if loss is None else Total(made[0].states[0], loss, of_sums(scales))
+    rows = merge_all(flat, (KINDS["sum"],), [dtype for dtype, out in zip(dtypes, outs, strict=True) if out], total)
+    found: list[Found | None] = []
+    for out in outs:
+        if not out:
+            found.append(None)
+            continue
+        by_numbers = out.numbers[0].sum((0, 2), dtype=state_dtype(b.x)).view_as(f.numbers) if out.numbers else None
+        by_offsets = out.offsets[0].sum(0) if out.offsets else None
+        found.append(Found(rows.pop(0).view(out.rows.shape[1:]), by_numbers, by_offsets))
+    return found[0], found[1]
+
+
+def of_sums(scales: engine.Scales) -> tiles.Numbers:
+    """What multiplies the derivatives by numbers."""
+    given, pointers = scales.sums
+    return tiles.Numbers(given[1:], pointers[1:])
+
+
+def plain_scales(by_rows: float = 1.0, by_numbers: float = 1.0) -> engine.Scales:
+    return engine.Scales(tiles.Numbers((by_rows, by_numbers), ()))
+
+
+def anchored(of: States, kinds: tuple[Any, ...], x: Side) -> Side:
     """A side whose rows are anchors."""
-    prepared = torch.empty(2, len(kinds), padded(x.n), dtype=torch.float32, device=of.states.device)
-    args = (of.states.contiguous(), of.dstates.contiguous(), x.rows.order, prepared, kinds, x.n)
+    anchors = new_anchors(x, kinds, of.states.device)
+    args = (of.states.contiguous(), of.dstates.contiguous(), x.rows.order, anchors, kinds, x.n)
     options = dict(BLOCK=configs.ANCHORS, num_warps=4)
     Launch(folds.prepare_anchors, (cdiv(x.n, configs.ANCHORS), len(kinds)), args, options).run()
-    return x._replace(anchors=engine.Anchors(*prepared))
+    return x._replace(anchors=anchors)
+
+
+def new_anchors(x: Side, kinds: tuple[Any, ...], device: torch.device) -> folds.Anchors:
+    return folds.Anchors(*torch.empty(2, len(kinds), padded(x.n), dtype=torch.float32, device=device))
 
 
 def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    f, b = g.fold, g.fold.batch
+    f, b, kinds = g.fold, g.fold.batch, kinds_of(g.fold)
     xs, ys = folded_sides(f, others.box)
-    kinds = tuple(KINDS[fold] for fold in (*f.pos, *f.neg))
     of_rows, of_columns = g.of_sides
-    xs = xs if of_rows is None else anchors(of_rows, kinds, xs)
+    xs = xs if of_rows is None else anchored(of_rows, kinds, xs)
     if b.y is None:
         ys = xs
     elif of_columns is not None:
-        ys = anchors(of_columns, kinds, ys)
-    chosen, (pos, neg), options = planned("grad", f, xs, ys)
-    options |= chosen.options | dict(SKIP=PIECES[f.loss].sparse, SLAB=chosen.slab)
-    options |= dict(ROW_SHARE=f.metric not in ("dot", "manhattan"))
-    by_rows, by_columns = g.want_x_offsets and bool(xs.rows.offsets), g.want_y_offsets and bool(ys.rows.offsets)
-
-    def gradient(x: Side, y: Side, role: str, offset: int | None, by_numbers: bool, dtype: torch.dtype) -> Found:
-        parts, precise = chosen.splits(x.n, y.n), torch.float32
-        rows = torch.empty(parts, x.n, x.D, dtype=dtype if parts == 1 else precise, device=b.x.device)
-        sums = torch.empty(parts, f.numbers.numel() * by_numbers + 1, x.n, dtype=precise, device=b.x.device)
-        args = (x.rows, y.rows, pos, neg, x.anchors, y.anchors, engine.Gradients(rows, sums), optional(offset))
-        grid = (cdiv(x.n, chosen.tile.BM), parts, cdiv(x.D, chosen.slab * chosen.tile.BD))
-        given = options | dict(BY_NUMBERS=by_numbers)
-        Launch(engine.grad, grid, (*args, x.n, y.n, x.D), given, chosen.key, role).run()
-        summed = by_numbers or (by_columns if role == "y" else by_rows)
-        of_rows = total(sums) if summed else sums[0]
-        return Found(total(rows, dtype), of_rows[:-1], of_rows[-1])
-
-    offset, back = b.ref_offset, None if b.ref_offset is None else -b.ref_offset
-    with_y = b.y is not None and (g.want_y or by_columns)
-    with_x = g.want_x or by_rows or (g.want_numbers and not with_y)
-    of_x = of_y = None
-    if with_x:
-        dtype = b.x.dtype if others is NO_OTHERS else torch.float32
-        of_x = gradient(xs, ys, "self" if b.y is None else "x", offset, g.want_numbers, dtype)
-    if b.y is not None and with_y:
-        of_y = gradient(ys, xs, "y", back, g.want_numbers and not with_x, b.y.dtype)
+        ys = anchored(of_columns, kinds, ys)
+    of_offsets = g.want_x_offsets and bool(xs.rows.offsets), g.want_y_offsets and bool(ys.rows.offsets)
+    wants = Wants(g.want_x, g.want_y, g.want_numbers, *of_offsets)
+    # Without y every pair is seen from both of its rows.
+    scales = plain_scales(by_numbers=0.5 if b.y is None else 1.0)
+    of_x, of_y = gradients(f, xs, ys, wants, scales, b.x.dtype if others is NO_OTHERS else torch.float32)
     for block, x, y in facing(f, xs, others):
-        y = y if block.states is None else anchors(block.states, kinds, y)
-        part = gradient(x, y, "x", None, g.want_numbers, torch.float32)
-        of_x = part if of_x is None else Found(*map(torch.add, of_x, part))
+        y = y if block.states is None else anchored(block.states, kinds, y)
+        one_side = f._replace(batch=b._replace(y=block.y, ref_offset=None))
+        part, _ = gradients(one_side, x, y, wants._replace(y=False, y_offsets=False), scales, torch.float32)
+        assert part is not None
+        of_x = part if of_x is None else added(of_x, part)
+    return results(b.x, wants, of_x, of_y, f.numbers)
 
-    none = b.x.new_empty
-    either = of_x or of_y
-    by_numbers = none(0)
-    if g.want_numbers and either is not None:
-        twice = 2 if b.y is None else 1  # without y every pair was seen from both of its rows
-        summed = either.by_numbers.sum(1, dtype=state_dtype(b.x)) / twice
-        by_numbers = summed.view_as(f.numbers).to(f.numbers)
-    shifts = [of_x.by_offset] if of_x is not None and by_rows else []
-    shifts += [of_y.by_offset] if of_y is not None and by_columns else []
+
+def added(a: Found, b: Found) -> Found:
+    return Found(*(None if p is None or q is None else p + q for p, q in zip(a, b, strict=True)))  # type: ignore[arg-type]
+
+
+def results(
+    like: Tensor, wants: Wants, of_x: Found | None, of_y: Found | None, numbers: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx, dy, and the derivatives by numbers and offsets; empty where not wanted."""
+    none = like.new_empty(0)
+    sides = [found for found in (of_x, of_y) if found is not None]
+    by_numbers = [found.numbers for found in sides if found.numbers is not None]
+    shifts = [found.offsets for found in sides if found.offsets is not None]
     return (
-        of_x.rows.to(b.x.dtype) if of_x is not None and g.want_x else none(0),
-        of_y.rows if of_y is not None and g.want_y else none(0),
-        by_numbers,
-        torch.cat(shifts) if shifts else none(0),
+        of_x.rows.to(like.dtype) if of_x is not None and wants.x else none,
+        of_y.rows if of_y is not None and wants.y else none,
+        by_numbers[0].to(numbers) if by_numbers else none,
+        shifts[0] if len(shifts) == 1 else torch.cat(shifts) if shifts else none,
     )

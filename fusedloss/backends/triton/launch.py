@@ -1,25 +1,17 @@
-"""What the kernel families have in common: a launch, the choice of its tile, and one side of the score matrix."""
+"""What the kernel families have in common: a launch, the choice of its tile, and the merging of parts."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...checks import Batch
-from ...kernels import configs, folds, scores, tiles
-from ..request import box as box_of
+from ...kernels import configs, folds, tiles
 from . import tuning
-
-SCORES = {
-    name: getattr(scores, name)
-    for name in ("euclidean", "sqeuclidean", "cosine", "manhattan", "dot", "similarity", "chord")
-}
-UNIT = ("cosine", "similarity", "chord")  # scores of rows scaled to length 1
 
 
 class Launch(NamedTuple):
@@ -79,119 +71,6 @@ def present_architecture() -> str:
     return "sm_{}{}".format(*torch.cuda.get_device_capability())
 
 
-class Side(NamedTuple):
-    """One side of the score matrix: the arguments of the kernels, and what the host knows of it."""
-
-    rows: tiles.Rows
-    precision: str  # the input_precision of its products, or "manhattan"
-    n: int
-    D: int
-    order: Tensor | None  # the order of the rows
-    keys: Tensor | None = None  # the keys of sorted rows, see `in_order`
-    anchors: tuple[Any, ...] = ()  # `engine.Anchors`, in the backward of rows that are anchors
-
-    def restore(self, t: Tensor, dim: int) -> Tensor:
-        """t, which is in the side's order, in the order of the inputs."""
-        return t if self.order is None else torch.empty_like(t).index_copy_(dim, self.order, t)
-
-
-def sides(
-    b: Batch, metric: str, *, sort: bool | None = None, box: tuple[Tensor, ...] = ()
-) -> tuple[Side, Side]:  # fmt: skip
-    """Both sides (one and the same if there is no y), either sorted by label with ignored rows last, or as they are.
-    All rows are moved by a corner of their box, or of a given box around more rows.
-
-    sort: None if the kernels do not need sorted rows; then batches of few pairs are not sorted.
-    """
-    if sort is None:
-        sort = b.ignored is not None or len(b.x) * len(b.y_labels) > configs.SORT_FROM
-    given = (sort, b.ignored, metric, box or box_of(b, metric))
-    x = side(b.x, b.x_labels, b.x_sorted, *given)
-    return met(x, x if b.y is None else side(b.y, b.y_labels, b.y_sorted, *given))
-
-
-def side(
-    rows: Tensor, labels: Tensor, known: bool, sort: bool, ignored: int | None, metric: str, box: tuple[Tensor, ...]
-) -> Side:
-    """A side in its compute format, in the order of its labels if it is to be sorted; the labels may be known to
-    ascend."""
-    if not sort:
-        return prepare(rows, tiles.Rows((), (), labels), None, metric, box)
-    keys, order = in_order(labels, known, ignored)
-    # Reading how many rows come before the ignored ones would be a sync.
-    counted = () if ignored is None else (torch.searchsorted(keys, LAST, out_int32=True),)
-    return prepare(rows, tiles.Rows((), (), (), counted=counted), order, metric, box)._replace(keys=keys)
-
-
-def met(x: Side, y: Side) -> tuple[Side, Side]:
-    """Two sides, sorted or not, prepared to meet. The first column with a label stands for the label, so that kernels
-    compare int32, whatever the dtype of the labels."""
-    x_keys, y_keys = x.keys, y.keys
-    if x_keys is None or y_keys is None:
-        return x, y
-    near = spans(x_keys, y_keys)
-    if x is y:
-        x = x._replace(rows=x.rows._replace(labels=near[0], near=near))
-        return x, x
-    of_rows = x.rows._replace(labels=torch.where(near[0] < near[1], near[0], -1), near=near)
-    first = torch.searchsorted(y_keys, y_keys, out_int32=True)
-    of_columns = y.rows._replace(labels=first, near=spans(y_keys, x_keys))
-    return x._replace(rows=of_rows), y._replace(rows=of_columns)
-
-
-LAST = torch.iinfo(torch.int64).max
-
-
-def in_order(labels: Tensor, known: bool, ignored: int | None) -> tuple[Tensor, Tensor | None]:
-    """Ascending keys, equal for equal labels and `LAST` for ignored rows, and the order of the rows."""
-    if ignored is not None:
-        labels = labels - ignored + LAST  # wraps around: all others are less
-    elif known:
-        return labels, None
-    keys, order = labels.sort(stable=True)
-    return keys, order
-
-
-def spans(keys: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of ascending keys, the place of the first equal one among others, and the place after the last equal
-    one. [n] int32 each"""
-    first = torch.searchsorted(others, keys, out_int32=True)
-    return first, torch.searchsorted(others, keys, right=True, out_int32=True)
-
-
-def prepare(x: Tensor, known: tiles.Rows, order: Tensor | None, metric: str, box: tuple[Tensor, ...] = ()) -> Side:
-    """A side in its compute format and in a given order; its labels are known."""
-    n, D = x.shape
-    norms = torch.empty(2, padded(n), dtype=torch.float32, device=x.device)
-    rounding, precision = ("", "manhattan") if metric == "manhattan" else compute_format(x)
-    if (box or order is not None) and not rounding:
-        rounding = "exact"
-    rounded = torch.empty_like(x, dtype=torch.bfloat16 if rounding == "bf16" else x.dtype) if rounding else x
-    places = () if order is None else (order.int(),)
-    BM, BD = configs.ROWS_PER_PROGRAM, configs.ROW_CHUNK
-    options = dict(ROUND=rounding, UNIT=metric in UNIT, BM=BM, BD=BD, num_warps=4)
-    Launch(tiles.prepare, (cdiv(n, BM),), (x, places, box, rounded, norms, n, D), options).run()
-    rows = rounded.t().contiguous() if metric == "manhattan" else rounded
-    return Side(known._replace(rows=rows, norms=norms, order=places), precision, n, D, order)
-
-
-def compute_format(x: Tensor) -> tuple[str, str]:
-    """How `prepare` rounds rows, and the input_precision of products; float32 follows torch's matmul precision."""
-    if x.dtype != torch.float32:
-        return "", "ieee"
-    mode = torch.get_float32_matmul_precision()
-    if mode == "medium":
-        return "bf16", "ieee"
-    if tiles.INTERPRETED or not architecture().startswith("sm_") or x.device.type == "xpu":
-        return ("tf32", "tf32") if mode == "high" and tiles.INTERPRETED else ("", "ieee")
-    return ("tf32", "tf32") if mode == "high" else ("", "tf32x3")
-
-
-def reorder(t: Tensor, order: Tensor | None) -> Tensor:
-    """t [..., n] in an order."""
-    return t if order is None else t.index_select(-1, order)
-
-
 def numbers(given: Tensor) -> tiles.Numbers:
     """A loss's numbers as kernels take them: values if they are on the CPU, else pointers to scalars on the device."""
     if given.device.type == "cpu":
@@ -217,7 +96,7 @@ class Plan(NamedTuple):
         return max(1, min(configs.SPLIT_TARGET // max(1, cdiv(N, self.tile.BM)), cdiv(M, self.tile.BN)))
 
 
-def plan(kernel: str, terms: str, use: str, side: Side) -> Plan:
+def plan(kernel: str, terms: str, use: str, side: Any) -> Plan:
     """The plan of a kernel, see `configs.Work`; `use` names everything else that its use of registers depends on."""
     manhattan, D = side.precision == "manhattan", side.D
     work = configs.Work(kernel, "manhattan" if manhattan else terms, 4 if manhattan else side.rows.rows.element_size())
@@ -242,18 +121,45 @@ def padded(n: int) -> int:
     return 16 * cdiv(n, 16)
 
 
-def merge(parts: Tensor, kinds: tuple[Any, ...], dtype: torch.dtype | None = None) -> Tensor:
-    """The folds [folds, n] over all pairs, from folds over parts [parts, folds, n]; kinds as in `folds.KINDS`."""
-    if len(parts) == 1:
-        return parts[0].to(dtype or parts.dtype)
-    P, count, n = parts.shape
-    out = torch.empty(count, n, dtype=dtype or parts.dtype, device=parts.device)
-    options = dict(BP=configs.PARTS, BLOCK=configs.MERGED, num_warps=4)
-    args = (parts, out, kinds, P, n)
-    Launch(folds.merge, (cdiv(n, configs.MERGED), count), args, options).run()
-    return out
+class Total(NamedTuple):
+    """A sum of all numbers of a tensor times a factor, which is stored in a scalar."""
+
+    numbers: Tensor
+    out: Tensor
+    factor: tiles.Numbers
+
+
+def merge_all(
+    parts: Sequence[Tensor], kinds: tuple[Any, ...], dtypes: Sequence[torch.dtype], total: Total | None = None
+) -> list[Tensor]:
+    """The folds [folds, n] over all pairs, from folds over parts [parts, folds, n] for one or two sides, and a total,
+    in one launch, if there is anything to do; kinds as in `folds.KINDS`."""
+    found, sides, sizes, most = [], [], [], 1
+    for of, dtype in zip(parts, dtypes, strict=True):
+        P, _, n = of.shape
+        if P == 1:
+            found.append(of[0].to(dtype))
+            continue
+        found.append(torch.empty(of.shape[1:], dtype=dtype, device=of.device))
+        sides.append((of, found[-1]))
+        sizes.append((P, n))
+        most = max(most, n)
+    if sides or total is not None:
+        (P, n), (Q, m) = [*sizes, (0, 0), (0, 0)][:2]
+        x, y = [*sides, (), ()][:2]
+        count = 0 if total is None else total.numbers.numel()
+        options = dict(BP=configs.PARTS, BLOCK=configs.MERGED, SUMMED=configs.SUMMED, num_warps=4)
+        grid = cdiv(most, configs.MERGED), len(kinds), len(sides) + (total is not None)
+        Launch(folds.merge, grid, (x, y, () if total is None else total, kinds, P, Q, n, m, count), options).run()
+    return found
+
+
+def merge(parts: Tensor, kinds: tuple[Any, ...]) -> Tensor:
+    """`merge_all` of one side, in the dtype of the parts."""
+    return merge_all([parts], kinds, [parts.dtype])[0]
 
 
 def total(parts: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The sum of parts [parts, ...], in their dtype or another one."""
-    return merge(parts.flatten(1).unsqueeze(1), (folds.KINDS["sum"],), dtype).view(parts.shape[1:])
+    flat = parts.flatten(1).unsqueeze(1)
+    return merge_all([flat], (folds.KINDS["sum"],), [dtype or parts.dtype])[0].view(parts.shape[1:])

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ...kernels import mining
 from ..request import Mining
-from .launch import SCORES, Launch, cdiv, optional, plan, sides
+from .launch import Launch, cdiv, optional, plan
+from .sides import SCORES, sides
 
 SIGNS = {"farthest": 1, "nearest": -1, "beyond": -2, "": 0}
 

@@ -11,7 +11,8 @@ from ...kernels import configs, losses, tiles
 from ...kernels import ranking as kernels
 from ..dtypes import state_dtype
 from ..request import Ranking, RankingGrad
-from .launch import Launch, Plan, cdiv, reorder, total
+from .launch import Launch, Plan, cdiv, total
+from .sides import reorder
 from .triplets import Sorted, Turn, gradients
 
 

@@ -12,7 +12,8 @@ from ...kernels import configs, tiles
 from ...kernels import triplets as kernels
 from ..dtypes import state_dtype
 from ..request import Ranking, RankingGrad, Triplets, TripletsGrad
-from .launch import SCORES, Launch, Plan, Side, cdiv, numbers, plan, reorder, sides, total
+from .launch import Launch, Plan, cdiv, numbers, plan, total
+from .sides import SCORES, Side, reorder, sides
 
 
 class Sorted(NamedTuple):

@@ -8,7 +8,7 @@ from pytorch_metric_learning import losses as library
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
-from ...losses import softmax
+from ...losses import closings, softmax
 from ...losses.ranking import smooth_ap_loss
 from ..calls import NotFused
 from .compared import AllPairs, ByLabels, Indices, compared
@@ -43,8 +43,9 @@ class NCALoss(Fused, library.NCALoss):
     ) -> Losses:  # fmt: skip
         c = compared(self.distance, embeddings, refs)
         given = ByLabels(c, labels, ref_labels, 0 if c.y is None else None)
-        terms, counts = softmax.nca_terms(given.fold, c.sign * self.softmax_scale)
+        ((terms, counts),) = closings.nca(given.fold("softmax", **softmax.nca_folds(c.sign * self.softmax_scale)))
         weights = lmu.convert_to_weights(indices, labels, dtype=terms.dtype, using_ref=c.y is not None)
+        assert counts is not None
         counted = counts.nonzero()[:, 0]
         if not counted.shape[0]:
             return {"loss": zero()}

@@ -12,7 +12,7 @@ from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
 from ... import ops
-from ...losses import softmax, structured
+from ...losses import closings, softmax, structured
 from ...losses.reduce import softplus
 from ..calls import NotFused
 from .compared import AllPairs, ByLabels, Indices, Listed, compared
@@ -120,7 +120,8 @@ class SupConLoss(OfRows, library.SupConLoss):
     """
 
     def terms(self, given: ByLabels | Listed) -> Tensor:
-        terms, _ = softmax.supcon_terms(given.fold, given.compared.sign / self.temperature)
+        folds = softmax.supcon_folds(given.compared.sign / self.temperature)
+        ((terms, _),) = closings.supcon(given.fold("softmax", **folds))
         positives, negatives = given.counts
         return terms.where((positives > 0) & (negatives > 0), 0.0)
 
@@ -133,7 +134,9 @@ class MultiSimilarityLoss(OfRows, library.MultiSimilarityLoss):
         if self.alpha <= 0 or self.beta <= 0:
             raise NotFused("alpha or beta that are not above 0")
         sign = given.compared.sign
-        return structured.multi_similarity_terms(given.fold, sign * self.alpha, sign * self.beta, self.base)
+        folds = structured.multi_similarity_folds(sign * self.alpha, sign * self.beta, self.base)
+        ((terms, _),) = closings.multi_similarity(given.fold("softmax", **folds), self.alpha, self.beta)
+        return terms
 
 
 class CircleLoss(OfRows, library.CircleLoss):
@@ -143,16 +146,17 @@ class CircleLoss(OfRows, library.CircleLoss):
         m = self.m
         if (self.op, self.on, self.delta_p, self.delta_n) != (1 + m, -m, 1 - m, m):
             raise NotFused("op, on, delta_p or delta_n of their own")
-        return structured.circle_terms(given.fold, m, self.gamma)
+        ((terms, _),) = closings.circle(given.fold("circle", **structured.circle_folds(m, self.gamma)))
+        return terms
 
 
 class GeneralizedLiftedStructureLoss(OfRows, library.GeneralizedLiftedStructureLoss):
     """Generalised lifted structure loss: fused by labels and for listed pairs, for every reducer."""
 
     def terms(self, given: ByLabels | Listed) -> Tensor:
-        return structured.generalized_lifted_terms(
-            given.fold, -given.compared.sign, self.pos_margin, self.neg_margin
-        )  # fmt: skip
+        folds = structured.generalized_lifted_folds(-given.compared.sign, self.pos_margin, self.neg_margin)
+        ((terms, _),) = closings.lifted(given.fold("softmax", **folds))
+        return terms
 
 
 class LiftedStructureLoss(OfPairs, library.LiftedStructureLoss):

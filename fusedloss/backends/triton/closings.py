@@ -1,0 +1,104 @@
+"""Losses from row states in as few launches as possible: the closing formula is a kernel too, or none is needed."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...kernels import closings, configs, engine, folds, tiles
+from ..dtypes import loss_dtype, state_dtype
+from ..request import CLOSINGS, Close, Fold, Wants
+from .folds import folded_parts, folded_sides, gradients, kinds_of, new_anchors, results
+from .launch import Launch, cdiv, optional
+from .sides import Side
+
+
+class Saved(NamedTuple):
+    """What the backward of a closed loss needs: both sides with their anchors, and what multiplies dL/dstates."""
+
+    x: Side
+    y: Side
+    by_state: Tensor  # [folds]
+
+
+Emitted = tuple[Tensor, Tensor, Tensor, Tensor]  # derivatives that lack only dL/dloss, as `folds.results` gives them
+
+
+def fold_close(c: Close, wants: Wants) -> tuple[Tensor, Saved | Emitted]:
+    """The loss, and what its backward needs."""
+    x, y = folded_sides(c.fold)
+    loss = torch.empty((), dtype=loss_dtype(c.fold.batch.x), device=c.fold.batch.x.device)
+    return loss, emitted(c, x, y, wants, loss) if c.closing == "sums" else finished(c, x, y, loss)
+
+
+def emitted(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Emitted:
+    """Every term has the same derivative, so one pass gives the loss and its gradient.
+
+    Without y, a row is an anchor of as many pairs as it is a column of, so its gradient as an anchor counts twice.
+    """
+    f = c.fold
+    self_batch = f.batch.y is None
+    divisor, times = c.divisor if c.mean and c.divisor is not None else 1, 2.0 if self_batch else 1.0
+    if isinstance(divisor, Tensor):
+        share = torch.ones_like(loss) / divisor.clamp(min=1)
+        sums = tiles.Numbers((), (times * share, share))
+    else:
+        sums = tiles.Numbers((times / max(divisor, 1), 1.0 / max(divisor, 1)), ())
+    x = x._replace(anchors=folds.EVERY)
+    of_x, of_y = gradients(f, x, x if self_batch else y, wants, engine.Scales(sums), torch.float32, loss)
+    return results(torch.empty_like(x.rows.rows[:0, :0], dtype=torch.float32), wants, of_x, of_y, f.numbers)
+
+
+def finished(c: Close, x: Side, y: Side, loss: Tensor) -> Saved:
+    """Fold, and close the states."""
+    f, kinds, means = c.fold, kinds_of(c.fold), CLOSINGS[c.closing]
+    self_batch, device = f.batch.y is None, loss.device
+    parts = folded_parts(f, x, y)
+    by_state = torch.empty(len(kinds), dtype=torch.float32, device=device)
+    x = x._replace(anchors=new_anchors(x, kinds, device))
+    y = x if self_batch else y._replace(anchors=new_anchors(y, kinds, device)) if f.columns else y
+    sides: list[Any] = [closed(side, of) for side, of in zip((x, y), parts, strict=False)]
+    sides[0] = sides[0]._replace(classes=optional(c.classes), weights=optional(c.weights))
+    count = sum(side.n for side in (x, y)[: len(parts)])
+    programs = 1 if count <= configs.ALONE else min(configs.CLOSERS, cdiv(count, configs.CLOSED))
+    sums = torch.empty(programs if programs > 1 else 0, 2 * means, dtype=state_dtype(f.batch.x), device=device)
+    sizes = (len(parts[0]), len(parts[-1]), x.n, y.n)
+    args = (
+        sides[0],
+        sides[1] if f.columns else (),
+        tiles.Numbers(c.constants, ()),
+        kinds,
+        loss,
+        by_state,
+        sums,
+        *sizes,
+    )
+    options = dict(MEANS=means, MEAN=c.mean, BLOCK=configs.CLOSED, num_warps=8)
+    formula = getattr(closings, c.closing)
+    Launch(closings.finish, (programs,), args, dict(CLOSING=formula) | options).run()
+    if programs > 1:
+        Launch(closings.finish_parts, (1,), (sums, kinds, loss, by_state, programs), options).run()
+    return Saved(x, y, by_state)
+
+
+def closed(side: Side, parts: Tensor) -> closings.Closed:
+    return closings.Closed(parts, side.anchors, side.rows.order, side.rows.counted)
+
+
+def fold_close_grad(f: Fold, saved: Saved | Emitted, dloss: Tensor, wants: Wants) -> Emitted:
+    """dx, dy, and the derivatives by numbers and offsets; empty where not wanted."""
+    b = f.batch
+    dtypes = b.x.dtype, b.x.dtype if b.y is None else b.y.dtype, f.numbers.dtype, torch.float32
+    if not isinstance(saved, Saved):
+        return tuple(map(multiplied, saved, (dloss,) * 4, dtypes))  # type: ignore[return-value]
+    scales = engine.Scales(tiles.Numbers((1.0, 0.5 if b.y is None else 1.0), ()), (saved.by_state, dloss))
+    of_x, of_y = gradients(f, saved.x, saved.y, wants, scales, b.x.dtype)
+    return results(b.x, wants, of_x, of_y, f.numbers)
+
+
+def multiplied(derivative: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product, rounded once."""
+    out = torch.empty_like(derivative, dtype=dtype)
+    return torch.mul(derivative, factor.to(derivative.device), out=out) if derivative.numel() else out
