@@ -46,8 +46,8 @@ CLOSED, ALONE, CLOSERS = 1024, 16384, 128
 SORT_FROM = 1 << 24  # from so many pairs on, rows are sorted by label, so that most tiles are far
 WORKSPACE = 256 << 20  # bytes; the most for states of columns that are folded in the same pass as those of the rows
 
-TWO_WALKS = ("fold", "grad", "mine")  # kernels with a far and a near walk, see `walks.walks`
-GRADIENTS = ("grad", "triplets_grad")  # kernels whose programs own a row's gradient, or a slab of it
+TWO_WALKS = ("fold", "grad", "attend", "mine")  # kernels with a far and a near walk, see `walks.walks`
+GRADIENTS = ("grad", "attend", "triplets_grad")  # kernels whose programs own a row's gradient, or a slab of it
 # The sum of |x - y| is no matrix product: its kernels walk D one by one.
 MANHATTAN = {
     Work(kernel, "manhattan", 4): [(0, tile)]
@@ -203,6 +203,11 @@ TILES["sm_100"] = {
         (0, Tile(64, 32, 64, 8, 2, 128)),  # the compiler has no registers for a larger one
     ),
 }
+
+
+# Beside what `grad` holds, `attend` holds two numbers a row.
+for tiles in TILES.values():
+    tiles |= {work._replace(kernel="attend"): rows for work, rows in tiles.items() if work.kernel == "grad"}
 
 
 def choose(work: Work, D: int, arch: str) -> Tile:

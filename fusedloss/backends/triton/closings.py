@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels import closings, configs, engine, folds, tiles
+from ...kernels import attention, closings, configs, engine, folds, tiles
 from ..dtypes import loss_dtype, state_dtype
 from ..request import CLOSINGS, Close, Fold, Wants
-from .folds import folded_parts, folded_sides, gradients, kinds_of, new_anchors, results
+from .folds import folded_parts, folded_sides, gradients, has_row_share, kinds_of, new_anchors, planned, results
 from .launch import Launch, cdiv, optional
 from .sides import Side
 
@@ -21,6 +21,7 @@ class Saved(NamedTuple):
     x: Side
     y: Side
     by_state: Tensor  # [folds]
+    dx: Tensor | None = None  # without dL/dpositive of the rows, if the forward has found it, see `attended` [N, D]
 
 
 Emitted = tuple[Tensor, Tensor, Tensor, Tensor]  # derivatives that lack only dL/dloss, as `folds.results` gives them
@@ -30,7 +31,7 @@ def fold_close(c: Close, wants: Wants) -> tuple[Tensor, Saved | Emitted]:
     """The loss, and what its backward needs."""
     x, y = folded_sides(c.fold)
     loss = torch.empty((), dtype=loss_dtype(c.fold.batch.x), device=c.fold.batch.x.device)
-    return loss, emitted(c, x, y, wants, loss) if c.closing == "sums" else finished(c, x, y, loss)
+    return loss, emitted(c, x, y, wants, loss) if c.closing == "sums" else finished(c, x, y, wants, loss)
 
 
 def emitted(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Emitted:
@@ -51,11 +52,12 @@ def emitted(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Emitted:
     return results(torch.empty_like(x.rows.rows[:0, :0], dtype=torch.float32), wants, of_x, of_y, f.numbers)
 
 
-def finished(c: Close, x: Side, y: Side, loss: Tensor) -> Saved:
+def finished(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Saved:
     """Fold, and close the states."""
     f, kinds, means = c.fold, kinds_of(c.fold), CLOSINGS[c.closing]
     self_batch, device = f.batch.y is None, loss.device
-    parts = folded_parts(f, x, y)
+    found = attended(c, x, y, wants)
+    parts, dx = (folded_parts(f, x, y), None) if found is None else found
     by_state = torch.empty(len(kinds), dtype=torch.float32, device=device)
     x = x._replace(anchors=new_anchors(x, kinds, device))
     y = x if self_batch else y._replace(anchors=new_anchors(y, kinds, device)) if f.columns else y
@@ -80,7 +82,24 @@ def finished(c: Close, x: Side, y: Side, loss: Tensor) -> Saved:
     Launch(closings.finish, (programs,), args, dict(CLOSING=formula) | options).run()
     if programs > 1:
         Launch(closings.finish_parts, (1,), (sums, kinds, loss, by_state, programs), options).run()
-    return Saved(x, y, by_state)
+    return Saved(x, y, by_state, dx)
+
+
+def attended(c: Close, x: Side, y: Side, wants: Wants) -> tuple[list[Tensor], Tensor] | None:
+    """The states of the rows, and dx without dL/dpositive, in one pass over the scores; None where that is not all that
+    a pass of the backward over them would find, or where the rows alone do not fill a device."""
+    f, backward = c.fold, wants.x_offsets or (wants.numbers and not (wants.y or wants.y_offsets))
+    if c.closing != "gap" or f.columns or f.batch.y is None or not x.rows.near or not wants.x or backward:
+        return None
+    chosen, terms, options = planned("attend", f, x, y)
+    if chosen.splits(x.n, y.n) > 1 or chosen.slab * chosen.tile.BD < x.D:
+        return None
+    states = torch.empty(1, 2, x.n, dtype=state_dtype(f.batch.x), device=f.batch.x.device)
+    dx = torch.empty(x.n, x.D, dtype=torch.float32, device=f.batch.x.device)
+    args = (x.rows, y.rows, *terms, states, dx, optional(f.batch.ref_offset), x.n, y.n, x.D)
+    options |= chosen.options | dict(SLAB=chosen.slab, ROW_SHARE=has_row_share(f.metric))
+    Launch(attention.attend, (cdiv(x.n, chosen.tile.BM),), args, options, chosen.key).run()
+    return [states], dx
 
 
 def closed(side: Side, parts: Tensor) -> closings.Closed:
@@ -94,8 +113,15 @@ def fold_close_grad(f: Fold, saved: Saved | Emitted, dloss: Tensor, wants: Wants
     if not isinstance(saved, Saved):
         return tuple(map(multiplied, saved, (dloss,) * 4, dtypes))  # type: ignore[return-value]
     scales = engine.Scales(tiles.Numbers((1.0, 0.5 if b.y is None else 1.0), ()), (saved.by_state, dloss))
-    of_x, of_y = gradients(f, saved.x, saved.y, wants, scales, b.x.dtype)
-    return results(b.x, wants, of_x, of_y, f.numbers)
+    if saved.dx is None:
+        return results(b.x, wants, *gradients(f, saved.x, saved.y, wants, scales, b.x.dtype), f.numbers)
+    others = wants._replace(x=False)
+    of_sides = gradients(f, saved.x, saved.y, others, scales, b.x.dtype) if any(others) else (None, None)
+    dx, *rest = results(b.x, others, *of_sides, f.numbers)
+    if wants.x:
+        by_positive = saved.x.anchors.dstates[0, : saved.x.n] * (saved.by_state[0] * dloss)
+        dx = multiplied(saved.dx, saved.x.restore(by_positive, 0)[:, None], b.x.dtype)
+    return dx, *rest  # type: ignore[return-value]
 
 
 def multiplied(derivative: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:

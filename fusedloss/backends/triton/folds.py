@@ -117,7 +117,7 @@ def gradients(
     """
     chosen, (pos, neg), options = planned("grad", f, x, y)
     apart = getattr(scores, f"{f.metric}_apart") if PIECES[f.loss].sparse and f.neg else None
-    options |= chosen.options | dict(SLAB=chosen.slab, APART=apart, ROW_SHARE=f.metric not in ("dot", "manhattan"))
+    options |= chosen.options | dict(SLAB=chosen.slab, APART=apart, ROW_SHARE=has_row_share(f.metric))
     b, precise = f.batch, torch.float32
     of_y = b.y is not None and (wants.y or wants.y_offsets)
     of_x = wants.x or wants.x_offsets or not of_y
@@ -158,6 +158,11 @@ def gradients(
         by_offsets = out.offsets[0].sum(0) if out.offsets else None
         found.append(Found(rows.pop(0).view(out.rows.shape[1:]), by_numbers, by_offsets))
     return found[0], found[1]
+
+
+def has_row_share(metric: str) -> bool:
+    """Whether the gradient of a score includes a share of the row itself."""
+    return metric not in ("dot", "manhattan")
 
 
 def of_sums(scales: engine.Scales) -> tiles.Numbers:
