@@ -6,7 +6,8 @@ derivatives by both are opposite numbers, and the gradient by the row is
     dx_i = dL/dpositive_i (sum over its positives of dterm/dx_i - mean of dterm/dx_i over its negatives)
 
 with the softmax of the negatives' terms as the weights of the mean. What stands in brackets needs no derivative from
-outside, so one pass has it beside the states, and the backward multiplies its rows.
+outside, so one pass has it beside the states, and the backward multiplies its rows. The terms are linear in the scores:
+their slope is one number, which multiplies the sums and not the tiles.
 """
 
 import triton
@@ -34,24 +35,40 @@ def scaled(acc, factor):
 
 @triton.jit
 def add_negatives(
-    acc, row_share, top, folded, term, mask, d_e, t, x, y, ys, r0, c0, N, M, D,
+    acc, row_share, top, folded, z, mask, d_e, t, x, y, ys, r0, c0, N, M, D,
     ROW_SHARE: tl.constexpr, PRECISION: tl.constexpr, BD: tl.constexpr, WHOLE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """The weighted sums and the log sum exp (maximum, mass) after a tile's pairs in the mask, or all if it is None. The
-    sums have the weights exp(term - maximum)."""
+    """The weighted sums and the log sum exp (maximum, mass) after a tile's terms z in the mask, or all if it is None.
+    The sums have the weights exp(z - maximum), and lack the slope."""
     high, mass = folded
-    z, slope = term[0], term[1]
     if mask is not None:
         z = tl.where(mask, z, float("-inf"))
     best = larger(high, tl.max(z, 1))
     base = tl.where(best == float("-inf"), 0.0, best)  # -inf - -inf would be NaN
     lower = exp(high - base)
     p = exp(z - base[:, None])
+    mass = mass * lower + tl.sum(p, 1)
     acc, row_share, top, _none = add_gradient(
-        scaled(acc, lower), row_share * lower, top, (), p * slope, d_e, t, 1.0, x, y, ys, r0, c0, 0, N, M, D,
+        scaled(acc, lower), row_share * lower, top, (), p, d_e, t, 1.0, x, y, ys, r0, c0, 0, N, M, D,
         ROW_SHARE, PRECISION, BD, WHOLE, EVEN,
     )  # fmt: skip
-    return acc, row_share, top, (best, mass * lower + tl.sum(p, 1))
+    return acc, row_share, top, (best, mass)
+
+
+@triton.jit
+def near_tile(
+    x, y, xs, ys, own, xl, r0, c0, columns, ref_offset, N, M, D,
+    SCORE: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, NEAR: tl.constexpr, BD: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """The scores of a near tile, what their derivatives need, and which pairs are positive and which negative."""
+    r, c = r0 + tl.arange(0, BM), c0 + tl.arange(0, NEAR)
+    e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, NEAR, BD, PRECISION, False, EVEN)
+    s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0))
+    s, _share = shift(s, x, y, r, c, N, M, False)
+    positive, negative = pair_masks(xl, load(y.labels, c, M), c, columns, place(x, r, N), place(y, c, M), ref_offset)
+    counts = counting(s, x, y)
+    return s, d_e, t, both(positive, counts), both(negative, counts)
 
 
 @triton.jit(do_not_specialize=["N", "M"], repr=_composed)
@@ -85,8 +102,9 @@ def attend(
         e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, BN, BD, PRECISION, True, EVEN)
         s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0, True))
         s, _share = shift(s, x, y, r, c, N, M, True)
+        z = LOSS(s, down, False)[0][0]
         acc, row_share, top, folded = add_negatives(
-            acc, row_share, top, folded, LOSS(s, down, False)[0], counting(s, x, y), d_e, t, x, y, ys, r0, c0, N, M, D,
+            acc, row_share, top, folded, z, counting(s, x, y), d_e, t, x, y, ys, r0, c0, N, M, D,
             ROW_SHARE, PRECISION, BD, True, EVEN,
         )  # fmt: skip
 
@@ -97,13 +115,15 @@ def attend(
             x, y, xs, ys, own, xl, r0, c0, columns, ref_offset, N, M, D, SCORE, PRECISION, BM, NEAR, BD, EVEN
         )
         pos_folds = fold_tile(pos_folds, LOSS(s, up, True), positive, True, 1)
+        z = LOSS(s, down, False)[0][0]
         acc, row_share, top, folded = add_negatives(
-            acc, row_share, top, folded, LOSS(s, down, False)[0], negative, d_e, t, x, y, ys, r0, c0, N, M, D,
+            acc, row_share, top, folded, z, negative, d_e, t, x, y, ys, r0, c0, N, M, D,
             ROW_SHARE, PRECISION, BD, False, EVEN,
         )  # fmt: skip
 
     high, mass = folded
     share = -1.0 / tl.where(mass == 0.0, 1.0, mass)  # a row without negatives has sums of 0
+    share *= LOSS(high, down, False)[0][1]
     acc, row_share = scaled(acc, share), row_share * share
     for at in tl.range(near[0], near[1], NEAR, num_stages=1):  # all positives are here, and few other pairs
         c0 = column(at, near, NEAR)
@@ -111,11 +131,14 @@ def attend(
         s, d_e, t, positive, negative = near_tile(
             x, y, xs, ys, own, xl, r0, c0, columns, ref_offset, N, M, D, SCORE, PRECISION, BM, NEAR, BD, EVEN
         )
-        pull = tl.where(positive, LOSS(s, up, True)[0][1], 0.0)
-        acc, row_share, top, _none = add_gradient(
-            acc, row_share, top, (), pull, d_e, t, 1.0, x, y, ys, r0, c0, 0, N, M, D,
-            ROW_SHARE, PRECISION, BD, False, EVEN,
-        )  # fmt: skip
+        # All rows have the same slope, whose error would not average out. So it is rounded in two parts.
+        pull = tl.where(positive, LOSS(s, up, True)[0][1], 0.0) * d_e
+        coarse = pull.to(tl.bfloat16).to(tl.float32)
+        for part in tl.static_range(2):
+            acc, row_share, top, _none = add_gradient(
+                acc, row_share, top, (), coarse if part == 0 else pull - coarse, 1.0, t, 1.0, x, y, ys, r0, c0, 0,
+                N, M, D, ROW_SHARE, PRECISION, BD, False, EVEN,
+            )  # fmt: skip
 
     own = load_norms(x.norms, r, N, 1)  # loaded again rather than held in registers through the loops
     _s, _d, _t, f = SCORE(own[0], own, own)
@@ -123,19 +146,3 @@ def attend(
     places = place(x, r, N)
     store_folds(states_ptr, pos_folds, 0, places, r < N, r < rows, N)
     store_folds(states_ptr, ((high, mass),), 1, places, r < N, r < rows, N)
-
-
-@triton.jit
-def near_tile(
-    x, y, xs, ys, own, xl, r0, c0, columns, ref_offset, N, M, D,
-    SCORE: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, NEAR: tl.constexpr, BD: tl.constexpr,
-    EVEN: tl.constexpr,
-):  # fmt: skip
-    """The scores of a near tile, what their derivatives need, and which pairs are positive and which negative."""
-    r, c = r0 + tl.arange(0, BM), c0 + tl.arange(0, NEAR)
-    e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, NEAR, BD, PRECISION, False, EVEN)
-    s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0))
-    s, _share = shift(s, x, y, r, c, N, M, False)
-    positive, negative = pair_masks(xl, load(y.labels, c, M), c, columns, place(x, r, N), place(y, c, M), ref_offset)
-    counts = counting(s, x, y)
-    return s, d_e, t, both(positive, counts), both(negative, counts)

@@ -205,9 +205,11 @@ TILES["sm_100"] = {
 }
 
 
-# Beside what `grad` holds, `attend` holds two numbers a row.
+# `attend` holds two numbers a row beside what `grad` holds, for which chunks of 256 dimensions leave no registers.
 for tiles in TILES.values():
-    tiles |= {work._replace(kernel="attend"): rows for work, rows in tiles.items() if work.kernel == "grad"}
+    for work in [work for work in tiles if work.kernel == "grad"]:
+        smaller = [(D, tile._replace(BD=min(tile.BD, 128))) for D, tile in tiles[work]]
+        tiles[work._replace(kernel="attend")] = smaller
 
 
 def choose(work: Work, D: int, arch: str) -> Tile:

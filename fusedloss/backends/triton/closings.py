@@ -86,10 +86,11 @@ def finished(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Saved:
 
 
 def attended(c: Close, x: Side, y: Side, wants: Wants) -> tuple[list[Tensor], Tensor] | None:
-    """The states of the rows, and dx without dL/dpositive, in one pass over the scores; None where that is not all that
-    a pass of the backward over them would find, or where the rows alone do not fill a device."""
-    f, backward = c.fold, wants.x_offsets or (wants.numbers and not (wants.y or wants.y_offsets))
-    if c.closing != "gap" or f.columns or f.batch.y is None or not x.rows.near or not wants.x or backward:
+    """The states of the rows, and dx without dL/dpositive, in one pass over the scores. None for other losses, if the
+    backward needs its pass over the rows for more than dx, and if the rows alone do not fill a device."""
+    f, pulled = c.fold, (c.closing, c.fold.loss) == ("gap", "softmax") and not c.fold.columns
+    more = wants.x_offsets or (wants.numbers and not (wants.y or wants.y_offsets))
+    if not pulled or f.batch.y is None or not x.rows.near or not wants.x or more:
         return None
     chosen, terms, options = planned("attend", f, x, y)
     if chosen.splits(x.n, y.n) > 1 or chosen.slab * chosen.tile.BD < x.D:
@@ -119,7 +120,8 @@ def fold_close_grad(f: Fold, saved: Saved | Emitted, dloss: Tensor, wants: Wants
     of_sides = gradients(f, saved.x, saved.y, others, scales, b.x.dtype) if any(others) else (None, None)
     dx, *rest = results(b.x, others, *of_sides, f.numbers)
     if wants.x:
-        by_positive = saved.x.anchors.dstates[0, : saved.x.n] * (saved.by_state[0] * dloss)
+        dstates, _ = saved.x.anchors
+        by_positive = dstates[0, : saved.x.n] * (saved.by_state[0] * dloss)
         dx = multiplied(saved.dx, saved.x.restore(by_positive, 0)[:, None], b.x.dtype)
     return dx, *rest  # type: ignore[return-value]
 
