@@ -121,12 +121,13 @@ CLOSINGS = {
 
 
 class Close(NamedTuple):
-    """A loss from row states: the sum of what a closing formula makes of each anchor's states, or their mean."""
+    """A loss from row states: the sum of what a closing formula makes of each anchor's states, or their mean. Without a
+    closing formula the states themselves, see `Fold`."""
 
     fold: Fold
-    closing: str  # a name of CLOSINGS
-    constants: tuple[float, ...]  # the numbers of the closing formula
-    mean: bool
+    closing: str = ""  # a name of CLOSINGS
+    constants: tuple[float, ...] = ()  # the numbers of the closing formula
+    mean: bool = False
     divisor: int | Tensor | None = None  # of the mean of "sums"
     classes: Tensor | None = None  # of the rows, IGNORED or WRONG where they have none [N]
     weights: Tensor | None = None  # how much the rows count [N]

@@ -9,10 +9,27 @@ from torch import Tensor
 
 from ...kernels import closings, configs, engine, folds, tiles
 from ..dtypes import loss_dtype, state_dtype
-from ..request import CLOSINGS, Close, Fold, Wants
-from .folds import folded_parts, folded_sides, gradients, kinds_of, new_anchors, results
+from ..request import CLOSINGS, Close, Fold, FoldGrad, Wants
+from .folds import (
+    fold_grad,
+    folded,
+    folded_parts,
+    folded_sides,
+    gradients,
+    kinds_of,
+    new_anchors,
+    results,
+)
 from .launch import Launch, cdiv, optional
 from .sides import Side
+
+
+class Open(NamedTuple):
+    """What the backward of states needs that no formula has closed."""
+
+    x: Side
+    y: Side
+    states: Tensor
 
 
 class Saved(NamedTuple):
@@ -26,9 +43,12 @@ class Saved(NamedTuple):
 Emitted = tuple[Tensor, Tensor, Tensor, Tensor]  # derivatives that lack only dL/dloss, as `folds.results` gives them
 
 
-def fold_close(c: Close, wants: Wants) -> tuple[Tensor, Saved | Emitted]:
-    """The loss, and what its backward needs."""
+def fold_close(c: Close, wants: Wants) -> tuple[Tensor, Open | Saved | Emitted]:
+    """The loss or the states, and what the backward needs."""
     x, y = folded_sides(c.fold)
+    if not c.closing:
+        states = folded(c.fold, x, y)
+        return states, Open(x, y, states)
     loss = torch.empty((), dtype=loss_dtype(c.fold.batch.x), device=c.fold.batch.x.device)
     return loss, emitted(c, x, y, wants, loss) if c.closing == "sums" else finished(c, x, y, loss)
 
@@ -87,13 +107,16 @@ def closed(side: Side, parts: Tensor) -> closings.Closed:
     return closings.Closed(parts, side.anchors, side.rows.order, side.rows.counted)
 
 
-def fold_close_grad(f: Fold, saved: Saved | Emitted, dloss: Tensor, wants: Wants) -> Emitted:
-    """dx, dy, and the derivatives by numbers and offsets; empty where not wanted."""
+def fold_close_grad(f: Fold, saved: Open | Saved | Emitted, derivative: Tensor, wants: Wants) -> Emitted:
+    """dx, dy, and the derivatives by numbers and offsets, from the one by the result; empty where not wanted."""
     b = f.batch
-    dtypes = b.x.dtype, b.x.dtype if b.y is None else b.y.dtype, f.numbers.dtype, torch.float32
+    if isinstance(saved, Open):
+        anchors = "both" if f.columns else "rows"
+        return fold_grad(FoldGrad(f, saved.states, derivative, *wants, anchors), prepared=(saved.x, saved.y))
     if not isinstance(saved, Saved):
-        return tuple(map(multiplied, saved, (dloss,) * 4, dtypes))  # type: ignore[return-value]
-    scales = engine.Scales(tiles.Numbers((1.0, 0.5 if b.y is None else 1.0), ()), (saved.by_state, dloss))
+        dtypes = b.x.dtype, b.x.dtype if b.y is None else b.y.dtype, f.numbers.dtype, torch.float32
+        return tuple(map(multiplied, saved, (derivative,) * 4, dtypes))  # type: ignore[return-value]
+    scales = engine.Scales(tiles.Numbers((1.0, 0.5 if b.y is None else 1.0), ()), (saved.by_state, derivative))
     of_x, of_y = gradients(f, saved.x, saved.y, wants, scales, b.x.dtype)
     return results(b.x, wants, of_x, of_y, f.numbers)
 

@@ -82,17 +82,19 @@ def folded_parts(f: Fold, x: Side, y: Side) -> list[Tensor]:
 def fold(f: Fold, others: Others = NO_OTHERS) -> Tensor:
     """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
     xs, ys = folded_sides(f, others.box)
-    kinds = kinds_of(f)
-    parts = folded_parts(f, xs, ys)
-    found = merge_all(parts, kinds, [state_dtype(f.batch.x)] * len(parts))
-    if f.columns:
-        return torch.cat(found, 1)
-    (states,) = found
+    states, kinds = folded(f, xs, ys), kinds_of(f)
     one_by_one = f._replace(batch=f.batch._replace(ref_offset=None))
     for _, x, y in facing(f, xs, others):
         (parts_of_block,) = folded_parts(one_by_one, x, y)
         states = merge(torch.cat([states[None], parts_of_block]), kinds)
     return states
+
+
+def folded(f: Fold, x: Side, y: Side) -> Tensor:
+    """`fold` of prepared sides."""
+    parts = folded_parts(f, x, y)
+    found = merge_all(parts, kinds_of(f), [state_dtype(f.batch.x)] * len(parts))
+    return torch.cat(found, 1) if f.columns else found[0]
 
 
 def kinds_of(f: Fold) -> tuple[Any, ...]:
@@ -183,9 +185,12 @@ def new_anchors(x: Side, kinds: tuple[Any, ...], device: torch.device) -> folds.
     return folds.Anchors(*torch.empty(2, len(kinds), padded(x.n), dtype=torch.float32, device=device))
 
 
-def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fold_grad(
+    g: FoldGrad, others: Others = NO_OTHERS, prepared: tuple[Side, Side] | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The derivatives; sides that the forward has prepared are not prepared again."""
     f, b, kinds = g.fold, g.fold.batch, kinds_of(g.fold)
-    xs, ys = folded_sides(f, others.box)
+    xs, ys = prepared or folded_sides(f, others.box)
     of_rows, of_columns = g.of_sides
     xs = xs if of_rows is None else anchored(of_rows, kinds, xs)
     if b.y is None:
