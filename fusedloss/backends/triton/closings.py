@@ -66,8 +66,7 @@ def emitted(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Emitted:
         sums = tiles.Numbers((), (times * share, share))
     else:
         sums = tiles.Numbers((times / max(divisor, 1), 1.0 / max(divisor, 1)), ())
-    x = x._replace(anchors=folds.EVERY)
-    of_x, of_y = gradients(f, x, x if self_batch else y, wants, engine.Scales(sums), torch.float32, loss)
+    of_x, of_y = gradients(f, x._replace(anchors=folds.EVERY), y, wants, engine.Scales(sums), torch.float32, loss)
     return results(torch.empty_like(x.rows.rows[:0, :0], dtype=torch.float32), wants, of_x, of_y, f.numbers)
 
 
