@@ -53,13 +53,13 @@ class Direct(Function):
         c = c._replace(fold=rebuilt(Fold, values))
         found, saved = called(backend, "fold_close", x, c, wants(c.fold, ctx.needs_input_grad))
         ctx.backend, ctx.saved = backend, without_tensors(saved)
-        keep(ctx, values, tensors_in(saved))
+        keep(ctx, [x, y, numbers, offsets, *values], tensors_in(saved))
         result: Tensor = found
         return result
 
     @staticmethod
     def backward(ctx: Any, derivative: Tensor) -> Any:
-        values, tensors = kept(ctx)
+        (x, y, numbers, offsets, *values), tensors = kept(ctx)
         f, saved = rebuilt(Fold, values), with_tensors(ctx.saved, iter(tensors))
         with torch.no_grad():
             of = wants(f, ctx.needs_input_grad)
@@ -67,7 +67,7 @@ class Direct(Function):
         needed = ctx.needs_input_grad[:4]
         found = [t if wanted else None for t, wanted in zip(found, needed, strict=True)]
         if torch.is_grad_enabled():
-            found = Once.apply(derivative, *found)
+            found = Once.apply(derivative, x, y, numbers, offsets, *found)
         return (*found, None, None)
 
 
@@ -78,11 +78,11 @@ def wants(f: Fold, needed: tuple[bool, ...]) -> Wants:
 
 
 class Once(torch.autograd.Function):
-    """Derivatives that have none."""
+    """Derivatives that have none by anything that they were made from."""
 
     @staticmethod
-    def forward(ctx: Any, derivative: Tensor, *derivatives: Tensor | None) -> Any:
-        return tuple(None if t is None else t.view_as(t) for t in derivatives)
+    def forward(ctx: Any, *given: Tensor | None) -> Any:
+        return tuple(None if t is None else t.view_as(t) for t in given[5:])
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:

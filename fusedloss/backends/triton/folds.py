@@ -219,13 +219,13 @@ def results(
     like: Tensor, wants: Wants, of_x: Found | None, of_y: Found | None, numbers: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, dy, and the derivatives by numbers and offsets; empty where not wanted."""
-    none = like.new_empty(0)
+    none = [like.new_empty(0) for _ in range(4)]  # a custom op may not return one twice
     sides = [found for found in (of_x, of_y) if found is not None]
     by_numbers = [found.numbers for found in sides if found.numbers is not None]
     shifts = [found.offsets for found in sides if found.offsets is not None]
     return (
-        of_x.rows.to(like.dtype) if of_x is not None and wants.x else none,
-        of_y.rows if of_y is not None and wants.y else none,
-        by_numbers[0].to(numbers) if by_numbers else none,
-        shifts[0] if len(shifts) == 1 else torch.cat(shifts) if shifts else none,
+        of_x.rows.to(like.dtype) if of_x is not None and wants.x else none[0],
+        of_y.rows if of_y is not None and wants.y else none[1],
+        by_numbers[0].to(numbers) if by_numbers else none[2],
+        shifts[0] if len(shifts) == 1 else torch.cat(shifts) if shifts else none[3],
     )
