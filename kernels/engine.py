@@ -54,14 +54,14 @@ class Gradients(NamedTuple):
 
 def _composed(spec):
     """The name that a profiler shows, for example fold_contrastive_euclidean."""
-    kernel = "grad" if "SLAB" in spec.constants else "fold"
+    kernel = "grad" if "ROW_SHARE" in spec.constants else "fold"
     return "_".join([kernel, spec.constants["LOSS"].__name__, spec.constants["SCORE"].__name__])
 
 
 @triton.jit
 def shift(s, x, y, r, c, N, M, WHOLE: tl.constexpr):
     """The scores plus the offsets of the side that has them (the bias of a class, the boundary of an anchor), or plus
-    log(exp(v_i) + exp(v_j)) if both sides have offsets v; and the derivative by v_i. [BM, BN] each"""
+    log(exp(v_i) + exp(v_j)) if both sides have offsets v; and the derivatives by v_i and by v_j. [BM, BN] each"""
     if len(x.offsets) > 0:
         v = load(x.offsets[0], r, N)[:, None]
     if len(y.offsets) > 0:
@@ -69,13 +69,14 @@ def shift(s, x, y, r, c, N, M, WHOLE: tl.constexpr):
     if len(x.offsets) > 0 and len(y.offsets) > 0:
         high = tl.where(v < w, w, v)
         apart = tl.exp(tl.where(v == w, 0.0, tl.where(v < w, v - w, w - v)))  # -inf - -inf is NaN
-        return s + (high + tl.log(1.0 + apart)), tl.where(v < w, apart, 1.0) / (1.0 + apart)
+        shares = (tl.where(v < w, apart, 1.0) / (1.0 + apart), tl.where(v < w, 1.0, apart) / (1.0 + apart))
+        return s + (high + tl.log(1.0 + apart)), shares
     elif len(x.offsets) > 0:
-        return s + v, 1.0
+        return s + v, (1.0, 1.0)
     elif len(y.offsets) > 0:
-        return s + w, 1.0
+        return s + w, (1.0, 1.0)
     else:
-        return s, 1.0
+        return s, (1.0, 1.0)
 
 
 @triton.jit
@@ -149,7 +150,7 @@ def fold(
         c0 = column(at, far, BN)
         c = c0 + tl.arange(0, BN)
         s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS, True, EVEN)
-        s, _share = shift(s, x, y, r, c, N, M, True)
+        s, _shares = shift(s, x, y, r, c, N, M, True)
         if len(neg.kinds) > 0:
             terms = weighed(LOSS(s, down, False), neg.kinds, x, y, r, c, N, M, True)
             neg_folds = fold_tile(neg_folds, terms, counting(s, x, y), False, 1)
@@ -160,7 +161,7 @@ def fold(
         c0 = column(at, near, NEAR)
         c = c0 + tl.arange(0, NEAR)
         s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, NEAR, BD, CHUNKS, False, EVEN)
-        s, _share = shift(s, x, y, r, c, N, M, False)
+        s, _shares = shift(s, x, y, r, c, N, M, False)
         yl = load(y.labels, c, M)
         positive, negative = pair_masks(xl, yl, c, columns, place(x, r, N), place(y, c, M), ref_offset)
         counts = counting(s, x, y)
@@ -230,7 +231,7 @@ def zeros(COUNT: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def add_gradient(
-    acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,
+    acc, row_share, top, by_offset, g, d_e, t, shares, x, y, ys, r0, c0, first, N, M, D,
     SKIP: tl.constexpr, ROW_SHARE: tl.constexpr, PRECISION: tl.constexpr, BD: tl.constexpr, WHOLE: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
@@ -242,7 +243,7 @@ def add_gradient(
             row_share += tl.sum(w.to(tl.float32) * t, 1)
         acc = accumulate_grad(acc, w, x.rows, y.rows, ys, r0, c0, first, N, M, D, BD, PRECISION, WHOLE, EVEN)
         if len(x.offsets) > 0:
-            by_offset += tl.sum(g * share, 1)
+            by_offset += tl.sum(g * shares[0], 1)
     return acc, row_share, top, by_offset
 
 
@@ -275,9 +276,10 @@ def grad(
     x, y, pos, neg, x_anchors, y_anchors, outs, ref_offset, N, M, D,  # outs: `Gradients`
     SCORE: tl.constexpr, LOSS: tl.constexpr, ROW_SHARE: tl.constexpr, BY_NUMBERS: tl.constexpr, SKIP: tl.constexpr,
     PRECISION: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr,
-    BD: tl.constexpr, CHUNKS: tl.constexpr, SLAB: tl.constexpr,
+    BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """dx of the rows that this program owns, for SLAB chunks of D. Grid: (row blocks, splits, slabs).
+    """dx of the rows that this program owns, which are on chip; wider ones are of `panels.panel`.
+    Grid: (row blocks, splits, 1), or for manhattan, of which a program has BD dimensions, (row blocks, splits, chunks).
 
     x_anchors, y_anchors: the `Anchors` of the own rows and of the other side, or () if they are not anchors. One
     product serves both roles.
@@ -292,9 +294,9 @@ def grad(
     up, down = load_numbers(pos.numbers), load_numbers(neg.numbers)
     row_up = load_anchors(x_anchors, pos.kinds, 0, r, N, True, 1)
     row_down = load_anchors(x_anchors, neg.kinds, len(pos.kinds), r, N, False, 1)
-    first = tl.program_id(2) * SLAB * BD
+    first = tl.program_id(2) * BD
     acc = ()
-    for _ in tl.static_range(SLAB):
+    for _ in tl.static_range(1 if PRECISION == "manhattan" else CHUNKS):
         acc = acc + (tl.zeros([BM, BD], tl.float32),)
     row_share = tl.zeros([BM], tl.float32)  # sum_j w_ij t_ij
     top = tl.full([BM], LOWEST, tl.int32)
@@ -311,12 +313,12 @@ def grad(
             ys = load_chunks(y.rows, c0, M, D, BN, BD, CHUNKS, True, EVEN)
             e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, BN, BD, PRECISION, True, EVEN)
             s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0, True))
-            s, share = shift(s, x, y, r, c, N, M, True)
+            s, shares = shift(s, x, y, r, c, N, M, True)
             column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, False, 0, True)
             terms = weighed(LOSS(s, down, False), neg.kinds, x, y, r, c, N, M, True)
             g, by_down = tile_grad(terms, counting(s, x, y), row_down, column_down, by_down, False)
             acc, row_share, top, by_offset = add_gradient(
-                acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,
+                acc, row_share, top, by_offset, g, d_e, t, shares, x, y, ys, r0, c0, first, N, M, D,
                 SKIP, ROW_SHARE, PRECISION, BD, True, EVEN,
             )  # fmt: skip
 
@@ -326,7 +328,7 @@ def grad(
         ys = load_chunks(y.rows, c0, M, D, NEAR, BD, CHUNKS, False, EVEN)
         e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, NEAR, BD, PRECISION, False, EVEN)
         s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0))
-        s, share = shift(s, x, y, r, c, N, M, False)
+        s, shares = shift(s, x, y, r, c, N, M, False)
         yl = load(y.labels, c, M)
         positive, negative = pair_masks(xl, yl, c, columns, place(x, r, N), place(y, c, M), ref_offset)
         counts = counting(s, x, y)
@@ -340,7 +342,7 @@ def grad(
             pull, by_up = tile_grad(LOSS(s, up, True), both(positive, counts), row_up, column_up, by_up, True)
             g += pull
         acc, row_share, top, by_offset = add_gradient(
-            acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,
+            acc, row_share, top, by_offset, g, d_e, t, shares, x, y, ys, r0, c0, first, N, M, D,
             False, ROW_SHARE, PRECISION, BD, False, EVEN,
         )  # fmt: skip
 

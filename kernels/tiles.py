@@ -254,7 +254,7 @@ def moved(x, box, dims, D):
 
 @triton.jit(do_not_specialize=["N"])
 def prepare(
-    x_ptr, order, box, rounded_ptr, norms_ptr, N, D, ROUND: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr,
+    x_ptr, order, counted, box, rounded_ptr, norms_ptr, N, D, ROUND: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
     """One pass over the rows before the engine: it writes them in the compute format, and their fp32 norms.
@@ -264,6 +264,7 @@ def prepare(
     norms[:, i]: the factor by which scores scale row i (1 / max(|x_i|, 1e-8) if UNIT, otherwise 1), and the squared
     length that the row then has.
     order: ([N],) of the rows that are wanted, or () for all rows in their order.
+    counted: (scalar,) how many of them are not ignored, or () for all; the ignored ones, which come last, become 0.
     box: the (minimum, maximum) of every dimension [D], if all rows may be moved, or ().
     ROUND: "" does not write rows; "tf32" and "bf16" write them rounded, "exact" in their own format.
     """
@@ -275,6 +276,8 @@ def prepare(
         x = gather_rows(x_ptr, source, dims, N, D)
         if len(box) > 0:
             x = moved(x, box, dims, D)
+        if len(counted) > 0:  # whatever they are: library products multiply them by 0
+            x = tl.where((r < tl.load(counted[0]))[:, None], x, 0.0).to(x.dtype)
         if ROUND != "":
             if ROUND == "tf32":
                 x = round_tf32(x.to(tl.float32))

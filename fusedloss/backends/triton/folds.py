@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ...kernels import configs, engine, folds, losses
 from ...kernels.folds import KINDS
 from ..dtypes import state_dtype
 from ..request import NO_OTHERS, PIECES, Block, Fold, FoldGrad, Others, States
+from . import panels
 from .launch import (
     SCORES,
     Launch,
@@ -21,6 +22,7 @@ from .launch import (
     merge,
     met,
     numbers,
+    on_chip,
     optional,
     padded,
     plan,
@@ -29,13 +31,16 @@ from .launch import (
     sides,
     total,
 )
+from .panels import NOTHING, Found, Wanted
 
 
 def planned(kernel: str, f: Fold, x: Side, y: Side) -> tuple[Plan, tuple[engine.Terms, engine.Terms], dict[str, Any]]:
-    """The plan of a kernel, what it folds over positives and over negatives, and its pieces."""
+    """The plan of a kernel, what it folds over positives and over negatives, and its pieces; for a gradient that is not
+    on chip, the plan of its panels."""
     terms = "" if PIECES[f.loss].sparse else "exp"
     costly = PIECES[f.loss].costly or f.group > 1
     terms = "costly" if costly else "lifted" if x.rows.offsets and y.rows.offsets else terms
+    kernel = "panel" if kernel == "grad" and not on_chip(terms, x) else kernel
     pos = engine.Terms(tuple(map(KINDS.__getitem__, f.pos)), numbers(f.numbers[0]))
     neg = engine.Terms(tuple(map(KINDS.__getitem__, f.neg)), numbers(f.numbers[1]))
     options = dict(SCORE=SCORES[f.metric], LOSS=getattr(losses, f.loss))
@@ -98,14 +103,6 @@ def fold(f: Fold, others: Others = NO_OTHERS) -> Tensor:
     return torch.cat([states(xs, ys, by_column, offset), merge(by_column, kinds)], 1)
 
 
-class Found(NamedTuple):
-    """The gradient by the rows of one side, in their dtype, and derivatives that are summed per row."""
-
-    rows: Tensor
-    by_numbers: Tensor  # [numbers, n]
-    by_offset: Tensor  # [n]
-
-
 def anchors(of: States, kinds: tuple[Any, ...], x: Side) -> Side:
     """A side whose rows are anchors."""
     prepared = torch.empty(2, len(kinds), padded(x.n), dtype=torch.float32, device=of.states.device)
@@ -126,8 +123,6 @@ def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, 
     elif of_columns is not None:
         ys = anchors(of_columns, kinds, ys)
     chosen, (pos, neg), options = planned("grad", f, xs, ys)
-    options |= chosen.options | dict(SKIP=PIECES[f.loss].sparse, SLAB=chosen.slab)
-    options |= dict(ROW_SHARE=f.metric not in ("dot", "manhattan"))
     by_rows, by_columns = g.want_x_offsets and bool(xs.rows.offsets), g.want_y_offsets and bool(ys.rows.offsets)
 
     def gradient(x: Side, y: Side, role: str, offset: int | None, by_numbers: bool, dtype: torch.dtype) -> Found:
@@ -135,25 +130,36 @@ def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, 
         rows = torch.empty(parts, x.n, x.D, dtype=dtype if parts == 1 else precise, device=b.x.device)
         sums = torch.empty(parts, f.numbers.numel() * by_numbers + 1, x.n, dtype=precise, device=b.x.device)
         args = (x.rows, y.rows, pos, neg, x.anchors, y.anchors, engine.Gradients(rows, sums), optional(offset))
-        grid = (cdiv(x.n, chosen.tile.BM), parts, cdiv(x.D, chosen.slab * chosen.tile.BD))
-        given = options | dict(BY_NUMBERS=by_numbers)
+        grid = (cdiv(x.n, chosen.tile.BM), parts, cdiv(x.D, chosen.tile.BD) if x.precision == "manhattan" else 1)
+        given = options | chosen.options | dict(SKIP=PIECES[f.loss].sparse, BY_NUMBERS=by_numbers)
+        given |= dict(ROW_SHARE=f.metric not in ("dot", "manhattan"))
         Launch(engine.grad, grid, (*args, x.n, y.n, x.D), given, chosen.key, role).run()
         summed = by_numbers or (by_columns if role == "y" else by_rows)
         of_rows = total(sums) if summed else sums[0]
         return Found(total(rows, dtype), of_rows[:-1], of_rows[-1])
 
+    def wide(x: Side, y: Side, offset: int | None, of_y: Wanted) -> tuple[Found, Found]:
+        of_x = Wanted(dtype if g.want_x else None, by_rows, f.numbers.numel() if g.want_numbers else 0)
+        return panels.gradients(chosen, (pos, neg), options, f.metric, x, y, offset, of_x, of_y)
+
     offset, back = b.ref_offset, None if b.ref_offset is None else -b.ref_offset
+    dtype = b.x.dtype if others is NO_OTHERS else torch.float32
     with_y = b.y is not None and (g.want_y or by_columns)
     with_x = g.want_x or by_rows or (g.want_numbers and not with_y)
     of_x = of_y = None
-    if with_x:
-        dtype = b.x.dtype if others is NO_OTHERS else torch.float32
-        of_x = gradient(xs, ys, "self" if b.y is None else "x", offset, g.want_numbers, dtype)
-    if b.y is not None and with_y:
-        of_y = gradient(ys, xs, "y", back, g.want_numbers and not with_x, b.y.dtype)
+    if chosen.key.work.kernel == "panel":
+        of_x, of_y = wide(xs, ys, offset, Wanted(b.y.dtype if g.want_y else None, by_columns) if with_y else NOTHING)
+    else:
+        if with_x:
+            of_x = gradient(xs, ys, "self" if b.y is None else "x", offset, g.want_numbers, dtype)
+        if with_y:
+            of_y = gradient(ys, xs, "y", back, g.want_numbers and not with_x, b.y.dtype)
     for block, x, y in facing(f, xs, others):
         y = y if block.states is None else anchors(block.states, kinds, y)
-        part = gradient(x, y, "x", None, g.want_numbers, torch.float32)
+        if chosen.key.work.kernel == "panel":
+            part, _ = wide(x, y, None, NOTHING)
+        else:
+            part = gradient(x, y, "x", None, g.want_numbers, torch.float32)
         of_x = part if of_x is None else Found(*map(torch.add, of_x, part))
 
     none = b.x.new_empty
@@ -164,10 +170,10 @@ def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, 
         summed = either.by_numbers.sum(1, dtype=state_dtype(b.x)) / twice
         by_numbers = summed.view_as(f.numbers).to(f.numbers)
     shifts = [of_x.by_offset] if of_x is not None and by_rows else []
-    shifts += [of_y.by_offset] if of_y is not None and by_columns else []
+    shifts += [of_y.by_offset] if of_y is not None and with_y and by_columns else []
     return (
         of_x.rows.to(b.x.dtype) if of_x is not None and g.want_x else none(0),
-        of_y.rows if of_y is not None and g.want_y else none(0),
+        of_y.rows if of_y is not None and with_y and g.want_y else none(0),
         by_numbers,
         torch.cat(shifts) if shifts else none(0),
     )

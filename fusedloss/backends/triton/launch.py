@@ -41,13 +41,43 @@ class Launch(NamedTuple):
             _recording.append(self if _kept else self._replace(args=()))
 
 
-_recording: list[Launch] | None = None
+class Product(NamedTuple):
+    """out += a b, a product of PyTorch's library; `recording` keeps it too."""
+
+    out: Tensor  # float32
+    a: Tensor  # of these two, float32 ones are multiplied as precisely as PyTorch is told to
+    b: Tensor
+
+    def run(self) -> None:
+        out, a, b = self
+        if _recording is not None:
+            _recording.products.append(self)
+            if not out.is_meta:  # where nothing is computed, but operators and their memory are counted
+                return
+        with torch.no_grad():
+            if a.dtype == out.dtype:
+                torch.addmm(out, a, b, out=out)
+            elif (a.is_cuda or a.is_meta) and hasattr(torch.ops.aten.addmm, "dtype_out"):  # from PyTorch 2.8 on
+                torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+            else:
+                torch.addmm(out, a.to(out.dtype), b.to(out.dtype), out=out)
+
+
+class Recorded(list[Launch]):
+    """Launches in their order, and the products between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[Product] = []
+
+
+_recording: Recorded | None = None
 _absent: str | None = None  # the architecture for which launches are recorded, if the device is absent
 _kept = True  # whether recorded launches keep their tensors
 
 
 @contextmanager
-def recording(arch: str | None = None, *, kept: bool = True) -> Iterator[list[Launch]]:
+def recording(arch: str | None = None, *, kept: bool = True) -> Iterator[Recorded]:
     """Collect the launches of a block instead of starting them.
 
     There is no host sync, so no launch depends on results of another one, and the launches are those of a real run.
@@ -58,7 +88,7 @@ def recording(arch: str | None = None, *, kept: bool = True) -> Iterator[list[La
     """
     global _recording, _absent, _kept
     before = _recording, _absent, _kept
-    _recording, _absent, _kept = [], arch, kept
+    _recording, _absent, _kept = Recorded(), arch, kept
     try:
         yield _recording
     finally:
@@ -170,7 +200,7 @@ def prepare(x: Tensor, known: tiles.Rows, order: Tensor | None, metric: str, box
     places = () if order is None else (order.int(),)
     BM, BD = configs.ROWS_PER_PROGRAM, configs.ROW_CHUNK
     options = dict(ROUND=rounding, UNIT=metric in UNIT, BM=BM, BD=BD, num_warps=4)
-    Launch(tiles.prepare, (cdiv(n, BM),), (x, places, box, rounded, norms, n, D), options).run()
+    Launch(tiles.prepare, (cdiv(n, BM),), (x, places, known.counted, box, rounded, norms, n, D), options).run()
     rows = rounded.t().contiguous() if metric == "manhattan" else rounded
     return Side(known._replace(rows=rows, norms=norms, order=places), precision, n, D, order)
 
@@ -185,6 +215,12 @@ def compute_format(x: Tensor) -> tuple[str, str]:
     if tiles.INTERPRETED or not architecture().startswith("sm_") or x.device.type == "xpu":
         return ("tf32", "tf32") if mode == "high" and tiles.INTERPRETED else ("", "ieee")
     return ("tf32", "tf32") if mode == "high" else ("", "tf32x3")
+
+
+def on_chip(terms: str, side: Side) -> bool:
+    """Whether a program of the kernel `grad` holds all dimensions of its rows' gradient; of manhattan it holds a chunk."""
+    work = configs.Work("grad", terms, side.rows.rows.element_size())
+    return side.precision == "manhattan" or configs.on_chip(work, side.D, architecture())
 
 
 def reorder(t: Tensor, order: Tensor | None) -> Tensor:
