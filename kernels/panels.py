@@ -1,4 +1,4 @@
-"""Gradients of rows that are too wide for a program to hold: the weights of many pairs at a time, for a library's products.
+"""Gradients of rows that are too wide for a program to hold: weights of many pairs at a time, for library products.
 
     dx = W y  and  dy = W^T x,   w_ij = dL/ds_ij ds_ij/de_ij
 
@@ -9,7 +9,7 @@ fp16 has too narrow a range for weights. They are scaled by powers of two: those
 largest is below 2^15, and those of a column, for dy, likewise. The largest come from a first launch of `panel`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -33,8 +33,8 @@ from .walks import both, column, count, counting, pair_masks, place, split_colum
 
 
 class Outputs(NamedTuple):
-    """What `panel` writes for one side; what is not wanted is (). Parts are of the n rows of the panel's side, and there
-    is one for each program that has them."""
+    """What `panel` writes for one side, () if it is not wanted. Parts are of the n rows that the panel has of the side;
+    there is one for each program that has them."""
 
     weights: tuple = ()  # ([rows, padded columns],) of the panel
     maxima: tuple = ()  # ([parts, n],) the largest weight of every row; then nothing else is written
@@ -65,7 +65,7 @@ def scaled(w, largest, i, n, AXIS: tl.constexpr):
 
 @triton.jit
 def store_weights(out, w, r, c, first, low, high, N, WHOLE: tl.constexpr):
-    """Store a tile of weights in the panel whose rows begin at `first`, and its columns at `low` and end before `high`."""
+    """Store a tile of weights in the panel, whose rows begin at `first` and its columns at `low`, to end at `high`."""
     at = out[0] + (r - first).to(tl.int64)[:, None] * padded(high - low) + (c - low)[None, :]
     if WHOLE:
         tl.store(at, w)
@@ -81,12 +81,31 @@ def store_part(out, v, i, first, stop, PART: tl.constexpr):
 
 
 @triton.jit
+def halve(e):
+    """The left and the right half of the columns of a tile."""
+    return tl.split(tl.permute(tl.reshape(e, [e.shape[0], 2, e.shape[1] // 2]), [0, 2, 1]))
+
+
+@triton.jit
+def in_parts(e, TIMES: tl.constexpr):
+    """A tile halved several times, from left to right: of a part of it a thread has fewer numbers of the columns."""
+    parts = (e,)
+    for _ in tl.static_range(TIMES):
+        halves = ()
+        for k in tl.static_range(len(parts)):
+            left, right = halve(parts[k])
+            halves = halves + (left, right)
+        parts = halves
+    return parts
+
+
+@triton.jit
 def weigh(
     e, x, y, pos, neg, own, xl, row_anchors, y_anchors, numbers, by, r, c, rows, columns, ref_offset, N, M,
     SCORE: tl.constexpr, LOSS: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile: dL/ds, dL/de, the derivatives of the scores by the offsets of either side, and dL by the loss's numbers
-    for positives and for negatives added to `by`."""
+    """Of a tile: dL/ds, dL/de, the derivatives of scores by the offsets of either side, and `by`, to which dL by the
+    loss's numbers, for positives and for negatives, has been added."""
     s, d_e, _t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0, FAR))
     s, shares = shift(s, x, y, r, c, N, M, FAR)
     counts = counting(s, x, y)
@@ -145,19 +164,19 @@ def add_tile(
     return over_columns, by_offset
 
 
-@triton.jit(do_not_specialize=["first", "low", "high", "N", "M"], repr=_composed)
+@triton.jit(do_not_specialize=["first_row", "low", "high", "N", "M"], repr=_composed)
 def panel(
-    x, y, pos, neg, anchors, of_x, of_y, ref_offset, first, low, high, N, M, D,  # of_x, of_y: `Outputs`
+    x, y, pos, neg, anchors, of_x, of_y, ref_offset, first_row, low, high, N, M, D,  # of_x, of_y: `Outputs`
     SCORE: tl.constexpr, LOSS: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """The weights of rows from `first` on and columns from `low`, a multiple of BN, to `high`.
+    """The weights of rows from `first_row` on and columns from `low`, a multiple of BN, to `high`.
     Grid: (row blocks, splits of the columns).
 
     anchors: for either side its `Anchors`, or () if its rows are not anchors.
     Weights of ignored rows and columns are not written: they are those of rows of zeros.
     """
-    r0 = first + tl.program_id(0) * BM
+    r0 = first_row + tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
     own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
     xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS, False, EVEN)
@@ -170,22 +189,27 @@ def panel(
     of_rows = (tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32))
     rows, columns = count(x, N), count(y, M)
     start, end = split_columns(tl.maximum(tl.minimum(high, columns) - low, 0), BN)
+    PARTS: tl.constexpr = 0 if BN == NEAR else 1 if BN == 2 * NEAR else 2 if BN == 4 * NEAR else 3
     far, near = walks_between(x, r0, rows, low + start, low + end, BM, BN, True)
 
     for at in range(far[0], far[1], BN):
         c0 = column(at, far, BN)
-        c = c0 + tl.arange(0, BN)
         if len(neg.kinds) > 0:
             ys = load_chunks(y.rows, c0, M, D, BN, BD, CHUNKS, True, EVEN)
             e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, BN, BD, PRECISION, True, EVEN)
-            g, w, shares, by = weigh(
-                e, x, y, pos, neg, own, xl, (row_up, row_down), anchors[1], numbers, by, r, c, rows, columns,
-                ref_offset, N, M, SCORE, LOSS, True,
-            )  # fmt: skip
         else:  # no pair has a gradient
-            g = tl.zeros([BM, BN], tl.float32)
-            w, shares = g, (1.0, 1.0)
-        of_rows = add_tile(of_rows, of_x, of_y, g, w, shares, x, r, c, first, low, high, N, M, PRECISION, True)
+            e = tl.zeros([BM, BN], tl.float32)
+        parts = in_parts(e, PARTS)
+        for k in tl.static_range(len(parts)):
+            c = c0 + k * NEAR + tl.arange(0, NEAR)
+            if len(neg.kinds) > 0:
+                g, w, shares, by = weigh(
+                    parts[k], x, y, pos, neg, own, xl, (row_up, row_down), anchors[1], numbers, by, r, c, rows, columns,
+                    ref_offset, N, M, SCORE, LOSS, True,
+                )  # fmt: skip
+            else:
+                g, w, shares = parts[k], parts[k], (1.0, 1.0)
+            of_rows = add_tile(of_rows, of_x, of_y, g, w, shares, x, r, c, first_row, low, high, N, M, PRECISION, True)
 
     for at in tl.range(near[0], near[1], NEAR):
         c0 = column(at, near, NEAR)
@@ -196,18 +220,18 @@ def panel(
             e, x, y, pos, neg, own, xl, (row_up, row_down), anchors[1], numbers, by, r, c, rows, columns,
             ref_offset, N, M, SCORE, LOSS, False,
         )  # fmt: skip
-        of_rows = add_tile(of_rows, of_x, of_y, g, w, shares, x, r, c, first, low, high, N, M, PRECISION, False)
+        of_rows = add_tile(of_rows, of_x, of_y, g, w, shares, x, r, c, first_row, low, high, N, M, PRECISION, False)
 
-    stop = tl.minimum(first + tl.num_programs(0) * BM, N)
+    stop = tl.minimum(first_row + tl.num_programs(0) * BM, N)
     if len(of_x.maxima) > 0:
-        store_part(of_x.maxima, of_rows[0], r, first, stop, 1)
+        store_part(of_x.maxima, of_rows[0], r, first_row, stop, 1)
     if len(of_x.sums) > 0:
-        store_part(of_x.sums, of_rows[0], r, first, stop, 1)
+        store_part(of_x.sums, of_rows[0], r, first_row, stop, 1)
     if len(of_x.offsets) > 0:
-        store_part(of_x.offsets, of_rows[1], r, first, stop, 1)
+        store_part(of_x.offsets, of_rows[1], r, first_row, stop, 1)
     if BY > 0:
-        n = (stop - first).to(tl.int64)
-        at = of_x.numbers[0] + tl.program_id(1) * 2 * BY * n + r - first
+        n = (stop - first_row).to(tl.int64)
+        at = of_x.numbers[0] + tl.program_id(1) * 2 * BY * n + r - first_row
         for p in tl.static_range(BY):
             tl.store(at + p * n, by[0][p], mask=r < stop)
             tl.store(at + (BY + p) * n, by[1][p], mask=r < stop)

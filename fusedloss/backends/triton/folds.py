@@ -140,7 +140,7 @@ def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, 
 
     def wide(x: Side, y: Side, offset: int | None, of_y: Wanted) -> tuple[Found, Found]:
         of_x = Wanted(dtype if g.want_x else None, by_rows, f.numbers.numel() if g.want_numbers else 0)
-        return panels.gradients(chosen, (pos, neg), options, f.metric, x, y, offset, of_x, of_y)
+        return panels.gradients(panels.Request(chosen, (pos, neg), options, f.metric, x, y, offset), of_x, of_y)
 
     offset, back = b.ref_offset, None if b.ref_offset is None else -b.ref_offset
     dtype = b.x.dtype if others is NO_OTHERS else torch.float32
@@ -148,11 +148,11 @@ def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, 
     with_x = g.want_x or by_rows or (g.want_numbers and not with_y)
     of_x = of_y = None
     if chosen.key.work.kernel == "panel":
-        of_x, of_y = wide(xs, ys, offset, Wanted(b.y.dtype if g.want_y else None, by_columns) if with_y else NOTHING)
+        of_x, of_y = wide(xs, ys, offset, Wanted(b.x.dtype if g.want_y else None, by_columns) if with_y else NOTHING)
     else:
         if with_x:
             of_x = gradient(xs, ys, "self" if b.y is None else "x", offset, g.want_numbers, dtype)
-        if with_y:
+        if b.y is not None and with_y:
             of_y = gradient(ys, xs, "y", back, g.want_numbers and not with_x, b.y.dtype)
     for block, x, y in facing(f, xs, others):
         y = y if block.states is None else anchors(block.states, kinds, y)

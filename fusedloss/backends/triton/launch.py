@@ -218,7 +218,7 @@ def compute_format(x: Tensor) -> tuple[str, str]:
 
 
 def on_chip(terms: str, side: Side) -> bool:
-    """Whether a program of the kernel `grad` holds all dimensions of its rows' gradient; of manhattan it holds a chunk."""
+    """Whether programs of the kernel `grad` hold all dimensions of their rows; of manhattan they hold a chunk."""
     work = configs.Work("grad", terms, side.rows.rows.element_size())
     return side.precision == "manhattan" or configs.on_chip(work, side.D, architecture())
 
