@@ -10,7 +10,7 @@ class Tile(NamedTuple):
     BD: int  # dimensions of a chunk
     num_warps: int
     num_stages: int
-    held: int  # dimensions kept on chip; above it D is walked by a run-time loop, and programs share a row's gradient
+    held: int  # dimensions kept on chip; above it D is walked by a run-time loop
     near: int = 16  # columns of a tile of the near walk
     maxnreg: int = 0  # the most registers of a thread, if the backend has such a limit; 0: no limit
 
@@ -44,10 +44,16 @@ SUMMED = 1024  # numbers that folds.merge adds up at a time
 # Rows that a program of closings.finish reads at a time, the most that one program closes alone, and the most programs.
 CLOSED, ALONE, CLOSERS = 1024, 16384, 128
 SORT_FROM = 1 << 24  # from so many pairs on, rows are sorted by label, so that most tiles are far
-WORKSPACE = 256 << 20  # bytes; the most for states of columns that are folded in the same pass as those of the rows
+# Bytes; the most for states of columns that are folded in the same pass as those of the rows, for the weights of a
+# panel, and for thresholds of triplets.
+WORKSPACE = 256 << 20
+PANEL_ROWS = (
+    2048  # of a panel, at least, if there are as many: with fewer, a product is bound by reading the other side
+)
 
-TWO_WALKS = ("fold", "grad", "mine")  # kernels with a far and a near walk, see `walks.walks`
-GRADIENTS = ("grad", "triplets_grad")  # kernels whose programs own a row's gradient, or a slab of it
+TWO_WALKS = ("fold", "grad", "panel", "mine")  # kernels with a far and a near walk, see `walks.walks`
+GRADIENTS = ("grad", "triplets_grad")  # kernels whose programs own a row's gradient
+SLABS = ("triplets_grad",)  # of these, kernels whose programs own `held` dimensions of it if there are more
 # The sum of |x - y| is no matrix product: its kernels walk D one by one.
 MANHATTAN = {
     Work(kernel, "manhattan", 4): [(0, tile)]
@@ -94,14 +100,13 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
             (64, Tile(64, 64, 64, 4, 3, 64)),
             (128, Tile(64, 64, 128, 4, 3, 128)),
             (256, Tile(128, 64, 256, 8, 3, 256)),
-            (0, Tile(128, 32, 64, 8, 3, 256)),
         ),
         Work("grad", "costly", 2): [
             (64, Tile(64, 64, 64, 4, 3, 64)),
             (128, Tile(64, 64, 128, 4, 3, 128)),
             (256, Tile(128, 32, 256, 8, 3, 256)),
-            (0, Tile(128, 32, 64, 8, 3, 256)),
         ],
+        **for_all("panel", 2, (0, Tile(128, 128, 64, 8, 3, 0, 64))),
         **for_all("fold", 4, (128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 32, 8, 3, 0))),
         Work("mine", "", 4): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 32, 8, 3, 0))],
         **for_all(
@@ -109,8 +114,8 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
             4,
             (64, Tile(128, 32, 32, 8, 2, 64)),
             (128, Tile(128, 32, 128, 8, 3, 128)),
-            (0, Tile(128, 16, 32, 8, 2, 128)),
         ),
+        **for_all("panel", 4, (0, Tile(128, 64, 32, 8, 3, 0, 64))),
         Work("fold_triplets", "", 2): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 64, 8, 3, 0))],
         Work("fold_triplets", "", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
         Work("triplets_grad", "", 2): [
@@ -140,14 +145,16 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("fold", "lifted", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
         Work("mine", "", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
         Work("mine", "", 4): [(0, Tile(64, 64, 32, 8, 3, 0))],
-        Work("grad", "", 2): [(128, Tile(128, 32, 64, 8, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
-        Work("grad", "", 4): [(0, Tile(64, 32, 32, 8, 2, 64))],
-        Work("grad", "exp", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
-        Work("grad", "costly", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
-        Work("grad", "exp", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
-        Work("grad", "costly", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
-        Work("grad", "lifted", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
-        Work("grad", "lifted", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
+        Work("grad", "", 2): [(128, Tile(128, 32, 64, 8, 2, 128))],
+        Work("grad", "", 4): [(64, Tile(64, 32, 32, 8, 2, 64))],
+        Work("grad", "exp", 2): [(128, Tile(64, 16, 64, 4, 2, 128))],
+        Work("grad", "costly", 2): [(128, Tile(64, 16, 64, 4, 2, 128))],
+        Work("grad", "exp", 4): [(64, Tile(64, 16, 32, 4, 2, 64))],
+        Work("grad", "costly", 4): [(64, Tile(64, 16, 32, 4, 2, 64))],
+        Work("grad", "lifted", 2): [(128, Tile(64, 16, 64, 4, 2, 128))],
+        Work("grad", "lifted", 4): [(64, Tile(64, 16, 32, 4, 2, 64))],
+        **for_all("panel", 2, (0, Tile(64, 64, 64, 4, 3, 0, 64))),
+        **for_all("panel", 4, (0, Tile(64, 64, 32, 8, 3, 0, 64))),
         Work("fold_triplets", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
         Work("fold_triplets", "", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
         Work("triplets_grad", "", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
@@ -181,7 +188,6 @@ TILES["sm_80"] = {
         (64, Tile(64, 64, 64, 4, 3, 64)),
         (128, Tile(64, 64, 128, 4, 3, 128)),
         (256, Tile(64, 32, 128, 4, 3, 256)),
-        (0, Tile(64, 32, 64, 8, 2, 128)),
     ),
 }
 TILES["sm_100"] = {
@@ -200,9 +206,13 @@ TILES["sm_100"] = {
         (64, Tile(64, 64, 64, 4, 3, 64)),
         (128, Tile(64, 64, 128, 4, 3, 128)),
         (256, Tile(128, 64, 256, 8, 3, 256)),
-        (0, Tile(64, 32, 64, 8, 2, 128)),  # the compiler has no registers for a larger one
     ),
 }
+
+
+def on_chip(work: Work, D: int, arch: str) -> bool:
+    """Whether there is a tile of the kernel `grad` for D dimensions; it holds all of them."""
+    return any(largest >= D for largest, _ in TILES.get(arch, TILES["other"])[work])
 
 
 def choose(work: Work, D: int, arch: str) -> Tile:
@@ -239,7 +249,7 @@ def depths(tile: Tile, kernel: str, D: int) -> list[Tile]:
     for name in ("BD", "num_stages", "held", *(("near", "maxnreg") if kernel in TWO_WALKS else ())):
         sizes, current = SIZES[name], getattr(tile, name)
         near = [sizes[i] for i in range(len(sizes)) if abs(i - sizes.index(current)) == 1]
-        if name == "held" and kernel not in GRADIENTS:  # all of them or none
+        if name == "held" and kernel not in SLABS:  # all of them or none
             near = [D - current] if current in (0, D) and D in sizes else []
         found += [tile._replace(**{name: size}) for size in near]
     return [t for t in found if t.held % t.BD == 0 and (t.held > 0 or kernel not in GRADIENTS)]

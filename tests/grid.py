@@ -93,7 +93,9 @@ def running(backend: str, plan: str) -> Iterator[str]:
         from fusedloss.kernels import configs
 
         tile, numbers = PLANS[plan]
-        changed = numbers | ({"choose": lambda *_: configs.Tile(**tile)} if tile else {})
+        changed = dict(numbers)
+        if tile:
+            changed |= {"choose": lambda *_: configs.Tile(**tile), "on_chip": lambda work, D, arch: tile["held"] >= D}
         for name, value in changed.items():
             patch.setattr(configs, name, value)
         yield "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from .sass import counted, issued
 from .workloads import ROWS_OF_A_CLASS, Workload
 
 if TYPE_CHECKING:
-    from ..backends.triton.launch import Launch  # which needs Triton
+    from ..backends.triton.launch import Launch, Product  # which needs Triton
 
 # A multiprocessor issues to 128 lanes a cycle, and has so many times fewer for these instructions together.
 PIPES = ((2, ("select", "integer")), (8, ("mufu",)), (4, ("shared", "shuffle")))
@@ -29,6 +30,7 @@ HIDDEN = 0.4  # share of all but its longest part that one more program hides: t
 AHEAD = 2  # tiles ahead that rows are asked for (stages, less one) if they are to be there in time
 IMPROVED = 0.32  # of the tiles, a row finds a better pair in, of 65,536 rows in random order: an estimate
 LAUNCH = 2e-6  # seconds that a kernel takes at least: an estimate
+LIBRARY = 0.85  # of the matrix products' rate that a library reaches for those of panels; 0.80 to 0.92 on an H200
 UNREAD: dict[str, Any] = dict(classes={}, groups=0, waits=0, skippable=0, inner=[])  # a loop of unknown instructions
 
 
@@ -92,6 +94,20 @@ def kernel_parts(launch: Launch, found: dict[str, Any], work: Workload, arch: st
     return Parts(products, l2, issue, max(wait, LAUNCH), memory, max(total, memory, LAUNCH))
 
 
+def product_parts(product: Product, arch: str) -> Parts:
+    """Of a product of PyTorch's library, which reads and writes the sum that it adds to."""
+    gpu, (out, a, b) = GPUS[arch], product
+    rate = LIBRARY * (gpu.fp32_library if a.dtype == torch.float32 else gpu.flops)
+    products = 2.0 * a.shape[0] * a.shape[1] * b.shape[1] / rate
+    memory = sum(t.numel() * t.element_size() for t in (out, out, a, b)) / gpu.bandwidth
+    return Parts(products=products, memory=memory, wait=LAUNCH, total=max(products, memory, LAUNCH))
+
+
+def added(of: Iterable[Parts]) -> Parts:
+    """Of several launches one after the other."""
+    return Parts(*map(sum, zip(*of, strict=True)))
+
+
 def tile_cycles(launch: Launch, tiles: Tiles, D: int, gpu: GPU) -> tuple[float, float, float]:
     """Of a multiprocessor for a tile: its products, its reading from L2, its instructions."""
     o, rows = launch.options, launch.args[0].rows
@@ -99,7 +115,9 @@ def tile_cycles(launch: Launch, tiles: Tiles, D: int, gpu: GPU) -> tuple[float, 
     fp32, each = rows.dtype == torch.float32, rows.element_size()
     groups = max(1, warps // 4 * 64 // BM)  # of four warps, which share the columns of 64 rows
     D = BD * math.ceil(D / BD)
-    slab = BD * o.get("SLAB", 0)
+    slab = BD * o.get("SLAB", 0)  # dimensions of the gradient that the program owns
+    if launch.kernel.fn.__name__ == "grad":
+        slab = BD if o["PRECISION"] == "manhattan" else D
     flop = 2 * BM * BN * (D * narrow(BN / groups, gpu) + slab * narrow(BD / groups, gpu))
     rate = (gpu.fp32_flops if fp32 else gpu.flops) / gpu.multiprocessors / gpu.clock
     products = 0.0 if o["PRECISION"] == "manhattan" else flop / rate
@@ -123,6 +141,8 @@ def walked(launch: Launch, found: dict[str, Any], work: Workload) -> list[Tiles]
     M, mates, first = given["M"], columns_of_a_label(work), given.get("first", 0)
     splits = launch.grid[1] if len(launch.grid) > 1 else 1
     near = min(M, o["BM"] * M / given["N"] + 2 * (mates - 1))  # columns that share a label with a program's rows
+    if "low" in given:  # of a panel
+        M, near = given["high"] - given["low"], near * (given["high"] - given["low"]) / M
     loops = found.get("loops") or [UNREAD]
 
     def tiles(name: str, columns: float, width: int, stages: int, loop: dict[str, Any], share: float) -> Tiles:
@@ -152,7 +172,7 @@ def walked(launch: Launch, found: dict[str, Any], work: Workload) -> list[Tiles]
 def turns_inside(loop: dict[str, Any], launch: Launch, work: Workload, near: float) -> list[float]:
     """Of the loops in that over tiles: they walk D, or an anchor's thresholds; `near` of the tiles hold positives."""
     o, kernel, mates = launch.options, launch.kernel.fn.__name__, columns_of_a_label(work)
-    last = len(loop["inner"]) - (o["SLAB"] if kernel in GRADIENTS else 0)
+    last = len(loop["inner"]) - (o.get("SLAB", 1) if kernel in GRADIENTS else 0)
     of_thresholds = itertools.cycle((mates, mates * near) if kernel == "triplets_grad" else (1,))
     turns: list[float] = []
     for place, inner in enumerate(loop["inner"]):

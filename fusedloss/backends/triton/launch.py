@@ -33,13 +33,43 @@ class Launch(NamedTuple):
             _recording.append(self if _kept else self._replace(args=()))
 
 
-_recording: list[Launch] | None = None
+class Product(NamedTuple):
+    """out += a b, a product of PyTorch's library; `recording` keeps it too."""
+
+    out: Tensor  # float32
+    a: Tensor  # of these two, float32 ones are multiplied as precisely as PyTorch is told to
+    b: Tensor
+
+    def run(self) -> None:
+        out, a, b = self
+        if _recording is not None:
+            _recording.products.append(self)
+            if not out.is_meta:  # where nothing is computed, but operators and their memory are counted
+                return
+        with torch.no_grad():
+            if a.dtype == out.dtype:
+                torch.addmm(out, a, b, out=out)
+            elif (a.is_cuda or a.is_meta) and hasattr(torch.ops.aten.addmm, "dtype_out"):  # from PyTorch 2.8 on
+                torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+            else:
+                torch.addmm(out, a.to(out.dtype), b.to(out.dtype), out=out)
+
+
+class Recorded(list[Launch]):
+    """Launches in their order, and the products between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[Product] = []
+
+
+_recording: Recorded | None = None
 _absent: str | None = None  # the architecture for which launches are recorded, if the device is absent
 _kept = True  # whether recorded launches keep their tensors
 
 
 @contextmanager
-def recording(arch: str | None = None, *, kept: bool = True) -> Iterator[list[Launch]]:
+def recording(arch: str | None = None, *, kept: bool = True) -> Iterator[Recorded]:
     """Collect the launches of a block instead of starting them.
 
     There is no host sync, so no launch depends on results of another one, and the launches are those of a real run.
@@ -50,7 +80,7 @@ def recording(arch: str | None = None, *, kept: bool = True) -> Iterator[list[La
     """
     global _recording, _absent, _kept
     before = _recording, _absent, _kept
-    _recording, _absent, _kept = [], arch, kept
+    _recording, _absent, _kept = Recorded(), arch, kept
     try:
         yield _recording
     finally:
