@@ -144,8 +144,6 @@ FAULTS = (
           "a row has no gradient as the other end of a pair", "test_in_batch.py:contrastive_is"),
     Fault("kernels/folds.py", "state = tl.where(counts, state, 0.0)", "state = 1.0 * state",
           "ignored rows cost something", "test_ignored.py test_walks.py:ignor"),
-    Fault("kernels/engine.py", "% slabs * (SLAB * BD)", "% slabs * BD",
-          "the gradient of wide rows lacks most dimensions", "test_in_batch.py:wide or contrastive_is"),
     Fault("kernels/engine.py",
           "out = states_ptr + tl.program_id(1).to(tl.int64) * (len(pos.kinds) + len(neg.kinds)) * N",
           "out = states_ptr + tl.program_id(1).to(tl.int64) * 0 * N", "all splits but one are forgotten",
@@ -269,7 +267,7 @@ FAULTS = (
           "texts are weighed by the states of the images", "test_softmax.py:exact_as"),
     Fault("fusedloss/backends/triton/closings.py", "(1.0, 0.5 if b.y is None else 1.0)", "(1.0, 1.0)",
           "a learned number gets twice its gradient", "test_softmax.py"),
-    Fault("fusedloss/backends/triton/closings.py", "(times / max(divisor, 1), 1.0", "(1.0 / max(divisor, 1), 1.0",
+    Fault("fusedloss/backends/triton/closings.py", "scalars(times * share, share)", "scalars(share, share)",
           "rows are pulled as anchors only", "test_in_batch.py:contrastive_is"),
     # --------------------------------------------------------------------------------------------------- given logits
     Fault("kernels/logits.py", "folds = fold_tile(folds, ((z,),), inside & ~own, False, 1)",

@@ -213,6 +213,8 @@ PLACES = (
     "kernels/losses.py",
     "fusedloss/backends/request.py",
     "fusedloss/losses/structured.py",
+    "fusedloss/losses/closings.py",
+    "kernels/closings.py",
     "fusedloss/losses/catalog.py",
     "fusedloss/modules.py",
     "fusedloss/__init__.py",
