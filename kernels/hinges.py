@@ -59,7 +59,9 @@ def close_triplets(
     METRIC: tl.constexpr, CLOSE: tl.constexpr, BEYOND: tl.constexpr, ACTIVE: tl.constexpr, BM: tl.constexpr,
     BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """The terms CLOSE(d(x_i, p) - d(x_i, n) + margin) of anchors with a positive p and a negative n. Grid: (row blocks,)
+    """The terms CLOSE(d(x_i, p) - d(x_i, n) + margin) of anchors with a positive p and a negative n.
+
+    Grid: (row blocks,).
 
     It merges the parts of `mine` (best, places [P, 2, N]) and writes the index [2, N], what `gather_grad` needs of the
     derivatives of the sum of the terms (slopes [3, 2, N]), and sums [3, row blocks]. ACTIVE: only terms above 0 count.
@@ -84,7 +86,9 @@ def close_pairs(
     x_ptr, y_ptr, index_ptr, slopes_ptr, sums_ptr, N, D, WRONG: tl.constexpr, METRIC: tl.constexpr,
     CLOSE: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """The terms CLOSE(d(x_i, y at index[i])); rows whose index is negative do not count. Grid: (row blocks,)
+    """The terms CLOSE(d(x_i, y at index[i])); rows whose index is negative do not count.
+
+    Grid: (row blocks,).
 
     It writes slopes [3, 1, N] and sums as `close_triplets` does. The term of a row with the index WRONG is NaN.
     """

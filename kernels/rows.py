@@ -203,9 +203,7 @@ def row_slopes(
     rb, ok_b = locate(b_index, r, N, True)
     rc, ok_c = locate(c_index, r, N, True)
     ab, ac, _bc = triplet_stats(a_ptr, b_ptr, c_ptr, ra, rb, rc, ok_a, ok_b, ok_c, D, 0.0, METRIC, PAIRS, BM, BD)
-    store_slopes(
-        slopes_ptr, ab, tl.load(dout_ptr + r, mask=live & ok_b, other=0.0), 0, PAIRS, r, live, step, METRIC
-    )
+    store_slopes(slopes_ptr, ab, tl.load(dout_ptr + r, mask=live & ok_b, other=0.0), 0, PAIRS, r, live, step, METRIC)
     if PAIRS > 1:
         g = tl.load(dout_ptr + step + r, mask=live & ok_c, other=0.0)
         store_slopes(slopes_ptr, ac, g, 1, PAIRS, r, live, step, METRIC)

@@ -268,12 +268,12 @@ class HardTriplets(NamedTuple):
 class ToCenters(NamedTuple):
     """Half the squared distance of every row to one of the centers, reduced by the backend: a scalar.
 
-    With it come what its backward needs, as in `HardTriplets` but for the index. [2], [3, 1, N]
+    With it come what its backward needs beside the classes, as in `HardTriplets`. [2], [3, 1, N]
     """
 
     x: Tensor
     centers: Tensor
-    index: Tensor  # the center of every row, as from `checks.class_indices` [N]
+    classes: Tensor  # the class of every row, as from `checks.class_indices` [N]
     reduction: str  # "mean" or "sum"
 
 
@@ -282,7 +282,7 @@ class MinedGrad(NamedTuple):
 
     x: Tensor
     y: Tensor | None
-    index: Tensor  # the rows of y in the pairs of each row of x [K, N]
+    others: Tensor  # the rows of y in the pairs of each row of x, negative for none [K, N]
     slopes: Tensor  # [3, K, N]
     factors: Tensor  # [2]
     dloss: Tensor  # the derivative by the loss, a scalar

@@ -122,7 +122,7 @@ def island_loss(
     """
     x, c, index = _classified(embeddings, centers, target, ignore_index)
     C = c.shape[0]
-    own = c.to(loss_dtype(c)).clone(memory_format=torch.contiguous_format)  # gradients add up in one order
+    own = c.to(loss_dtype(c), copy=True, memory_format=torch.contiguous_format)  # gradients add up in one order
     directions = F.normalize(own, eps=1e-8)
     apart = directions.sum(0).square().sum() - directions.square().sum() + C * (C - 1)
     return _to_centers(x, c, index, reduction) + weight * apart

@@ -17,8 +17,8 @@ from .registration import Operation
 
 
 def closes(x: Tensor, reduction: str) -> bool:
-    """Whether the functions below compute a loss of rows x. Otherwise it is composed of distances: of one value per row,
-    over the processes of a group, and in the PyTorch backend."""
+    """Whether the functions below compute a loss of rows x. Otherwise it is composed of distances: where every row has
+    its own value, over the processes of a group, and in the PyTorch backend."""
     return reduction != "none" and groups.current() is None and resolve_backend(x) == "triton"
 
 
@@ -78,7 +78,7 @@ def _centers_backward(
 ) -> dict[str, Tensor]:  # fmt: skip
     _, factors, slopes = outputs
     of = MinedGrad(
-        t.x, t.centers, t.index[None], slopes, factors, derivatives[0], "sqeuclidean", wanted.x, wanted.centers
+        t.x, t.centers, t.classes[None], slopes, factors, derivatives[0], "sqeuclidean", wanted.x, wanted.centers
     )
     dx, dcenters = mined_grad_op(of, backend)
     return {"x": dx, "centers": dcenters}
@@ -87,7 +87,7 @@ def _centers_backward(
 to_centers_op = Operation("to_centers", ToCenters, "(Tensor, Tensor, Tensor)", _centers_fake, _centers_backward)
 
 
-def to_centers(x: Tensor, centers: Tensor, index: Tensor, reduction: str) -> Tensor:
-    """Half the squared distance of every row to the center at its index, "mean" or "sum" over the rows whose index is
-    not negative; NaN if an index is `checks.WRONG`."""
-    return to_centers_op(ToCenters(x, centers, index, reduction), resolve_backend(x))[0]
+def to_centers(x: Tensor, centers: Tensor, classes: Tensor, reduction: str) -> Tensor:
+    """Half the squared distance of every row to the center of its class, "mean" or "sum" over the rows that have one;
+    NaN if a class is `checks.WRONG`."""
+    return to_centers_op(ToCenters(x, centers, classes, reduction), resolve_backend(x))[0]

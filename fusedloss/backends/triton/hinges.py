@@ -32,7 +32,7 @@ def hard_triplets(t: HardTriplets) -> tuple[Tensor, ...]:
 def to_centers(t: ToCenters) -> tuple[Tensor, ...]:
     (N, D), (slopes, sums) = t.x.shape, outputs(t.x, 1)
     options: dict[str, Any] = dict(METRIC="sqeuclidean", CLOSE=hinges.half, WRONG=WRONG) | blocks()
-    args = (t.x, t.centers, t.index, slopes, sums, N, D)
+    args = (t.x, t.centers, t.classes, slopes, sums, N, D)
     Launch(hinges.close_pairs, (sums.shape[1],), args, options).run()
     return *reduced(t.x, sums, t.reduction), slopes
 

@@ -71,14 +71,14 @@ def listed_distances_grad(g: ListedDistancesGrad) -> tuple[Tensor, Tensor]:
 
 def mined_grad(g: MinedGrad) -> tuple[Tensor, Tensor]:
     return pulled_both_ways(
-        g.x, g.y, g.index, g.slopes, g.metric, (g.dloss.reshape(1), g.factors), g.want_x, g.want_y
+        g.x, g.y, g.others, g.slopes, g.metric, (g.dloss.reshape(1), g.factors), g.want_x, g.want_y
     )  # fmt: skip
 
 
 class Pairs(NamedTuple):
     """Pairs of rows on one side, as `kernels.rows.gather_grad` takes them."""
 
-    index: Tensor  # the row of this side, -1 for none; [K, N] or [P]
+    rows: Tensor  # the row of this side, negative for none; [K, N] or [P]
     alpha: Tensor
     beta: Tensor
     ends: Tensor | None = None  # the row of the other side; None: pair e is of row e % N
@@ -103,14 +103,14 @@ def gather_grad(
     of_others: bool = True,
 ) -> Tensor:  # fmt: skip
     """The gradient by the rows of one side from their pairs with others, if `of_others`, and from their own pairs."""
-    (M, D), P, N = rows_of.shape, pairs.index.numel(), pairs.index.shape[-1]
+    (M, D), P, N = rows_of.shape, pairs.rows.numel(), pairs.rows.shape[-1]
     out = torch.empty(M, D, dtype=rows_of.dtype, device=rows_of.device)
     walk = "" if not of_others else "scan" if M * P < configs.SORT_PAIRS_FROM else "runs"
-    entries, starts = runs(pairs.index, M) if walk == "runs" else (pairs.index, pairs.index)
-    ends, own = (pairs.index if pairs.ends is None else pairs.ends), (pairs.beta if pairs.own is None else pairs.own)
-    options = dict(METRIC=metric, OWN=0 if pairs.own is None else len(pairs.index), OTHERS=walk)
+    entries, starts = runs(pairs.rows, M) if walk == "runs" else (pairs.rows, pairs.rows)
+    ends, own = (pairs.rows if pairs.ends is None else pairs.ends), (pairs.beta if pairs.own is None else pairs.own)
+    options = dict(METRIC=metric, OWN=0 if pairs.own is None else len(pairs.rows), OTHERS=walk)
     options |= dict(LISTED=pairs.ends is not None, SCANNED=configs.SCANNED, BE=configs.ENTRIES, BD=configs.ROW_CHUNK)
-    args = (others, rows_of, pairs.index, entries, starts, ends, pairs.alpha, pairs.beta, own, factors, out, N, P, D)
+    args = (others, rows_of, pairs.rows, entries, starts, ends, pairs.alpha, pairs.beta, own, factors, out, N, P, D)
     grid = (M, cdiv(D, configs.ROW_CHUNK))
     Launch(rows.gather_grad, grid, args, options | dict(num_warps=4 if walk == "runs" else 1)).run()
     return out
