@@ -1,7 +1,7 @@
 """Mined pairs and triplets up to the loss: exact distances, the closing formula with its derivative, and its mean.
 
-A closing formula takes z [BM] and returns its terms and their derivatives by z, which are exactly 0 and 0 where a term
-costs nothing, and NaN and not 0 where z is NaN.
+A closing formula takes z [BM] and returns the terms and their derivatives by z. Where z is NaN the term is NaN and the
+derivative is not 0, so that both the loss and the gradient show it.
 """
 
 import triton

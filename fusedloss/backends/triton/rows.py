@@ -109,9 +109,10 @@ def gather_grad(
     entries, starts = runs(pairs.rows, M) if walk == "runs" else (pairs.rows, pairs.rows)
     ends, own = (pairs.rows if pairs.ends is None else pairs.ends), (pairs.beta if pairs.own is None else pairs.own)
     options = dict(METRIC=metric, OWN=0 if pairs.own is None else len(pairs.rows), OTHERS=walk)
-    options |= dict(LISTED=pairs.ends is not None, SCANNED=configs.SCANNED, BE=configs.ENTRIES, BD=configs.ROW_CHUNK)
+    BD = min(configs.ROW_CHUNK, max(16, 1 << (D - 1).bit_length()))  # a wider chunk would be masked
+    options |= dict(LISTED=pairs.ends is not None, SCANNED=configs.SCANNED, BE=configs.ENTRIES, BD=BD)
     args = (others, rows_of, pairs.rows, entries, starts, ends, pairs.alpha, pairs.beta, own, factors, out, N, P, D)
-    grid = (M, cdiv(D, configs.ROW_CHUNK))
+    grid = (M, cdiv(D, BD))
     Launch(rows.gather_grad, grid, args, options | dict(num_warps=4 if walk == "runs" else 1)).run()
     return out
 
