@@ -28,8 +28,8 @@ class Work(NamedTuple):
 ROWS_PER_PROGRAM = 8  # of rows.py and tiles.prepare, which are memory-bound
 ROW_CHUNK = 256  # dimensions that these kernels read at a time
 ENTRIES = 16  # mined pairs that gather_grad reads at a time
-# Up to so many comparisons of a row with a pair gather_grad looks for a row's pairs among all of them, a block of them
-# at a time; above, the pairs are sorted: for 16,384 rows that are in two pairs each. Not timed.
+# From so many comparisons of a row with a pair on, which is 16,384 rows with two pairs each, pairs are sorted for
+# gather_grad; with fewer, a row looks for its pairs among all of them, a block at a time. Not timed.
 SORT_PAIRS_FROM = 1 << 29
 SCANNED = 256
 SUMMED = 1024  # sums of programs that hinges.reduce_terms reads at a time
