@@ -28,6 +28,11 @@ class Work(NamedTuple):
 ROWS_PER_PROGRAM = 8  # of rows.py and tiles.prepare, which are memory-bound
 ROW_CHUNK = 256  # dimensions that these kernels read at a time
 ENTRIES = 16  # mined pairs that gather_grad reads at a time
+# From so many comparisons of a row with a pair on, which is 16,384 rows with two pairs each, pairs are sorted for
+# gather_grad; with fewer, a row looks for its pairs among all of them, a block at a time. Not timed.
+SORT_PAIRS_FROM = 1 << 29
+SCANNED = 256
+SUMMED = 1024  # sums of programs that hinges.reduce_terms reads at a time
 # Logits of a tile in logits.py. With 4 warps, the registers let 12 to 96 KB of logits be on their way to a
 # multiprocessor (compiled for sm_90). No fewer logits than threads: where a gradient overwrites its logit, a single
 # thread must hold that logit.

@@ -14,20 +14,23 @@ from fusedloss.backends.request import (
     ElementsGrad,
     Fold,
     FoldGrad,
+    HardTriplets,
     ListedDistances,
     ListedDistancesGrad,
     Logits,
     LogitsGrad,
+    MinedGrad,
     Mining,
     Ranking,
     RankingGrad,
     RowDistances,
     RowDistancesGrad,
+    ToCenters,
     Triplets,
     TripletsGrad,
 )
 from fusedloss.checks import Batch
-from fusedloss.ops import folds, logits, ranking, rows, triplets
+from fusedloss.ops import folds, hinges, logits, ranking, rows, triplets
 from fusedloss.ops.registration import OPERATIONS, as_tensor, flat
 from tests.compare import differentiate, is_rows
 from tests.grid import (
@@ -107,6 +110,13 @@ def op_inputs(device):
         for pairs in ((None, index), listed):
             of, derivatives = ListedDistances(x, refs, *pairs, metric), states[: len(pairs[1])]
             yield rows.listed_distances_grad_op, ListedDistancesGrad(of, derivatives, metric != "cosine", want_y)
+    triplets_of = ("euclidean", "farthest", "nearest", False, "mean")
+    yield hinges.hard_triplets_op, HardTriplets(alone, margin.clone().requires_grad_(), *triplets_of)
+    yield hinges.hard_triplets_op, HardTriplets(inside, margin, "cosine", "nearest", "beyond", True, "sum")
+    yield hinges.to_centers_op, ToCenters(x, y, index[0], "mean")
+    slopes, factors, dloss = torch.ones(3, 2, 9, device=device), torch.ones(2, device=device), x.sum()
+    yield hinges.mined_grad_op, MinedGrad(x, None, index, slopes, factors, dloss, "euclidean", True, False)
+    yield hinges.mined_grad_op, MinedGrad(x, y, index, slopes, factors, dloss, "cosine", False, True)
     a, b = (batch(5, 9, seed=seed)[0].float().to(device).t() for seed in range(2))
     every = RowDistances(x, a, b, "euclidean", 1e-6, 3)
     yield rows.row_distances_op, RowDistances(x, a, b, "cosine", 0.0, 3)
@@ -140,11 +150,13 @@ def differentiable(value):
 
 
 # All triplets take long in the interpreter.
-CHECKED = [("blocked", op) for op in OPS] + [("triton", op) for op in OPS if FULL or "triplets" not in op.name]
+CHECKED = [("blocked", op) for op in OPS if hasattr(backends.module("blocked"), op.name)]
+CHECKED += [("triton", op) for op in OPS if FULL or "fold_triplets" not in op.name]
 
 
 DIFFERENTIABLE = (
     folds.fold_op, triplets.fold_triplets_op, ranking.rank_op, rows.listed_distances_op, rows.row_distances_op,
+    hinges.hard_triplets_op, hinges.to_centers_op,
 )  # fmt: skip
 
 
@@ -153,13 +165,7 @@ def test_every_custom_op_passes_opcheck(backend, device, op):
     inputs = [flat(record) for of, record in op_inputs(device) if of is op]
     assert inputs
     for arguments in inputs:
-        if op in (
-            folds.fold_op,
-            triplets.fold_triplets_op,
-            ranking.rank_op,
-            rows.listed_distances_op,
-            rows.row_distances_op,
-        ):
+        if op in DIFFERENTIABLE:
             arguments = [differentiable(v) for v in arguments]
         for i in op.floats:
             arguments[i] = as_tensor(arguments[i])

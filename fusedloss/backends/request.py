@@ -280,6 +280,48 @@ class ListedDistancesGrad(NamedTuple):
     want_y: bool
 
 
+class HardTriplets(NamedTuple):
+    """The loss of every anchor's mined positive and negative, closed by the backend: a scalar.
+
+    With it come what its backward needs: the derivatives of the loss by the sum of the terms and by the margin [2], the
+    index of the pairs [2, N], and the slopes of their distances [3, 2, N].
+    """
+
+    batch: Batch
+    margin: Tensor  # [1]
+    metric: str
+    positives: str  # as in `Mining`
+    negatives: str
+    soft: bool
+    reduction: str  # "mean", "sum" or "active"
+
+
+class ToCenters(NamedTuple):
+    """Half the squared distance of every row to one of the centers, reduced by the backend: a scalar.
+
+    With it come what its backward needs beside the classes, as in `HardTriplets`. [2], [3, 1, N]
+    """
+
+    x: Tensor
+    centers: Tensor
+    classes: Tensor  # the class of every row, as from `checks.class_indices` [N]
+    reduction: str  # "mean" or "sum"
+
+
+class MinedGrad(NamedTuple):
+    """dx and dy of a loss that the backend has closed; empty tensors where not wanted."""
+
+    x: Tensor
+    y: Tensor | None
+    others: Tensor  # the rows of y in the pairs of each row of x, negative for none [K, N]
+    slopes: Tensor  # [3, K, N]
+    factors: Tensor  # [2]
+    dloss: Tensor  # the derivative by the loss, a scalar
+    metric: str
+    want_x: bool
+    want_y: bool
+
+
 class RowDistances(NamedTuple):
     """d(a, b), d(a, c), d(b, c) of given rows, the first `pairs` of them. [pairs, N]"""
 

@@ -223,12 +223,15 @@ def batch_hard_triplet_loss(
         tensor([0., 1., 0.])
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
-    batch = ops.minable(batch, NEGATIVES[negatives])
-    index = ops.mine(batch, metric, POSITIVES[positives], NEGATIVES[negatives])
+    batch, margin = ops.minable(batch, NEGATIVES[negatives]), _margin(margin, 0.2, soft_margin)
+    mined = POSITIVES[positives], NEGATIVES[negatives]
+    if ops.closes(batch.x, reduction):
+        return ops.hard_triplets(batch, metric, *mined, margin, soft_margin, reduction)
+    index = ops.mine(batch, metric, *mined)
     d_ap, d_an = _to_compare(lambda of: ops.mined_distances(batch, index, of), metric)
     counts = (index >= 0).all(0)
     gap = torch.where(counts, d_ap - d_an, 0.0)
-    terms = torch.where(counts, _hinge(gap, _margin(margin, 0.2, soft_margin), soft_margin), 0.0)
+    terms = torch.where(counts, _hinge(gap, margin, soft_margin), 0.0)
     return reduce(terms, reduction, counts.sum(), batch.x)
 
 

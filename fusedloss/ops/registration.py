@@ -195,13 +195,16 @@ class Operation:
             return
         outputs = output if isinstance(output, tuple) else (output,)
         ctx.mark_non_differentiable(*filterfalse(torch.is_floating_point, outputs))
+        ctx.set_materialize_grads(False)  # no zeros for outputs that serve the backward only
         keep(ctx, inputs, outputs if self.saves_outputs else ())
 
-    def gradients(self, ctx: Any, *derivatives: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(self, ctx: Any, *derivatives: Tensor | None) -> tuple[Tensor | None, ...]:
         if self.backward is None:
             raise RuntimeError("fusedloss losses can be differentiated once: double backward is not implemented")
         (*values, backend), outputs = kept(ctx)
         *needed, _ = ctx.needs_input_grad
+        if all(d is None for d in derivatives):
+            return (None,) * len(ctx.needs_input_grad)
         found = self.backward(rebuilt(self.kind, values), rebuilt(self.kind, needed), backend, outputs, derivatives)
         by_leaf = [found.get(name) if wanted else None for name, wanted in zip(leaves(self.kind), needed, strict=True)]
         return (*by_leaf, None)
