@@ -14,6 +14,7 @@ from ...checks import Batch
 from ...kernels import configs, folds, scores, tiles
 from ..request import box as box_of
 from . import tuning
+from .kept import start
 
 SCORES = {
     name: getattr(scores, name)
@@ -36,7 +37,7 @@ class Launch(NamedTuple):
         if 0 in self.grid:
             return
         if _recording is None:
-            self.kernel[self.grid](*self.args, **self.options)
+            start(self.kernel, self.grid, self.args, self.options)
         else:
             _recording.append(self if _kept else self._replace(args=()))
 
@@ -104,7 +105,7 @@ def sides(
     sort: None if the kernels do not need sorted rows; then batches of few pairs are not sorted.
     """
     if sort is None:
-        sort = b.ignored is not None or len(b.x) * len(b.y_labels) > configs.SORT_FROM
+        sort = b.ignored is not None or b.x.shape[0] * b.y_labels.shape[0] > configs.SORT_FROM
     given = (sort, b.ignored, metric, box or box_of(b, metric))
     x = side(b.x, b.x_labels, b.x_sorted, *given)
     return met(x, x if b.y is None else side(b.y, b.y_labels, b.y_sorted, *given))
@@ -194,7 +195,7 @@ def reorder(t: Tensor, order: Tensor | None) -> Tensor:
 
 def numbers(given: Tensor) -> tiles.Numbers:
     """A loss's numbers as kernels take them: values if they are on the CPU, else pointers to scalars on the device."""
-    if given.device.type == "cpu":
+    if given.is_cpu:
         return tiles.Numbers(tuple(given.tolist()), ())
     return tiles.Numbers((), tuple(given.unbind()))
 
@@ -244,9 +245,9 @@ def padded(n: int) -> int:
 
 def merge(parts: Tensor, kinds: tuple[Any, ...], dtype: torch.dtype | None = None) -> Tensor:
     """The folds [folds, n] over all pairs, from folds over parts [parts, folds, n]; kinds as in `folds.KINDS`."""
-    if len(parts) == 1:
-        return parts[0].to(dtype or parts.dtype)
     P, count, n = parts.shape
+    if P == 1:
+        return parts[0].to(dtype or parts.dtype)
     out = torch.empty(count, n, dtype=dtype or parts.dtype, device=parts.device)
     options = dict(BP=configs.PARTS, BLOCK=configs.MERGED, num_warps=4)
     args = (parts, out, kinds, P, n)
@@ -256,4 +257,6 @@ def merge(parts: Tensor, kinds: tuple[Any, ...], dtype: torch.dtype | None = Non
 
 def total(parts: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The sum of parts [parts, ...], in their dtype or another one."""
+    if parts.shape[0] == 1:
+        return parts[0].to(dtype or parts.dtype)
     return merge(parts.flatten(1).unsqueeze(1), (folds.KINDS["sum"],), dtype).view(parts.shape[1:])
