@@ -16,7 +16,7 @@ import triton.language as tl
 from triton import knobs
 from triton.runtime import driver, jit
 
-from bench.host_time import Driver, Launcher
+from bench.host_time import Driver, Launcher, cells, measured
 from fusedloss import backends
 from fusedloss.backends.triton import kept
 from fusedloss.backends.triton.launch import Launch
@@ -62,7 +62,9 @@ def compared(kernel, grid, args, options):
     hit, mine = not runs, LOG.pop()
     kernel[grid](*args, **options)
     theirs = LOG.pop()
-    same_arguments = len(mine[-1]) == len(theirs[-1]) and all(a is b for a, b in zip(mine[-1], theirs[-1], strict=True))
+    given = [log[-1][: len(args)] for log in (mine, theirs)]
+    constants = [log[-1][len(args) :] for log in (mine, theirs)]
+    same_arguments = [*map(id, given[0])] == [*map(id, given[1])] == [*map(id, args)] and constants[0] == constants[1]
     return {"hit": hit, "same": mine[:-1] == theirs[:-1] and same_arguments, "binary": mine[0]}
 
 
@@ -171,6 +173,13 @@ def steps():
     return launches
 
 
+def table():
+    """The cells of a row of `bench.host_time`."""
+    with patch.object(backends, "TRITON_DEVICES", ("cpu",)):
+        row = measured("pairwise_contrastive_loss", 64, rounds=1)
+    return [min(row["step"].values()) > 0, *cells(row)]
+
+
 STEPS = (
     ("pairwise_contrastive_loss", 64, "bf16"),
     ("pairwise_contrastive_loss", 61, "bf16"),
@@ -185,6 +194,7 @@ def hooks():
     """What happens to a kept launch when something looks at launches, or changes what is compiled."""
     args, options = cases()["base"]
     found = {"at rest": kept.watched(kernel)}
+    found["each"] = []
     for where, name, value in (
         (knobs.runtime, "debug", True),
         (knobs.runtime, "add_stages_inspection_hook", lambda *_: ("", "")),
@@ -193,7 +203,7 @@ def hooks():
         (kernel, "pre_run_hooks", [print]),
     ):
         with patch.object(where, name, value):
-            found[name] = kept.watched(kernel)
+            found["each"].append(kept.watched(kernel))
     for name in ("launch_enter_hook", "launch_exit_hook"):
         called = []
         for hook in (called.append, knobs.HookChain()):
@@ -214,7 +224,7 @@ def hooks():
 def main() -> None:
     found = {"selected": selected()}
     driver.set_active(Recorder(target("sm_90")))
-    print(json.dumps(found | {"hooks": hooks(), "steps": steps()}))
+    print(json.dumps(found | {"hooks": hooks(), "steps": steps(), "table": table()}))
 
 
 if __name__ == "__main__":

@@ -68,10 +68,8 @@ def plain(values: Sequence[Any]) -> bool:
         return False
     if torch._C._dispatch_tls_is_dispatch_key_included(VMAP):
         return False
-    for value in values:
-        if isinstance(value, Tensor) and (type(value) not in PLAIN or value.is_meta):
-            return False
-    return True
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return not any(type(tensor) not in PLAIN or tensor.is_meta for tensor in tensors)
 
 
 VMAP = torch._C._dispatch_key_parse("VmapMode")  # is_grads_batched, which looks into Functions; parsed once

@@ -11,10 +11,10 @@ from inspect import signature
 from typing import Any
 
 import triton
-from triton import knobs
 from triton.runtime import driver, jit
 
-KNOWN = ("3.7",)  # releases whose launches are known to be these; with others Triton launches
+KNOWN = ("3.7",)  # releases that are known to launch as `start` does; with others Triton launches
+knobs: Any = getattr(triton, "knobs", None)  # since 3.4
 specialize = getattr(jit, "native_specialize_impl", None) if triton.__version__.rpartition(".")[0] in KNOWN else None
 
 Kept = tuple[Any, tuple[Any, ...]]  # a compiled kernel, and its constants in the order of the signature
