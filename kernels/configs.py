@@ -32,7 +32,7 @@ ENTRIES = 16  # mined pairs that gather_grad reads at a time
 # gather_grad; with fewer, a row looks for its pairs among all of them, a block at a time. Not timed.
 SORT_PAIRS_FROM = 1 << 29
 SCANNED = 256
-SUMMED = 1024  # sums of programs that hinges.reduce_terms reads at a time
+SUMMED = 1024  # numbers that folds.merge or hinges.reduce_terms adds up at a time
 # Logits of a tile in logits.py. With 4 warps, the registers let 12 to 96 KB of logits be on their way to a
 # multiprocessor (compiled for sm_90). No fewer logits than threads: where a gradient overwrites its logit, a single
 # thread must hold that logit.
@@ -45,7 +45,6 @@ SPLIT_TARGET = 264
 POSITIVES = 4  # thresholds of an anchor that are in registers at a time
 ANCHORS = 256  # anchors of a program of folds.prepare_anchors
 PARTS, MERGED = 16, 64  # folds.merge reads so many parts of so many rows at a time
-SUMMED = 1024  # numbers that folds.merge adds up at a time
 # Rows that a program of closings.finish reads at a time, the most that one program closes alone, and the most programs.
 CLOSED, ALONE, CLOSERS = 1024, 16384, 128
 SORT_FROM = 1 << 24  # from so many pairs on, rows are sorted by label, so that most tiles are far

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...kernels import configs, folds, tiles
 from . import tuning
+from .kept import start
 
 
 class Launch(NamedTuple):
@@ -28,7 +29,7 @@ class Launch(NamedTuple):
         if 0 in self.grid:
             return
         if _recording is None:
-            self.kernel[self.grid](*self.args, **self.options)
+            start(self.kernel, self.grid, self.args, self.options)
         else:
             _recording.append(self if _kept else self._replace(args=()))
 
@@ -103,7 +104,7 @@ def present_architecture() -> str:
 
 def numbers(given: Tensor) -> tiles.Numbers:
     """A loss's numbers as kernels take them: values if they are on the CPU, else pointers to scalars on the device."""
-    if given.device.type == "cpu":
+    if given.is_cpu:
         return tiles.Numbers(tuple(given.tolist()), ())
     return tiles.Numbers((), tuple(given.unbind()))
 
@@ -191,5 +192,7 @@ def merge(parts: Tensor, kinds: tuple[Any, ...]) -> Tensor:
 
 def total(parts: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The sum of parts [parts, ...], in their dtype or another one."""
+    if parts.shape[0] == 1:
+        return parts[0].to(dtype or parts.dtype)
     flat = parts.flatten(1).unsqueeze(1)
     return merge_all([flat], (folds.KINDS["sum"],), [dtype or parts.dtype])[0].view(parts.shape[1:])

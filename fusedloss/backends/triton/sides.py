@@ -54,7 +54,7 @@ def sides(
     sort: None if the kernels do not need sorted rows; then batches of few pairs are not sorted.
     """
     if sort is None:
-        sort = b.ignored is not None or len(b.x) * len(b.y_labels) > configs.SORT_FROM
+        sort = b.ignored is not None or b.x.shape[0] * b.y_labels.shape[0] > configs.SORT_FROM
     both = [arranged(b.x, b.x_labels, b.x_sorted, sort, b.ignored)]
     if b.y is not None:
         both.append(arranged(b.y, b.y_labels, b.y_sorted, sort, b.ignored))
