@@ -37,13 +37,15 @@ CLASSES_APART = 32  # classes of a tile whose rows are neighbours in memory
 ELEMENTS = 1024  # elements of a program in logits.py
 # Programs that fill a device (2 x 132 multiprocessors); with fewer, the columns of a row block are split.
 SPLIT_TARGET = 264
-POSITIVES = 4  # thresholds of an anchor that are in registers at a time
+POSITIVES = 4  # thresholds of an anchor that are compared with a tile at a time
+ROOM = 256  # positives of an anchor whose semi-hard negatives are mined at a time
+SETTLED = 64  # anchors of a program of semihard.settle_semihard
 ANCHORS = 256  # anchors of a program of folds.prepare_anchors
 PARTS, MERGED = 16, 64  # folds.merge reads so many parts of so many rows at a time
 SORT_FROM = 1 << 24  # from so many pairs on, rows are sorted by label, so that most tiles are far
 WORKSPACE = 256 << 20  # bytes; the most for states of columns that are folded in the same pass as those of the rows
 
-TWO_WALKS = ("fold", "grad", "mine")  # kernels with a far and a near walk, see `walks.walks`
+TWO_WALKS = ("fold", "grad", "mine", "fold_triplets", "mine_semihard", "triplets_grad")  # kernels with a far and a near walk, see `walks.walks`
 GRADIENTS = ("grad", "triplets_grad")  # kernels whose programs own a row's gradient, or a slab of it
 # The sum of |x - y| is no matrix product: its kernels walk D one by one.
 MANHATTAN = {
@@ -53,6 +55,7 @@ MANHATTAN = {
         "grad": Tile(64, 64, 32, 8, 1, 32),
         "mine": Tile(64, 64, 32, 8, 1, 32),
         "fold_triplets": Tile(64, 32, 32, 8, 1, 32),
+        "mine_semihard": Tile(64, 32, 32, 8, 1, 32),
         "triplets_grad": Tile(64, 32, 32, 8, 1, 32),
         "rank": Tile(64, 32, 32, 8, 1, 32),
     }.items()
@@ -109,7 +112,11 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
             (0, Tile(128, 16, 32, 8, 2, 128)),
         ),
         Work("fold_triplets", "", 2): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 64, 8, 3, 0))],
+        Work("fold_triplets", "exp", 2): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 64, 8, 3, 0))],
+        Work("mine_semihard", "", 2): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 64, 8, 3, 0))],
         Work("fold_triplets", "", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
+        Work("fold_triplets", "exp", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
+        Work("mine_semihard", "", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
         Work("triplets_grad", "", 2): [
             (64, Tile(64, 32, 64, 4, 2, 64)),
             (128, Tile(128, 32, 32, 8, 2, 128)),
@@ -146,7 +153,11 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("grad", "lifted", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
         Work("grad", "lifted", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         Work("fold_triplets", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        Work("fold_triplets", "exp", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        Work("mine_semihard", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
         Work("fold_triplets", "", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
+        Work("fold_triplets", "exp", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
+        Work("mine_semihard", "", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
         Work("triplets_grad", "", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
         Work("triplets_grad", "", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         Work("triplets_grad", "exp", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...kernels import configs, tiles
+from ...kernels import configs, semihard, triplet_grads
 from ...kernels import triplets as kernels
 from ..dtypes import state_dtype
-from ..request import Ranking, RankingGrad, Triplets, TripletsGrad
-from .launch import SCORES, Launch, Plan, Side, cdiv, numbers, plan, reorder, sides, total
+from ..request import Ranking, Triplets, TripletsGrad
+from .launch import SCORES, Launch, Plan, Side, cdiv, numbers, plan, reorder, sides
+from .triplet_grads import Gradients
 
 
 class Sorted(NamedTuple):
@@ -40,115 +40,95 @@ class Sorted(NamedTuple):
         return Sorted(t, xs, ys, kernels.Ranges(start, stop, ref_column))
 
     @property
-    def counts(self) -> tuple[Tensor, Tensor]:
-        """How many positives and negatives each anchor has; an ignored anchor has no positives. [N]"""
-        start, stop, ref_column = (t.long() for t in self.ranges)
-        others = self.y.rows.counted[0] if self.y.rows.counted else self.y.n
-        return stop - start - (ref_column >= 0).long(), others - (stop - start)
+    def sizes(self) -> tuple[int, int, int]:
+        return self.x.n, self.y.n, self.x.D
 
     def plan(self, kernel: str, terms: str = "") -> Plan:
         found = plan(kernel, terms, self.request.use, self.x)
         return found._replace(options=found.options | dict(SCORE=SCORES[self.request.metric]))
 
 
-def fold_launch(s: Sorted, t: Triplets, chosen: Plan, splits: int, outs: Any, first: int, last: int) -> Launch:
-    options = chosen.options | dict(KIND=t.triplets, SOFT=t.soft, SLOPED=t.sloped, K=configs.POSITIVES)
-    args = (s.x.rows, s.y.rows, s.ranges, outs, numbers(t.margin), s.x.n, s.y.n, s.x.D, first, last)
-    return Launch(kernels.fold_triplets, (cdiv(s.x.n, chosen.tile.BM), splits), args, options, chosen.key)
+class Found(NamedTuple):
+    """What was found of the anchors' positives number `first` to `first + width`, see `Triplets`."""
 
-
-def semihard_launch(s: Sorted, t: Triplets, chosen: Plan, outs: kernels.Semihard, first: int, last: int) -> Launch:
-    sizes = (s.x.n, s.y.n, s.x.D, first, last, len(outs.columns))
-    args = (s.x.rows, s.y.rows, s.ranges, outs, numbers(t.margin), *sizes)
-    options = chosen.options | dict(K=configs.POSITIVES)
-    return Launch(kernels.mine_semihard, (cdiv(s.x.n, chosen.tile.BM),), args, options, chosen.key)
-
-
-def fold_triplets(t: Triplets) -> tuple[Tensor, Tensor]:
-    s = Sorted.of(t)
-    N, M, dtype, device = s.x.n, s.y.n, state_dtype(t.batch.x), t.batch.x.device
-    index, planned = t.new_negatives(), s.plan("fold_triplets")
-    positives, negatives = s.counts
-    if t.triplets == "nearest":
-        found = torch.empty(2, N, dtype=dtype, device=device)
-        semihard_launch(s, t, planned, kernels.Semihard(found, index), 0, M).run()
-        cost, *active = found
-        chosen = positives * negatives.clamp(max=1)
-    else:
-        parts = torch.empty(planned.splits(N, M), 3 + t.sloped, N, dtype=dtype, device=device)
-        fold_launch(s, t, planned, len(parts), kernels.Sums(parts), 0, M).run()
-        cost, chosen, *active = total(parts)  # with the slopes last
-        chosen = positives * negatives if t.triplets == "all" else chosen
-    return s.x.restore(torch.stack([cost, chosen.to(cost.dtype), *active]), 1), index
-
-
-class Turn(NamedTuple):
-    """The anchors' positives from number `first` on, `width` of them."""
-
+    index: Tensor
+    kept: Tensor
     first: int
     width: int
-    parts: int  # into how many parts the slopes are divided
-    anchors: Any  # the anchors as the kernel takes them
+
+    @property
+    def splits(self) -> int:
+        return self.kept.shape[1]
 
 
-def turns(s: Sorted, t: Triplets, du: Tensor, index: Tensor) -> Iterator[Turn]:
-    """The positives of all anchors, in as many turns as a constant workspace needs: one, except for very large classes.
+def fold(s: Sorted, t: Triplets, found: Found, last: int) -> Tensor:
+    """The states of the triplets of positives number `found.first` to `last`; the first of them are written to
+    `found`."""
+    chosen, (N, _, _) = s.plan("fold_triplets", "exp" if t.soft else ""), s.sizes
+    states = torch.empty(found.splits, 3, N, dtype=state_dtype(t.batch.x), device=t.batch.x.device)
+    thresholds, slopes = found.kept
+    kept = kernels.Kept(thresholds, found.index, slopes)
+    options = chosen.options | dict(KIND=t.triplets, SOFT=t.soft, COUNT=t.counted, K=configs.POSITIVES)
+    args = (s.x.rows, s.y.rows, s.ranges, kept, states, numbers(t.margin), *s.sizes, found.first, last, found.width)
+    grid = (cdiv(N, chosen.tile.BM), found.splits)
+    Launch(kernels.fold_triplets, grid, args, options, chosen.key).run()
+    return states.sum(0) if found.splits > 1 else states[0]
 
-    The size of a class is not read, which would be a sync: the kernels of a turn that is not needed find nothing to do.
-    """
-    N, M = s.x.n, s.y.n
-    start, stop, _ = s.ranges
-    chosen = s.plan("fold_triplets")
-    if t.triplets == "nearest":
-        yield Turn(0, len(index), 1, kernels.Triplets(start, stop, du, index, index))
-        width = min(M, max(1, configs.WORKSPACE // (4 * N)))
-        found = torch.empty(width if len(index) < M else 0, N, dtype=index.dtype, device=du.device)
-        states = torch.empty(2, N, dtype=state_dtype(t.batch.x), device=du.device)
-        for first in range(len(index), M, width):
-            semihard_launch(s, t, chosen, kernels.Semihard(states, found), first, first + width).run()
-            yield Turn(first, width, 1, kernels.Triplets(start, stop, du, found, found))
-        return
-    parts = chosen.splits(N, M)
-    width = min(M, max(1, configs.WORKSPACE // (4 * N * (1 + parts))))
-    outs = kernels.Slopes(*(du.new_empty(*shape, width, N) for shape in ((), (parts,))))
-    for first in range(0, M, width):
-        fold_launch(s, t, chosen, parts, outs, first, first + width).run()
-        yield Turn(first, width, parts, kernels.Triplets(start, stop, du, *outs))
+
+def mine(s: Sorted, t: Triplets, splits: int, found: Found, last: int) -> Tensor:
+    """The same for the nearest negatives."""
+    chosen, (N, M, _), device = s.plan("mine_semihard"), s.sizes, t.batch.x.device
+    room = max(1, min(M, configs.ROOM, configs.WORKSPACE // (28 * N * splits)))
+    states = torch.empty(3, N, dtype=state_dtype(t.batch.x), device=device)
+    near = torch.empty(splits, room, N, dtype=torch.float32, device=device)
+    integers = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in (
+        (near.shape, torch.int16), (near.shape, torch.int32), ((splits, N), torch.int32),
+    )]  # fmt: skip
+    ranks, columns, far_columns = integers
+    known = semihard.Known(torch.empty_like(near), ranks, near, columns, near.new_empty(splits, N), far_columns)
+    outs, margin = semihard.Outcome(states, found.index), numbers(t.margin)
+    options = chosen.options | dict(COUNT=t.counted, K=configs.POSITIVES)
+    args = (s.x.rows, s.y.rows, s.ranges, known, outs, margin, *s.sizes, found.first, last, found.width, room)
+    Launch(semihard.mine_semihard, (cdiv(N, chosen.tile.BM), splits), args, options, chosen.key).run()
+    if splits > 1:
+        BLOCK = configs.SETTLED
+        args = (s.x.rows, s.ranges, known, outs, margin, N, found.width, room, splits)
+        options = dict(COUNT=t.counted, BLOCK=BLOCK, num_warps=4)
+        Launch(semihard.settle_semihard, (cdiv(N, BLOCK),), args, options).run()
+    return states
+
+
+def fold_triplets(t: Triplets) -> tuple[Tensor, Tensor, Tensor]:
+    s = Sorted.of(t)
+    found = Found(t.new_index(), t.new_kept(), 0, t.width)
+    if s.x.n == 0 or s.y.n == 0:
+        return t.new_states(), found.index, found.kept
+    states = mine(s, t, t.splits, found, s.y.n) if t.triplets == "nearest" else fold(s, t, found, s.y.n)
+    return states, found.index, found.kept
 
 
 def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
-    t = g.forward
+    """The positives of all anchors in turns as long as what was kept: one, except for very large classes.
+
+    The size of a class is not read, which would be a sync: the kernels of a turn that is not needed find nothing to do.
+    """
+    t, nearest = g.forward, g.forward.triplets == "nearest"
     s = Sorted.of(t)
-    chosen = s.plan("triplets_grad", "nearest" if t.triplets == "nearest" else "exp" if t.soft else "")
-    options = dict(ANCHORS=kernels.anchor_grad, KIND=t.triplets, SOFT=t.soft)
-    all_turns = turns(s, t, reorder(g.dsums, s.x.order).float(), g.negatives)
-    return gradients(g, s, all_turns, chosen, numbers(t.margin), options)
-
-
-def gradients(
-    g: TripletsGrad | RankingGrad, s: Sorted, all_turns: Iterator[Turn], chosen: Plan, number: tiles.Numbers,
-    options: dict[str, Any],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dx and dy, added up over the turns of the anchors' positives."""
-    x, y = g.forward.batch.x, g.forward.batch.y
-    runs = [(s.x, s.y, "self" if y is None else "x")] if g.want_x else []
-    runs += [(s.y, s.x, "y")] if y is not None and g.want_y else []
-    outs = [
-        torch.zeros(chosen.splits(rows.n, others.n), rows.n, rows.D, dtype=torch.float32, device=x.device)
-        for rows, others, _ in runs
-    ]
-    if s.x.n and s.y.n:
-        longest = (s.ranges.stop - s.ranges.start).amax().reshape(1)
-        for turn in all_turns:
-            for (rows, others, role), out in zip(runs, outs, strict=True):
-                anchors = [turn.anchors if role in of else () for of in (("x", "self"), ("y", "self"))]
-                args = (rows.rows, others.rows, *anchors, out, number, longest, rows.n, others.n, rows.D)
-                given = options | dict(ADD=turn.first > 0, SLAB=chosen.slab)
-                grid = (cdiv(rows.n, chosen.tile.BM), len(out), cdiv(rows.D, chosen.slab * chosen.tile.BD))
-                Launch(
-                    kernels.triplets_grad, grid, (*args, turn.first, turn.width, turn.parts), chosen.options | given,
-                    chosen.key, role,
-                ).run()  # fmt: skip
-
-    grads = [total(out, x.dtype) for out in outs]
-    return grads[0] if g.want_x else x.new_empty(0), grads[-1] if y is not None and g.want_y else x.new_empty(0)
+    grads = Gradients(g, s, "nearest" if nearest else "exp" if t.soft else "")
+    du, (start, stop, _) = reorder(g.dsums, s.x.order).float(), s.ranges
+    options = dict(KIND=t.triplets, SOFT=t.soft)
+    push, pull = (triplet_grads.push_mined, triplet_grads.pull_mined) if nearest else (
+        triplet_grads.push_triplets, triplet_grads.pull_triplets
+    )  # fmt: skip
+    for first in range(0, s.y.n, t.width):
+        found = Found(g.index, g.kept, first, t.width)
+        if first > 0:
+            found = found._replace(index=torch.empty_like(g.index), kept=torch.empty_like(g.kept))
+            last = first + t.width
+            _ = mine(s, t, 1, found, last) if nearest else fold(s, t, found, last)
+        if nearest:
+            anchors = triplet_grads.Mined(start, stop, du, found.index)
+        else:
+            anchors = triplet_grads.Anchors(start, stop, du, found.kept[0], found.index, found.kept[1])
+        grads.add(anchors, push, pull, numbers(t.margin), options, first, t.width, found.splits)
+    return grads.of_sides()
