@@ -45,7 +45,8 @@ PARTS, MERGED = 16, 64  # folds.merge reads so many parts of so many rows at a t
 SORT_FROM = 1 << 24  # from so many pairs on, rows are sorted by label, so that most tiles are far
 WORKSPACE = 256 << 20  # bytes; the most for states of columns that are folded in the same pass as those of the rows
 
-TWO_WALKS = ("fold", "grad", "mine", "fold_triplets", "mine_semihard", "triplets_grad")  # kernels with a far and a near walk, see `walks.walks`
+# Kernels with a far and a near walk, see `walks.walks`.
+TWO_WALKS = ("fold", "grad", "mine", "fold_triplets", "mine_semihard", "triplets_grad")
 GRADIENTS = ("grad", "triplets_grad")  # kernels whose programs own a row's gradient, or a slab of it
 # The sum of |x - y| is no matrix product: its kernels walk D one by one.
 MANHATTAN = {

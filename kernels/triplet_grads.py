@@ -22,7 +22,7 @@ from .tiles import (
     load_numbers,
     round_weights,
 )
-from .triplets import lifted, load_threshold, reach, smaller, triplet
+from .triplets import load_threshold, reach, smaller, triplet
 from .walks import column, count, negative_mask, walks
 
 
@@ -162,8 +162,8 @@ def add_gradient(
     K: tl.constexpr, FAR: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient after a tile, of which all pairs are negative if it is FAR. Where no pair has a part in the loss, its
-    products are left out; which pairs are mined does not depend on their scores."""
+    """The gradient after a tile, of which all pairs are negative if it is FAR. Where no pair has a part in the loss,
+    its products are left out; which pairs are mined does not depend on their scores."""
     MINED: tl.constexpr = KIND == "nearest"
     r, c = r0 + tl.arange(0, BM), c0 + tl.arange(0, BN)
     g = tl.zeros([BM, BN], tl.float32)

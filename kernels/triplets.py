@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .folds import larger
 from .losses import log1p, relu
 from .tiles import load, load_chunks, load_norms, load_numbers, score_tile
 from .walks import column, count, negative_mask, place, walks
@@ -43,7 +42,7 @@ def smaller(a, b):
 
 @triton.jit
 def triplet(t, s, margin, KIND: tl.constexpr, SOFT: tl.constexpr):
-    """From a threshold, as `lifted` returns it, and a score: the term, its slope, and 1 if the triplet is of the kind."""
+    """From a threshold, as `lifted` returns it, and a score: the term, its slope, and 1 for a triplet of the kind."""
     if KIND == "all":
         h = t - s
     else:
@@ -75,8 +74,8 @@ def lifted(t, margin, KIND: tl.constexpr):
 
 @triton.jit
 def reach(gap, margin, KIND: tl.constexpr, SOFT: tl.constexpr):
-    """Whether triplets with gaps t - s up to these may cost something or be of the kind, for any of the gaps; thresholds
-    are as `lifted` returns them. NaN always may."""
+    """Whether triplets with gaps t - s up to one of these may cost something or be of the kind; thresholds are as
+    `lifted` returns them. NaN always may."""
     if KIND == "hard":
         may = ~(gap < 0.0)
     elif KIND == "semihard":
@@ -166,16 +165,23 @@ def add_tile(
             for j in tl.static_range(K):
                 t = load_threshold(thresholds_ptr, k + j, r, left, N, margin, KIND)
                 term, slope, of_kind = triplet(t[:, None], s, margin, KIND, SOFT)
-                terms = term if j == 0 else terms + term
-                if COUNT != "":
-                    one = of_kind if COUNT == "chosen" else tl.where(term > 0.0, 1.0, 0.0)
-                    ones = one if j == 0 else ones + one
+                if COUNT == "chosen":
+                    one = of_kind
+                elif COUNT == "active":
+                    one = tl.where(term > 0.0, 1.0, 0.0)
+                else:
+                    one = term
+                if j == 0:
+                    terms, ones = term, one
+                else:
+                    terms += term
+                    ones += one
                 at = slopes_ptr + (k + j) * N.to(tl.int64) + r
                 here = k + j < left
                 sloped = tl.where(t == float("-inf"), 0.0, tl.sum(slope, 1))  # also if the score is NaN
                 tl.store(at, tl.load(at, mask=here, other=0.0) + sloped, mask=here)
             costs += tl.sum(terms, 1)
-            if COUNT != "":
+            if COUNT != "none":
                 counts += tl.sum(ones, 1)
             k += K
             t = load_threshold(thresholds_ptr, k, r, left, N, margin, KIND)
@@ -186,18 +192,18 @@ def add_tile(
     return total, counted
 
 
-@triton.jit(do_not_specialize=["N", "M", "first", "last", "width"])
+@triton.jit(do_not_specialize=["N", "M", "width"])
 def fold_triplets(
-    x, y, ranges, kept, states_ptr, margin, N, M, D, first, last, width,  # states [splits, 3, N]
+    x, y, ranges, kept, states_ptr, margin, N, M, D, width,  # states [splits, 3, N]
     SCORE: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, COUNT: tl.constexpr, K: tl.constexpr,
     PRECISION: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr,
     BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """The triplets of each anchor's positives number `first` to `last` with the columns of a split.
+    """The triplets of each anchor with the columns of a split. Grid: (row blocks, splits).
 
-    Grid: (row blocks, splits). kept: `Kept`, for the first `width` of these positives; the others come before them, as
-    many at a time. margin: `tiles.Numbers`, one. States: the sum of the terms; how many triplets are of the kind or, if
-    COUNT is "active", cost something, or 0 if it is ""; and the sum of the slopes.
+    kept: `Kept`, in the end of each anchor's first `width` positives; the others come before them, as many at a time.
+    margin: `tiles.Numbers`, one. States: the sum of the terms; how many triplets are of the kind or, if COUNT is
+    "active", cost something, or 0 if it is "none"; and the sum of the slopes.
     """
     r0 = tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
@@ -208,16 +214,16 @@ def fold_triplets(
     state: tl.constexpr = states_ptr.dtype.element_ty
     # What only the tiles know: the number of all triplets follows from labels, and a hinge's slopes count its terms.
     KNOWN: tl.constexpr = (COUNT == "chosen" and KIND == "all") or (COUNT == "active" and not SOFT)
-    TALLY: tl.constexpr = "" if KNOWN else COUNT
+    TALLY: tl.constexpr = "none" if KNOWN else COUNT
     total, counted, sloped = tl.zeros([BM], state), tl.zeros([BM], state), tl.zeros([BM], state)
     split = tl.program_id(1).to(tl.int64) * width * N
     thresholds_ptr, ranks_ptr, slopes_ptr = kept.thresholds + split, kept.ranks + split, kept.slopes + split
     rows, columns = count(x, N), count(y, M)
     far, near = walks(x, rows, columns, BM, BN, False)
 
-    turns = tl.cdiv(tl.maximum(tl.minimum(tl.max(stop - begin), last) - first, 0), width)
+    turns = tl.cdiv(tl.max(stop - begin), width)
     for turn in range(0, turns):
-        at = begin + first + (turns - 1 - turn) * width
+        at = begin + (turns - 1 - turn) * width
         left = tl.minimum(stop - at, width)
         keep_scores(
             slopes_ptr, x, y, xs, own, r0, at, stop, ref_column, left, N, M, D, SCORE, PRECISION, EVEN, BM, NEAR, BD,

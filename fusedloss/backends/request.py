@@ -152,7 +152,7 @@ class Triplets(NamedTuple):
     """States of every anchor: the sum of its triplets' terms, what is counted, and the sum of the slopes, which is the
     derivative by the margin. [3, N]
 
-    For its backward a backend also returns what it has found of some positives: `new_index` and `new_kept`.
+    For its backward a backend also returns what it has found of some positives: `new_places` and `new_kept`.
     """
 
     batch: Batch
@@ -186,9 +186,9 @@ class Triplets(NamedTuple):
         x = self.batch.x
         return torch.zeros(3, x.shape[0], dtype=state_dtype(x), device=x.device)
 
-    def new_index(self) -> Tensor:
-        """For "nearest", the column of each positive's negative, -1 where it costs nothing [width, N]; else the place of
-        each positive among the anchor's sorted positives [splits, width, N]."""
+    def new_places(self) -> Tensor:
+        """For "nearest", the column of each positive's negative, -1 where it costs nothing [width, N]; else the place
+        of each positive among the anchor's sorted positives [splits, width, N]."""
         x, size = self.batch.x, (self.width, self.batch.x.shape[0])
         if self.triplets == "nearest":
             return torch.empty(size, dtype=torch.int32, device=x.device)
@@ -211,7 +211,7 @@ class TripletsGrad(NamedTuple):
     """dx and dy from the derivatives dsums [N] by the sums; empty tensors where not wanted."""
 
     forward: Triplets
-    index: Tensor  # what the forward kept
+    places: Tensor  # what the forward kept
     kept: Tensor
     dsums: Tensor
     want_x: bool

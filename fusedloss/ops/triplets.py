@@ -25,8 +25,8 @@ fold_triplets_grad_op = Operation("fold_triplets_grad", TripletsGrad, "(Tensor, 
 
 def _backward(t: Triplets, wanted: Any, backend: str, outputs: Any, derivatives: Any) -> dict[str, Tensor]:
     """Only the sums of the terms have a derivative."""
-    (states, *kept), dsums = outputs, derivatives[0][0]
-    dx, dy = fold_triplets_grad_op(TripletsGrad(t, *kept, dsums, wanted.batch.x, wanted.batch.y), backend)
+    (states, places, kept), dsums = outputs, derivatives[0][0]
+    dx, dy = fold_triplets_grad_op(TripletsGrad(t, places, kept, dsums, wanted.batch.x, wanted.batch.y), backend)
     found = {"x": dx, "y": dy}
     if wanted.margin:  # a term grows with the margin as with its gap
         found["margin"] = (dsums * states[2]).sum().reshape(1).to(t.margin)
@@ -34,7 +34,7 @@ def _backward(t: Triplets, wanted: Any, backend: str, outputs: Any, derivatives:
 
 
 def _fake(t: Triplets) -> tuple[Tensor, Tensor, Tensor]:
-    return t.new_states(), t.new_index(), t.new_kept()
+    return t.new_states(), t.new_places(), t.new_kept()
 
 
 fold_triplets_op = Operation("fold_triplets", Triplets, "(Tensor, Tensor, Tensor)", _fake, _backward)

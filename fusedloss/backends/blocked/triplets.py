@@ -289,7 +289,7 @@ def of_request(t: Triplets) -> tuple[Sorted, Any, str, bool]:
 @single_threaded(lambda t: t.batch)
 def fold_triplets(request: Triplets) -> tuple[Tensor, Tensor, Tensor]:
     b, m, triplets, soft = of_request(request)
-    out, index, counted = request.new_states(), request.new_index(), request.counted
+    out, index, counted = request.new_states(), request.new_places(), request.counted
     positives, negatives = b.counts
     if counted == "chosen" and triplets in ("all", "nearest"):
         out[1] = positives * (negatives if triplets == "all" else negatives.clamp(max=1))
@@ -331,7 +331,7 @@ def fold_triplets(request: Triplets) -> tuple[Tensor, Tensor, Tensor]:
 
 @single_threaded(lambda g: g.forward.batch)
 def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
-    (b, m, triplets, soft), index = of_request(g.forward), g.index
+    (b, m, triplets, soft), index = of_request(g.forward), g.places
     grads = Gradients(b, g)
     d = b.x.ordered(g.dsums)[:, None].to(b.x.rows.dtype)
 

@@ -42,10 +42,8 @@ def rank_grad(g: RankingGrad) -> tuple[Tensor, Tensor]:
     width = min(M, max(1, configs.WORKSPACE // (16 * max(1, N))))
     weights = dstates.new_empty(4, width, N)
     outs, ranked = kernels.Weights(dstates, weights), kernels.Ranked(*s.ranges, weights)
-    options = dict(KIND="rank", SOFT=False)
+    options = dict(KIND="rank", SOFT=False, PUSH=kernels.push_ranks, PULL=kernels.pull_ranks)
     for first in range(0, M, width):
         launch(s, q, chosen, chosen.splits(N, M), outs, first, first + width).run()
-        grads.add(
-            ranked, kernels.push_ranks, kernels.pull_ranks, tiles.Numbers((q.scale,), ()), options, first, width
-        )  # fmt: skip
+        grads.add(ranked, tiles.Numbers((q.scale,), ()), options, first, width)
     return grads.of_sides()

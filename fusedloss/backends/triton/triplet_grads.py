@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...kernels import configs, tiles
+from ...kernels import configs, tiles, triplet_tails
 from ...kernels import triplet_grads as kernels
-from ..request import RankingGrad, TripletsGrad
+from ..request import RankingGrad, Triplets, TripletsGrad
 from .launch import Launch, cdiv, total
 
 if TYPE_CHECKING:
@@ -33,19 +33,29 @@ class Gradients:
         self.longest = (s.ranges.stop - s.ranges.start).amax().reshape(1) if self.runs else None
 
     def add(
-        self, anchors: Any, push: Any, pull: Any, number: tiles.Numbers, options: dict[str, Any], first: int,
-        width: int, parts: int = 1,
+        self, anchors: Any, number: tiles.Numbers, options: dict[str, Any], first: int, width: int, parts: int = 1
     ) -> None:  # fmt: skip
         """Add the gradient through the anchors' positives number `first` to `first + width`."""
         tile, slab = self.chosen.tile, self.chosen.slab
         options = self.chosen.options | options
-        options |= dict(PUSH=push, PULL=pull, K=configs.POSITIVES, ADD=first > 0, SLAB=slab)
+        options |= dict(K=configs.POSITIVES, ADD=first > 0, SLAB=slab)
         for (rows, others, role), out in zip(self.runs, self.outs, strict=False):
             of_sides = [anchors if role in of else () for of in (("x", "self"), ("y", "self"))]
             sizes = (rows.n, others.n, rows.D, first, width, parts)
             args = (rows.rows, others.rows, *of_sides, out, number, self.longest, *sizes)
             grid = (cdiv(rows.n, tile.BM), len(out), cdiv(rows.D, slab * tile.BD))
             Launch(kernels.triplets_grad, grid, args, options, self.chosen.key, role).run()
+
+    def add_tail(self, t: Triplets, ranges: Any, du: Tensor, number: tiles.Numbers, first: int) -> None:
+        """Add the gradient of all triplets through the anchors' positives from number `first` on."""
+        tile, slab = self.chosen.tile, self.chosen.slab
+        given = {name: self.chosen.options[name] for name in ("SCORE", "PRECISION", "BM", "BD", "num_warps")}
+        options = given | dict(KIND=t.triplets, SOFT=t.soft, BN=self.chosen.options["NEAR"], SLAB=slab, num_stages=1)
+        for (rows, others, role), out in zip(self.runs, self.outs, strict=False):
+            of_sides = [(ranges, du) if role in of else () for of in (("x", "self"), ("y", "self"))]
+            args = (rows.rows, others.rows, *of_sides, out, number, self.longest, rows.n, others.n, rows.D, first)
+            grid = (cdiv(rows.n, tile.BM), 1, cdiv(rows.D, slab * tile.BD))
+            Launch(triplet_tails.triplets_tail, grid, args, options, None, role).run()
 
     def of_sides(self) -> tuple[Tensor, Tensor]:
         g, x, y = self.g, self.g.forward.batch.x, self.g.forward.batch.y

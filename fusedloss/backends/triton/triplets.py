@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels import configs, semihard, triplet_grads
+from ...kernels import configs, semihard
+from ...kernels import triplet_grads as kernels_of_grad
 from ...kernels import triplets as kernels
 from ..dtypes import state_dtype
 from ..request import Ranking, Triplets, TripletsGrad
@@ -48,87 +49,72 @@ class Sorted(NamedTuple):
         return found._replace(options=found.options | dict(SCORE=SCORES[self.request.metric]))
 
 
-class Found(NamedTuple):
-    """What was found of the anchors' positives number `first` to `first + width`, see `Triplets`."""
-
-    index: Tensor
-    kept: Tensor
-    first: int
-    width: int
-
-    @property
-    def splits(self) -> int:
-        return self.kept.shape[1]
-
-
-def fold(s: Sorted, t: Triplets, found: Found, last: int) -> Tensor:
-    """The states of the triplets of positives number `found.first` to `last`; the first of them are written to
-    `found`."""
-    chosen, (N, _, _) = s.plan("fold_triplets", "exp" if t.soft else ""), s.sizes
-    states = torch.empty(found.splits, 3, N, dtype=state_dtype(t.batch.x), device=t.batch.x.device)
-    thresholds, slopes = found.kept
-    kept = kernels.Kept(thresholds, found.index, slopes)
+def fold(s: Sorted, t: Triplets, places: Tensor, kept: Tensor) -> Tensor:
+    """The states of all triplets."""
+    chosen, (thresholds, slopes), (N, _, _) = s.plan("fold_triplets", "exp" if t.soft else ""), kept, s.sizes
+    states = torch.empty(len(slopes), 3, N, dtype=state_dtype(t.batch.x), device=t.batch.x.device)
     options = chosen.options | dict(KIND=t.triplets, SOFT=t.soft, COUNT=t.counted, K=configs.POSITIVES)
-    args = (s.x.rows, s.y.rows, s.ranges, kept, states, numbers(t.margin), *s.sizes, found.first, last, found.width)
-    grid = (cdiv(N, chosen.tile.BM), found.splits)
-    Launch(kernels.fold_triplets, grid, args, options, chosen.key).run()
-    return states.sum(0) if found.splits > 1 else states[0]
+    outs = kernels.Kept(thresholds, places, slopes)
+    args = (s.x.rows, s.y.rows, s.ranges, outs, states, numbers(t.margin), *s.sizes, t.width)
+    Launch(kernels.fold_triplets, (cdiv(N, chosen.tile.BM), len(slopes)), args, options, chosen.key).run()
+    return states.sum(0) if len(slopes) > 1 else states[0]
 
 
-def mine(s: Sorted, t: Triplets, splits: int, found: Found, last: int) -> Tensor:
-    """The same for the nearest negatives."""
-    chosen, (N, M, _), device = s.plan("mine_semihard"), s.sizes, t.batch.x.device
+def mine(s: Sorted, t: Triplets, splits: int, negatives: Tensor, first: int, last: int) -> Tensor:
+    """The states of the semi-hard triplets of positives number `first` to `last`, of which the negatives of as many as
+    there is room for are written."""
+    chosen, (N, M, _), width = s.plan("mine_semihard"), s.sizes, len(negatives)
     room = max(1, min(M, configs.ROOM, configs.WORKSPACE // (28 * N * splits)))
-    states = torch.empty(3, N, dtype=state_dtype(t.batch.x), device=device)
-    near = torch.empty(splits, room, N, dtype=torch.float32, device=device)
-    integers = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in (
-        (near.shape, torch.int16), (near.shape, torch.int32), ((splits, N), torch.int32),
-    )]  # fmt: skip
-    ranks, columns, far_columns = integers
-    known = semihard.Known(torch.empty_like(near), ranks, near, columns, near.new_empty(splits, N), far_columns)
-    outs, margin = semihard.Outcome(states, found.index), numbers(t.margin)
+    near = negatives.new_empty(splits, room, N, dtype=torch.float32)
+    far = negatives.new_empty(splits, N, dtype=torch.float32)
+    ranks, columns = (torch.empty_like(near, dtype=dtype) for dtype in (torch.int16, torch.int32))
+    far_columns = torch.empty_like(far, dtype=torch.int32)
+    known = semihard.Known(torch.empty_like(near), ranks, near, columns, far, far_columns)
+    outs = semihard.Outcome(negatives.new_empty(3, N, dtype=state_dtype(t.batch.x)), negatives)
     options = chosen.options | dict(COUNT=t.counted, K=configs.POSITIVES)
-    args = (s.x.rows, s.y.rows, s.ranges, known, outs, margin, *s.sizes, found.first, last, found.width, room)
+    margin = numbers(t.margin)
+    args = (s.x.rows, s.y.rows, s.ranges, known, outs, margin, *s.sizes, first, last, width, room)
     Launch(semihard.mine_semihard, (cdiv(N, chosen.tile.BM), splits), args, options, chosen.key).run()
     if splits > 1:
         BLOCK = configs.SETTLED
-        args = (s.x.rows, s.ranges, known, outs, margin, N, found.width, room, splits)
+        given = (s.x.rows, s.ranges, known, outs, margin, N, width, room, splits)
         options = dict(COUNT=t.counted, BLOCK=BLOCK, num_warps=4)
-        Launch(semihard.settle_semihard, (cdiv(N, BLOCK),), args, options).run()
-    return states
+        Launch(semihard.settle_semihard, (cdiv(N, BLOCK),), given, options).run()
+    return outs.states
 
 
 def fold_triplets(t: Triplets) -> tuple[Tensor, Tensor, Tensor]:
-    s = Sorted.of(t)
-    found = Found(t.new_index(), t.new_kept(), 0, t.width)
+    s, places, kept = Sorted.of(t), t.new_places(), t.new_kept()
     if s.x.n == 0 or s.y.n == 0:
-        return t.new_states(), found.index, found.kept
-    states = mine(s, t, t.splits, found, s.y.n) if t.triplets == "nearest" else fold(s, t, found, s.y.n)
-    return states, found.index, found.kept
+        return t.new_states(), places, kept
+    if t.triplets == "nearest":
+        return mine(s, t, t.splits, places, 0, s.y.n), places, kept
+    return fold(s, t, places, kept), places, kept
 
 
 def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
-    """The positives of all anchors in turns as long as what was kept: one, except for very large classes.
+    """First through the positives of which something was kept, then through the others.
 
-    The size of a class is not read, which would be a sync: the kernels of a turn that is not needed find nothing to do.
+    How large classes are is not read, which would be a sync: the kernels for the others find nothing to do.
     """
-    t, nearest = g.forward, g.forward.triplets == "nearest"
+    t, margin = g.forward, numbers(g.forward.margin)
     s = Sorted.of(t)
-    grads = Gradients(g, s, "nearest" if nearest else "exp" if t.soft else "")
+    grads = Gradients(g, s, "nearest" if t.triplets == "nearest" else "exp" if t.soft else "")
     du, (start, stop, _) = reorder(g.dsums, s.x.order).float(), s.ranges
     options = dict(KIND=t.triplets, SOFT=t.soft)
-    push, pull = (triplet_grads.push_mined, triplet_grads.pull_mined) if nearest else (
-        triplet_grads.push_triplets, triplet_grads.pull_triplets
-    )  # fmt: skip
+    if t.triplets != "nearest":
+        thresholds, slopes = g.kept
+        anchors = kernels_of_grad.Anchors(start, stop, du, thresholds, g.places, slopes)
+        options |= dict(PUSH=kernels_of_grad.push_triplets, PULL=kernels_of_grad.pull_triplets)
+        grads.add(anchors, margin, options, 0, t.width, len(slopes))
+        if t.width < s.y.n:
+            grads.add_tail(t, s.ranges, du, margin, t.width)
+        return grads.of_sides()
+    options |= dict(PUSH=kernels_of_grad.push_mined, PULL=kernels_of_grad.pull_mined)
+    negatives = g.places
     for first in range(0, s.y.n, t.width):
-        found = Found(g.index, g.kept, first, t.width)
         if first > 0:
-            found = found._replace(index=torch.empty_like(g.index), kept=torch.empty_like(g.kept))
-            last = first + t.width
-            _ = mine(s, t, 1, found, last) if nearest else fold(s, t, found, last)
-        if nearest:
-            anchors = triplet_grads.Mined(start, stop, du, found.index)
-        else:
-            anchors = triplet_grads.Anchors(start, stop, du, found.kept[0], found.index, found.kept[1])
-        grads.add(anchors, push, pull, numbers(t.margin), options, first, t.width, found.splits)
+            negatives = torch.empty_like(g.places) if first == t.width else negatives
+            mine(s, t, 1, negatives, first, first + t.width)
+        grads.add(kernels_of_grad.Mined(start, stop, du, negatives), margin, options, first, t.width)
     return grads.of_sides()
