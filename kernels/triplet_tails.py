@@ -1,4 +1,4 @@
-"""The gradient of all triplets through the positives beyond those whose slopes are kept, in one launch.
+"""The end of the gradient of all triplets: its parts are added up, and what comes through positives that are not kept.
 
 Only classes of more than `first` rows have such positives. Their thresholds and slopes would not fit in memory, so each
 program computes them again for its tiles: that takes far less than to compare them with all negatives.
@@ -10,7 +10,7 @@ import triton.language as tl
 from .engine import store_gradient
 from .tiles import LOWEST, accumulate, accumulate_grad, load, load_norms, load_numbers, round_weights, score_tile
 from .triplets import farther, lifted, triplet
-from .walks import count
+from .walks import count, place
 
 
 @triton.jit
@@ -88,31 +88,26 @@ def tail_grad(
     return (pulled - pushed) * load(du, a, N)[:, None]
 
 
-@triton.jit(do_not_specialize=["N", "M", "first"])
-def triplets_tail(
-    x, y, x_anchors, y_anchors, out_ptr, margin, longest_ptr, N, M, D, first,  # out [1 or more, N, D]
+@triton.jit
+def longest(ranges, a, n):
+    """The most columns with the label of one of the anchors."""
+    return tl.max(load(ranges.stop, a, n) - load(ranges.start, a, n))
+
+
+@triton.jit
+def add_tail(
+    x, y, x_anchors, y_anchors, parts_ptr, margin, r0, slab, N, M, D, first,
     SCORE: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BD: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
-    """Add to dx of the rows that this program owns what comes through positives from number `first` on.
-
-    Grid: (row blocks, 1, slabs). x_anchors, y_anchors: (`triplets.Ranges`, dL by each anchor's sum) of the own rows and
-    of the other side, or () if they are not anchors. Nothing is done if no anchor has so many positives.
-    """
-    if tl.load(longest_ptr) <= first:
-        return
-    r0 = tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
     own = load_norms(x.norms, r, N, 1)
-    (margin,) = load_numbers(margin)
-    slab = tl.program_id(2) * SLAB * BD
     acc = ()
     for _ in tl.static_range(SLAB):
         acc = acc + (tl.zeros([BM, BD], tl.float32),)
     row_share = tl.zeros([BM], tl.float32)
     top = tl.full([BM], LOWEST, tl.int32)
     rows, columns = count(x, N), count(y, M)
-
     for c0 in range(0, columns, BN):
         e = accumulate(x.rows, y.rows, (), (), r0, c0, N, M, D, BM, BN, BD, PRECISION)
         s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c0 + tl.arange(0, BN), M, 0))
@@ -125,24 +120,48 @@ def triplets_tail(
                 )  # fmt: skip
         if len(y_anchors) > 0:
             if longest(y_anchors[0], c0 + tl.arange(0, BN), M) > first:
-                g += tl.trans(
-                    tail_grad(
-                        tl.trans(s), y, x, y_anchors[0], y_anchors[1], c0, r0, first, rows, margin, M, N, D,
-                        SCORE, KIND, SOFT, PRECISION, BN, BM, BD,
-                    )
+                h = tail_grad(
+                    tl.trans(s), y, x, y_anchors[0], y_anchors[1], c0, r0, first, rows, margin, M, N, D,
+                    SCORE, KIND, SOFT, PRECISION, BN, BM, BD,
                 )  # fmt: skip
+                g += tl.trans(h)
         w, acc, row_share, top = round_weights(g * d_e, acc, row_share, top, x.rows.dtype.element_ty, PRECISION)
         if PRECISION != "manhattan":
             row_share += tl.sum(w.to(tl.float32) * t, 1)
         acc = accumulate_grad(acc, w, x.rows, y.rows, (), r0, c0, slab, N, M, D, BD, PRECISION)
-
     _s, _d, _t, f = SCORE(own[0], own, own)
     store_gradient(
-        out_ptr, acc, row_share, top, f, x, r0, rows, slab, N, D, PRECISION, PRECISION != "manhattan", True, BD
+        parts_ptr, acc, row_share, top, f, x, r0, rows, slab, N, D, PRECISION, PRECISION != "manhattan", True, BD
     )
+    tl.debug_barrier()  # other threads read it
 
 
-@triton.jit
-def longest(ranges, a, n):
-    """The most columns with the label of one of the anchors."""
-    return tl.max(load(ranges.stop, a, n) - load(ranges.start, a, n))
+@triton.jit(do_not_specialize=["N", "M", "first", "splits"])
+def triplets_tail(
+    x, y, x_anchors, y_anchors, parts_ptr, out_ptr, margin, longest_ptr, N, M, D, first, splits,  # parts [splits, N, D]
+    SCORE: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BD: tl.constexpr, SLAB: tl.constexpr,
+):  # fmt: skip
+    """dx [N, D] of the rows that this program owns: the sum of its parts and of what comes through the positives from
+    number `first` on, if an anchor has so many. Grid: (row blocks, 1, slabs).
+
+    x_anchors, y_anchors: (`triplets.Ranges`, dL by each anchor's sum) of the own rows and of the other side, or () if
+    they are not anchors.
+    """
+    r0 = tl.program_id(0) * BM
+    slab = tl.program_id(2) * SLAB * BD
+    if tl.load(longest_ptr) > first:
+        (margin,) = load_numbers(margin)
+        add_tail(
+            x, y, x_anchors, y_anchors, parts_ptr, margin, r0, slab, N, M, D, first,
+            SCORE, KIND, SOFT, PRECISION, BM, BN, BD, SLAB,
+        )  # fmt: skip
+    r = r0 + tl.arange(0, BM)
+    at = place(x, r, N).to(tl.int64)[:, None] * D
+    for k in tl.static_range(SLAB):
+        dims = (slab + k * BD + tl.arange(0, BD))[None, :]
+        inside = (r < N)[:, None] & (dims < D)
+        dx = tl.load(parts_ptr + at + dims, mask=inside, other=0.0)
+        for split in range(1, splits):
+            dx += tl.load(parts_ptr + split * N.to(tl.int64) * D + at + dims, mask=inside, other=0.0)
+        tl.store(out_ptr + at + dims, dx.to(out_ptr.dtype.element_ty), mask=inside)

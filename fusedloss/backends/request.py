@@ -143,9 +143,9 @@ class Others(NamedTuple):
 NO_OTHERS = Others((), ())
 
 
-# Of how many positives of an anchor the backward has what the forward found, at most: all others it folds again. A CPU
-# keeps mined negatives alone.
-STORED = {"triton": 512, "blocked": 32}
+# Of how many positives of an anchor the forward keeps for the backward what it found, at most. Where semi-hard
+# negatives were not kept, kernels mine them again in turns, so that they keep all for which there is memory.
+STORED = {("triton", "all"): 512, ("triton", "nearest"): 1 << 30, ("blocked", "all"): 0, ("blocked", "nearest"): 32}
 
 
 class Triplets(NamedTuple):

@@ -54,7 +54,7 @@ def fold_triplets(
     group = group_of(batch)
     batch = batch if group is None else gathered(batch, group)
     backend = resolve_backend(batch.x)
-    stored = STORED[backend] if backend == "triton" or triplets == "nearest" else 0
+    stored = STORED[backend, "nearest" if triplets == "nearest" else "all"]
     request = Triplets(batch, as_tensor([margin], batch.x), metric, triplets, soft, counted, stored)
     states, *_ = fold_triplets_op(request, backend)
     return states[0], states[1]

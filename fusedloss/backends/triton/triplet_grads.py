@@ -46,18 +46,21 @@ class Gradients:
             grid = (cdiv(rows.n, tile.BM), len(out), cdiv(rows.D, slab * tile.BD))
             Launch(kernels.triplets_grad, grid, args, options, self.chosen.key, role).run()
 
-    def add_tail(self, t: Triplets, ranges: Any, du: Tensor, number: tiles.Numbers, first: int) -> None:
-        """Add the gradient of all triplets through the anchors' positives from number `first` on."""
-        tile, slab = self.chosen.tile, self.chosen.slab
+    def with_tail(self, t: Triplets, ranges: Any, du: Tensor, number: tiles.Numbers) -> tuple[Tensor, Tensor]:
+        """dx and dy, with what comes through the positives of which nothing was kept."""
+        tile, slab, dtype = self.chosen.tile, self.chosen.slab, t.batch.x.dtype
         given = {name: self.chosen.options[name] for name in ("SCORE", "PRECISION", "BM", "BD", "num_warps")}
         options = given | dict(KIND=t.triplets, SOFT=t.soft, BN=self.chosen.options["NEAR"], SLAB=slab, num_stages=1)
-        for (rows, others, role), out in zip(self.runs, self.outs, strict=False):
+        grads = [torch.empty_like(out[0], dtype=dtype) for out in self.outs]
+        for (rows, others, role), parts, out in zip(self.runs, self.outs, grads, strict=False):
             of_sides = [(ranges, du) if role in of else () for of in (("x", "self"), ("y", "self"))]
-            args = (rows.rows, others.rows, *of_sides, out, number, self.longest, rows.n, others.n, rows.D, first)
+            sizes = (rows.n, others.n, rows.D, t.width, len(parts))
+            args = (rows.rows, others.rows, *of_sides, parts, out, number, self.longest, *sizes)
             grid = (cdiv(rows.n, tile.BM), 1, cdiv(rows.D, slab * tile.BD))
             Launch(triplet_tails.triplets_tail, grid, args, options, None, role).run()
+        return self.of_sides(grads if self.runs else [out[0].to(dtype) for out in self.outs])
 
-    def of_sides(self) -> tuple[Tensor, Tensor]:
+    def of_sides(self, grads: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         g, x, y = self.g, self.g.forward.batch.x, self.g.forward.batch.y
-        grads = [total(out, x.dtype) for out in self.outs]
+        grads = grads or [total(out, x.dtype) for out in self.outs]
         return grads[0] if g.want_x else x.new_empty(0), grads[-1] if y is not None and g.want_y else x.new_empty(0)

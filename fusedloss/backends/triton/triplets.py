@@ -51,7 +51,7 @@ class Sorted(NamedTuple):
 
 def fold(s: Sorted, t: Triplets, places: Tensor, kept: Tensor) -> Tensor:
     """The states of all triplets."""
-    chosen, (thresholds, slopes), (N, _, _) = s.plan("fold_triplets", "exp" if t.soft else ""), kept, s.sizes
+    chosen, (thresholds, slopes), (N, _, _) = s.plan("fold_triplets"), kept, s.sizes
     states = torch.empty(len(slopes), 3, N, dtype=state_dtype(t.batch.x), device=t.batch.x.device)
     options = chosen.options | dict(KIND=t.triplets, SOFT=t.soft, COUNT=t.counted, K=configs.POSITIVES)
     outs = kernels.Kept(thresholds, places, slopes)
@@ -64,7 +64,7 @@ def mine(s: Sorted, t: Triplets, splits: int, negatives: Tensor, first: int, las
     """The states of the semi-hard triplets of positives number `first` to `last`, of which the negatives of as many as
     there is room for are written."""
     chosen, (N, M, _), width = s.plan("mine_semihard"), s.sizes, len(negatives)
-    room = max(1, min(M, configs.ROOM, configs.WORKSPACE // (28 * N * splits)))
+    room = max(1, min(M, configs.ROOM, configs.WORKSPACE // (56 * N * splits)))
     near = negatives.new_empty(splits, room, N, dtype=torch.float32)
     far = negatives.new_empty(splits, N, dtype=torch.float32)
     ranks, columns = (torch.empty_like(near, dtype=dtype) for dtype in (torch.int16, torch.int32))
@@ -107,9 +107,7 @@ def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
         anchors = kernels_of_grad.Anchors(start, stop, du, thresholds, g.places, slopes)
         options |= dict(PUSH=kernels_of_grad.push_triplets, PULL=kernels_of_grad.pull_triplets)
         grads.add(anchors, margin, options, 0, t.width, len(slopes))
-        if t.width < s.y.n:
-            grads.add_tail(t, s.ranges, du, margin, t.width)
-        return grads.of_sides()
+        return grads.with_tail(t, s.ranges, du, margin)
     options |= dict(PUSH=kernels_of_grad.push_mined, PULL=kernels_of_grad.pull_mined)
     negatives = g.places
     for first in range(0, s.y.n, t.width):
