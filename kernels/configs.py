@@ -42,7 +42,9 @@ CLASSES_APART = 32  # classes of a tile whose rows are neighbours in memory
 ELEMENTS = 1024  # elements of a program in logits.py
 # Programs that fill a device (2 x 132 multiprocessors); with fewer, the columns of a row block are split.
 SPLIT_TARGET = 264
-POSITIVES = 4  # thresholds of an anchor that are in registers at a time
+POSITIVES = 4  # thresholds of an anchor that are compared with a tile at a time
+ROOM = 256  # positives of an anchor whose semi-hard negatives are mined at a time
+SETTLED = 64  # anchors of a program of semihard.settle_semihard
 ANCHORS = 256  # anchors of a program of folds.prepare_anchors
 PARTS, MERGED = 16, 64  # folds.merge reads so many parts of so many rows at a time
 # Rows that a program of closings.finish reads at a time, the most that one program closes alone, and the most programs.
@@ -55,7 +57,8 @@ PANEL_ROWS = (
     2048  # of a panel, at least, if there are as many: with fewer, a product is bound by reading the other side
 )
 
-TWO_WALKS = ("fold", "grad", "panel", "mine")  # kernels with a far and a near walk, see `walks.walks`
+# Kernels with a far and a near walk, see `walks.walks`.
+TWO_WALKS = ("fold", "grad", "panel", "mine", "fold_triplets", "mine_semihard", "triplets_grad")
 GRADIENTS = ("grad", "triplets_grad")  # kernels whose programs own a row's gradient
 SLABS = ("triplets_grad",)  # of these, kernels whose programs own `held` dimensions of it if there are more
 # The sum of |x - y| is no matrix product: its kernels walk D one by one.
@@ -66,6 +69,7 @@ MANHATTAN = {
         "grad": Tile(64, 64, 32, 8, 1, 32),
         "mine": Tile(64, 64, 32, 8, 1, 32),
         "fold_triplets": Tile(64, 32, 32, 8, 1, 32),
+        "mine_semihard": Tile(64, 32, 32, 8, 1, 32),
         "triplets_grad": Tile(64, 32, 32, 8, 1, 32),
         "rank": Tile(64, 32, 32, 8, 1, 32),
     }.items()
@@ -120,17 +124,40 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
             (128, Tile(128, 32, 128, 8, 3, 128)),
         ),
         **for_all("panel", 4, (0, Tile(128, 64, 32, 8, 3, 0, 64))),
-        Work("fold_triplets", "", 2): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 64, 8, 3, 0))],
-        Work("fold_triplets", "", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
+        Work("fold_triplets", "", 2): [
+            (64, Tile(64, 64, 64, 4, 3, 64)),
+            (128, Tile(64, 64, 128, 4, 2, 128)),
+            (256, Tile(64, 64, 256, 4, 1, 256)),
+            (0, Tile(64, 64, 64, 4, 3, 0)),
+        ],
+        Work("fold_triplets", "", 4): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 32, 8, 3, 0))],
+        Work("mine_semihard", "", 2): [
+            (64, Tile(64, 64, 64, 4, 3, 64)),
+            (128, Tile(64, 64, 128, 4, 2, 128)),
+            (256, Tile(64, 64, 256, 4, 1, 256)),
+            (0, Tile(64, 64, 64, 4, 3, 0)),
+        ],
+        Work("mine_semihard", "", 4): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 32, 8, 3, 0))],
         Work("triplets_grad", "", 2): [
-            (64, Tile(64, 32, 64, 4, 2, 64)),
-            (128, Tile(128, 32, 32, 8, 2, 128)),
+            (64, Tile(64, 64, 64, 4, 3, 64)),
+            (128, Tile(64, 64, 128, 4, 2, 128)),
+            (256, Tile(128, 64, 256, 8, 2, 256)),
             (0, Tile(64, 64, 64, 8, 2, 128)),
         ],
         Work("triplets_grad", "", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
-        Work("triplets_grad", "exp", 2): [(64, Tile(128, 16, 64, 8, 2, 64)), (0, Tile(128, 16, 64, 8, 2, 128))],
+        Work("triplets_grad", "exp", 2): [
+            (64, Tile(64, 64, 64, 4, 3, 64)),
+            (128, Tile(64, 64, 128, 4, 2, 128)),
+            (256, Tile(128, 32, 256, 8, 2, 256)),
+            (0, Tile(128, 16, 64, 8, 2, 128)),
+        ],
         Work("triplets_grad", "exp", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
-        Work("triplets_grad", "nearest", 2): [(0, Tile(64, 32, 64, 8, 2, 128))],
+        Work("triplets_grad", "nearest", 2): [
+            (64, Tile(64, 64, 64, 4, 3, 64)),
+            (128, Tile(64, 64, 128, 4, 2, 128)),
+            (256, Tile(128, 64, 256, 8, 2, 256)),
+            (0, Tile(64, 32, 64, 8, 2, 128)),
+        ],
         Work("triplets_grad", "nearest", 4): [(0, Tile(128, 16, 32, 8, 2, 64))],
         Work("rank", "", 2): [(128, Tile(128, 16, 64, 8, 3, 128)), (0, Tile(128, 16, 64, 8, 3, 0))],
         Work("rank", "", 4): [(0, Tile(64, 16, 32, 4, 3, 0))],
@@ -160,7 +187,9 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         **for_all("panel", 2, (0, Tile(64, 64, 64, 4, 3, 0, 64))),
         **for_all("panel", 4, (0, Tile(64, 64, 32, 8, 3, 0, 64))),
         Work("fold_triplets", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        Work("mine_semihard", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
         Work("fold_triplets", "", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
+        Work("mine_semihard", "", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
         Work("triplets_grad", "", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
         Work("triplets_grad", "", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         Work("triplets_grad", "exp", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],

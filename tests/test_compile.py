@@ -34,6 +34,7 @@ MEMORY_BOUND = (
     "logits_grad",
     "fold_elements",
     "elements_grad",
+    "settle_semihard",
 )
 # A compilation takes a second, and the whole grid is in bench/results: every loss once, in `make test` one of every
 # family and piece, and a few elsewhere. (architectures, losses, N, D, dtype)

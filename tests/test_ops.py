@@ -84,16 +84,17 @@ def op_inputs(device):
 
     yield rows.mine_op, Mining(pairs, "manhattan", "nearest", "beyond")
     margin, negatives = margins[1].clone(), torch.tensor(9 * [[2, -1, 0, 3, 1, 4, 2, 0, 5]], device=device)
-    yield triplets.fold_triplets_op, Triplets(alone, margin.clone().requires_grad_(), "euclidean", "all", False, False)
-    yield triplets.fold_triplets_op, Triplets(pairs, margin.clone().requires_grad_(), "cosine", "semihard", True, True)
-    yield triplets.fold_triplets_op, Triplets(inside, margin, "sqeuclidean", "nearest", False, False)
-    du, no_index = states[0], negatives[:0].int()
-    hard = Triplets(alone, margin, "euclidean", "hard", False, False)
-    every = Triplets(pairs, margin, "manhattan", "all", True, False)
-    nearest = Triplets(pairs, margin, "sqeuclidean", "nearest", False, False)
-    yield triplets.fold_triplets_grad_op, TripletsGrad(hard, no_index, du, True, False)
-    yield triplets.fold_triplets_grad_op, TripletsGrad(every, no_index, du, True, True)
-    yield triplets.fold_triplets_grad_op, TripletsGrad(nearest, negatives[:7].int(), du, False, True)
+    leaf, du = margin.clone().requires_grad_(), states[0]
+    yield triplets.fold_triplets_op, Triplets(alone, leaf, "euclidean", "all", False, "active", 0)
+    yield triplets.fold_triplets_op, Triplets(pairs, leaf, "cosine", "semihard", True, "chosen", 0)
+    yield triplets.fold_triplets_op, Triplets(inside, margin, "sqeuclidean", "nearest", False, "none", 0)
+    for of, wants in (
+        (Triplets(alone, margin, "euclidean", "hard", False, "none", 4), (True, False)),
+        (Triplets(pairs, margin, "manhattan", "all", True, "none", 4), (True, True)),
+        (Triplets(pairs, margin, "sqeuclidean", "nearest", False, "none", 32), (False, True)),
+    ):
+        places = negatives[:7].int() if of.triplets == "nearest" else of.new_places().zero_()
+        yield triplets.fold_triplets_grad_op, TripletsGrad(of, places, of.new_kept().zero_(), du, *wants)
 
     recall = ("recall", [1.0, 1.0, 3.0], 2)
     yield ranking.rank_op, Ranking(alone, "similarity", 4.0, "imprecision", [], 1)

@@ -225,24 +225,24 @@ def test_a_pair_is_mined_where_a_row_improves():
 
 def test_thresholds_are_walked_in_groups():
     work = Workload("batch_all_triplet_loss", 65536, 128, "bf16")
-    fold, code = launched(work, "fold_triplets"), loop([loop(tensor=8, float=300), loop(tensor=8, float=900)])
-    every, thresholds = walked(fold, binary(code), work)
-    K, BM, BN = (fold.options[name] for name in ("K", "BM", "BN"))
-    groups = 32 / K
-    assert (every.number, every.instructions["float"]) == (groups * 65536 / BN, 900)
-    assert (thresholds.number, thresholds.instructions["float"]) == (groups * (BM + 62) / BN, 300)
-    names = fold.kernel.arg_names
-    turn = fold._replace(args=tuple(512 if name == "first" else a for name, a in zip(names, fold.args, strict=False)))
-    idle = kernel_parts(turn, binary(code), work, "sm_90")
-    assert idle.products == idle.issue == 0 and idle.total < 1e-5 and idle.bound == "wait"
-    of_negatives, of_positives = loop(float=10), loop([loop(float=1)], float=20)
-    grad = tiled(launched(work, "triplets_grad", "self"), BM=64, BN=64)
-    names = grad.kernel.arg_names
-    turn = grad._replace(args=tuple(512 if name == "first" else a for name, a in zip(names, grad.args, strict=False)))
-    assert kernel_parts(turn, binary(code), work, "sm_90") == idle
-    (tiles,) = walked(grad, binary(loop([of_negatives, of_positives] * 2, float=1000)), work)
-    share = (64 + 62) / 65536  # of the tiles have positives
-    assert tiles.instructions["float"] == pytest.approx(1000 + 2 * 32 * (10 + share * 21))
+    of_thresholds = loop(float=10) | dict(groups=0)
+    sorting = of_thresholds
+    scores, far, near = loop(tensor=8, float=300), loop([of_thresholds], float=100), loop([of_thresholds], float=200)
+    fold = launched(work, "fold_triplets")
+    K, BM, BN, NEAR = (fold.options[name] for name in ("K", "BM", "BN", "NEAR"))
+    first, second = walked(fold, binary(loop([scores, sorting, far, near])), work)
+    assert (first.name, first.number) == ("far", (65536 - BM - 62) / BN)
+    assert (second.name, second.number) == ("near", (BM + 62) / NEAR)
+    assert (first.instructions["float"], second.instructions["float"]) == (100 + 32 / K * 10, 200 + 32 / K * 10)
+    grad = launched(work, "triplets_grad", "self")
+    tiles = walked(grad, binary(loop([of_thresholds] * 2, float=1000), loop(float=3000)), work)[0]
+    assert tiles.instructions["float"] == 1000 + 2 * 32 / K * 10
+
+
+def test_positives_beyond_those_that_are_kept_cost_a_launch_where_there_are_none():
+    work = Workload("batch_all_triplet_loss", 65536, 128, "bf16")
+    tail = kernel_parts(launched(work, "triplets_tail", "self"), binary(loop(tensor=8, float=900)), work, "sm_90")
+    assert tail.products == tail.issue == 0 and tail.total < 1e-5 and tail.bound == "wait"
 
 
 def test_a_kernel_without_tiles_takes_its_memory():

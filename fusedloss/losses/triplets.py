@@ -17,6 +17,7 @@ from .reduce import OF_HINGES, reduce, softplus
 POSITIVES = {"hardest": "farthest", "easiest": "nearest"}
 NEGATIVES = {"hardest": "nearest", "easiest": "farthest", "semihard": "beyond"}
 TRIPLETS = ("all", "hard", "semihard", "easy")
+COUNTED = {"mean": "chosen", "active": "active"}  # which triplets a reduction counts
 
 
 class HardestPairs(NamedTuple):
@@ -296,8 +297,8 @@ def batch_all_triplet_loss(
             "that is 0 then, got None"
         )
     margin = _margin(margin, 0.2, soft_margin)
-    total, chosen, active = ops.fold_triplets(batch, margin, metric, triplets, soft_margin)
-    return reduce(total, reduction, chosen.detach().sum(), batch.x, active)
+    total, count = ops.fold_triplets(batch, margin, metric, triplets, soft_margin, COUNTED.get(reduction, "none"))
+    return reduce(total, reduction, count.detach().sum(), batch.x, count)
 
 
 @options(
@@ -352,5 +353,5 @@ def batch_semihard_triplet_loss(
         tensor([0.7500, 0.0000, 2.0000, 0.2500])
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
-    total, chosen, active = ops.fold_triplets(batch, margin, metric, "nearest")
-    return reduce(total, reduction, chosen.detach().sum(), batch.x, active)
+    total, count = ops.fold_triplets(batch, margin, metric, "nearest", counted=COUNTED.get(reduction, "none"))
+    return reduce(total, reduction, count.detach().sum(), batch.x, count)

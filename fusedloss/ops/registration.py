@@ -197,6 +197,7 @@ class Operation:
         if self.backward is None:
             return
         outputs = output if isinstance(output, tuple) else (output,)
+        ctx.set_materialize_grads(False)  # zeros for what is kept for the backward would take as much memory again
         ctx.mark_non_differentiable(*filterfalse(torch.is_floating_point, outputs))
         ctx.set_materialize_grads(False)  # no zeros for outputs that serve the backward only
         keep(ctx, inputs, outputs if self.saves_outputs else ())

@@ -7,7 +7,6 @@ data sheet has were chosen by far loops alone on an H200 (tests/test_roofline.py
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +30,7 @@ AHEAD = 2  # tiles ahead that rows are asked for (stages, less one) if they are 
 IMPROVED = 0.32  # of the tiles, a row finds a better pair in, of 65,536 rows in random order: an estimate
 LAUNCH = 2e-6  # seconds that a kernel takes at least: an estimate
 LIBRARY = 0.85  # of the matrix products' rate that a library reaches for those of panels; 0.80 to 0.92 on an H200
+SORTING = ("fold_triplets", "mine_semihard")  # kernels that sort thresholds before they walk tiles
 UNREAD: dict[str, Any] = dict(classes={}, groups=0, waits=0, skippable=0, inner=[])  # a loop of unknown instructions
 
 
@@ -133,9 +133,10 @@ def narrow(columns: float, gpu: GPU) -> float:
 
 
 def walked(launch: Launch, found: dict[str, Any], work: Workload) -> list[Tiles]:
-    """The tiles of a program, those first that most pairs are in: far and near ones of sorted rows, or all alike; with
-    thresholds, all of them for each group of K."""
-    o, given = launch.options, arguments(launch)
+    """The tiles of a program, those first that most pairs are in: far and near ones of sorted rows; of ranks all alike,
+    for each group of K thresholds. Each anchor has as many positives as others have its label; those beyond what a
+    kernel keeps are none."""
+    o, given, kernel = launch.options, arguments(launch), launch.kernel.fn.__name__
     if "BN" not in o:
         return []
     M, mates, first = given["M"], columns_of_a_label(work), given.get("first", 0)
@@ -145,35 +146,36 @@ def walked(launch: Launch, found: dict[str, Any], work: Workload) -> list[Tiles]
         M, near = given["high"] - given["low"], near * (given["high"] - given["low"]) / M
     loops = found.get("loops") or [UNREAD]
 
-    def tiles(name: str, columns: float, width: int, stages: int, loop: dict[str, Any], share: float) -> Tiles:
-        turns = turns_inside(loop, launch, work, share)
+    def tiles(name: str, columns: float, width: int, stages: int, loop: dict[str, Any]) -> Tiles:
+        turns = turns_inside(loop, launch, work)
         waits = max(1.0, counted(loop, "waits", turns))
         instructions = issued(loop, turns)
-        if launch.kernel.fn.__name__ == "mine":  # where no row finds a better pair, its place is not looked for
+        if kernel == "mine":  # where no row finds a better pair, its place is not looked for
             kept = 1 - (1 - IMPROVED) * loop["skippable"] / max(1, sum(instructions.values()))
             instructions = {name: kept * count for name, count in instructions.items()}
         return Tiles(name, columns / width, width, stages, loop, instructions, waits)
 
-    if "K" in o:
-        shares = splits if launch.kernel.fn.__name__ == "rank" else 1  # of the groups; of others splits share columns
+    if kernel == "rank":  # programs share the groups
         groups, inner = max(0, math.ceil((min(given["last"], mates) - first) / o["K"])), loops[0]["inner"] or [UNREAD]
         return [
-            tiles("all", groups * M / splits, o["BN"], o["num_stages"], inner[-1], 0),
-            tiles("thresholds", groups * near / shares, o["BN"], o["num_stages"], inner[0], 0),
+            tiles("all", groups * M / splits, o["BN"], o["num_stages"], inner[-1]),
+            tiles("thresholds", groups * near / splits, o["BN"], o["num_stages"], inner[0]),
         ]
-    if "NEAR" not in o:  # the kernels of a turn that finds nothing to do walk none
-        return [tiles("all", M / splits if first < mates else 0, o["BN"], o["num_stages"], loops[0], near / M)]
+    if kernel in SORTING:  # the loop over groups of positives that memory has room for: here one
+        loops = [loop for loop in loops[0]["inner"] if counted(loop, "groups")][1:] or [UNREAD]
+    if first >= mates:  # it finds nothing to do
+        return [tiles("all", 0, o["BN"], o["num_stages"], loops[0])]
     near = near if given["x"].near else M
     apart = M - near if "neg" not in given or given["neg"].kinds else 0  # no far pair is positive
-    far = tiles("far", apart / splits, o["BN"], o["num_stages"], loops[0], 0)
-    return sorted((far, tiles("near", near / splits, o["NEAR"], 1, loops[-1], 1)), key=lambda t: -t.number * t.columns)
+    far = tiles("far", apart / splits, o["BN"], o["num_stages"], loops[0])
+    return sorted((far, tiles("near", near / splits, o["NEAR"], 1, loops[-1])), key=lambda t: -t.number * t.columns)
 
 
-def turns_inside(loop: dict[str, Any], launch: Launch, work: Workload, near: float) -> list[float]:
-    """Of the loops in that over tiles: they walk D, or an anchor's thresholds; `near` of the tiles hold positives."""
-    o, kernel, mates = launch.options, launch.kernel.fn.__name__, columns_of_a_label(work)
-    last = len(loop["inner"]) - (o.get("SLAB", 1) if kernel in GRADIENTS else 0)
-    of_thresholds = itertools.cycle((mates, mates * near) if kernel == "triplets_grad" else (1,))
+def turns_inside(loop: dict[str, Any], launch: Launch, work: Workload) -> list[float]:
+    """Of the loops in that over tiles: they walk D, or an anchor's thresholds."""
+    o, mates = launch.options, columns_of_a_label(work)
+    last = len(loop["inner"]) - (o.get("SLAB", 1) if launch.kernel.fn.__name__ in GRADIENTS else 0)
+    thresholds = 1.0 if "K" not in o else mates if o.get("KIND") in ("nearest", "rank") else math.ceil(mates / o["K"])
     turns: list[float] = []
     for place, inner in enumerate(loop["inner"]):
         if o["PRECISION"] == "manhattan" and (place == 0 or place >= last):
@@ -181,7 +183,7 @@ def turns_inside(loop: dict[str, Any], launch: Launch, work: Workload, near: flo
         elif inner["classes"].get("tensor"):
             turns.append(math.ceil(work.D / o["BD"]))
         else:
-            turns.append(next(of_thresholds))  # against negatives, against positives
+            turns.append(thresholds)
     return turns
 
 
