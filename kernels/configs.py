@@ -41,7 +41,7 @@ POSITIVES = 4  # thresholds of an anchor that are in registers at a time
 ANCHORS = 256  # anchors of a program of folds.prepare_anchors
 PARTS, MERGED = 16, 64  # folds.merge reads so many parts of so many rows at a time
 SORT_FROM = 1 << 24  # from so many pairs on, rows are sorted by label, so that most tiles are far
-# Bytes; the most for states of columns that are folded in the same pass as those of the rows, for the weights of a panel,
+# Bytes; the most for states of columns folded in the same pass as those of the rows, for the weights of a panel,
 # and for thresholds of triplets.
 WORKSPACE = 256 << 20
 PANEL_ROWS = (
