@@ -149,7 +149,7 @@ FAULTS = (
           "an ignored row pulls the references", "test_panels.py test_ignored.py test_in_batch.py:contrastive_is"),
     Fault("kernels/panels.py", "v = scaled(w, of_y.largest, c, M, 0)", "v = scaled(w, of_x.largest, r, N, 1)",
           "gradients of float16 references are scaled by other rows", "test_panels.py:float16 or exact_as"),
-    Fault("kernels/panels.py", "share += tl.sum(rows * load_rows(acc_ptr", "share += 0.0 * tl.sum(rows * load_rows(acc_ptr",
+    Fault("kernels/panels.py", "share += tl.sum(rows * load_rows(", "share += 0.0 * tl.sum(rows * load_rows(",
           "the cosine's gradient of wide rows is not tangential", "test_panels.py test_in_batch.py:contrastive_is"),
     Fault("kernels/panels.py", "by_offset += tl.sum(g * shares[0], 1)", "by_offset += tl.sum(w * shares[0], 1)",
           "offsets have the gradient of the scores' sums", "test_panels.py:exact_as"),
