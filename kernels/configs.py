@@ -50,12 +50,11 @@ PARTS, MERGED = 16, 64  # folds.merge reads so many parts of so many rows at a t
 # Rows that a program of closings.finish reads at a time, the most that one program closes alone, and the most programs.
 CLOSED, ALONE, CLOSERS = 1024, 16384, 128
 SORT_FROM = 1 << 24  # from so many pairs on, rows are sorted by label, so that most tiles are far
-# Bytes; the most for states of columns that are folded in the same pass as those of the rows, for the weights of a
-# panel, and for thresholds of triplets.
+# Bytes; the most for states of columns folded in the same pass as those of the rows, for the weights of a panel,
+# and for thresholds of triplets.
 WORKSPACE = 256 << 20
-PANEL_ROWS = (
-    2048  # of a panel, at least, if there are as many: with fewer, a product is bound by reading the other side
-)
+# Rows of a panel, at least, if there are as many: with fewer, a product is bound by reading the other side.
+PANEL_ROWS = 2048
 
 # Kernels with a far and a near walk, see `walks.walks`.
 TWO_WALKS = ("fold", "grad", "panel", "mine", "fold_triplets", "mine_semihard", "triplets_grad")

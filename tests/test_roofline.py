@@ -7,7 +7,7 @@ import torch
 
 from fusedloss.tools.compiling import Pointer, portable, shared_limit, size, target
 from fusedloss.tools.gpus import GPUS, occupancy, resident
-from fusedloss.tools.roofline import floor_seconds, kernel_parts, tensors_of, walked
+from fusedloss.tools.roofline import added, floor_seconds, kernel_parts, product_parts, tensors_of, walked
 from fusedloss.tools.sass import counted, issued, loops, summary
 from fusedloss.tools.workloads import LOSSES, Workload
 
@@ -102,8 +102,7 @@ def modelled(case):
     BM, BN, warps, stages, programs, products, D, _, (floats, compared, mufu, issued) = FAR[case]
     work = SUPCON._replace(D=D)
     own = launched(work, "grad", "self") if products == 2 else launched(work, "fold")
-    slab = {"SLAB": 1} if products == 2 else {}
-    found = tiled(own, BM=BM, BN=BN, BD=D, CHUNKS=1, num_warps=warps, num_stages=stages, **slab)
+    found = tiled(own, BM=BM, BN=BN, BD=D, CHUNKS=1, num_warps=warps, num_stages=stages)
     rest = issued - floats - compared - mufu
     code = loop(float=floats, select=compared, mufu=mufu, move=rest)
     registers = 65536 // (warps * 32 * programs) // 8 * 8
@@ -159,7 +158,7 @@ def test_narrow_products_take_longer_on_hopper_alone(columns):
     whole = tiled(halves, num_warps=4)
     times = [kernel_parts(tiles, binary(loop(), registers=64), SUPCON, "sm_90").products for tiles in (halves, whole)]
     assert times[0] / times[1] == pytest.approx(1.35)
-    grad = tiled(launched(SUPCON, "grad", "self"), BM=64, BN=128, BD=64, SLAB=2, CHUNKS=2, num_warps=8)
+    grad = tiled(launched(SUPCON, "grad", "self"), BM=64, BN=128, BD=64, CHUNKS=2, num_warps=8)
     times = [kernel_parts(with_options(grad, num_warps=n), binary(loop()), SUPCON, "sm_90").products for n in (8, 4)]
     assert times[0] / times[1] == pytest.approx(2.35 / 2)  # 128 columns to the score, chunks of 64 to the gradient
 
@@ -175,14 +174,24 @@ def test_rows_are_read_from_l2_for_every_tile():
     assert one.total == pytest.approx(held.total + held.l2)  # nothing is asked for ahead
 
 
-def test_programs_that_share_a_gradient_repeat_its_scores():
+def test_the_scores_of_panels_are_computed_once_and_their_products_are_a_librarys():
+    """At D = 512 a step of SupCon is a fold, panels, and products, of which each takes all pairs once."""
+    from fusedloss.tools.report import launches
+
     work = SUPCON._replace(D=512)
-    grad = launched(work, "grad", "self")
-    tiles = tiled(grad, BM=64, BN=64, BD=64, CHUNKS=0, SLAB=4, num_warps=4)
-    found = binary(loop(), registers=64)
-    slabs = kernel_parts(tiles._replace(grid=(1024, 1, 2)), found, work, "sm_90").products
-    whole = kernel_parts(with_options(tiles, SLAB=8)._replace(grid=(1024, 1, 1)), found, work, "sm_90").products
-    assert slabs / whole == pytest.approx(1.5, rel=0.1)  # 2 (1 + 1/2) to 1 + 1; whole waves
+    recorded = launches(work, "sm_90")
+    panels = [one for one in recorded if one.kernel.fn.__name__ == "panel"]
+    assert len(panels) == len(recorded.products) == 32
+    once = 2 * 65536**2 * 512 / 800e12
+    inner = loop(tensor=4)
+    code = binary(loop([inner], float=500), loop([inner], float=800))
+    of_panels = added(kernel_parts(one, code, work, "sm_90") for one in panels)
+    assert of_panels.products == pytest.approx(once, rel=0.05)  # but for waves that are not full, and near tiles
+    products = added(product_parts(one, "sm_90") for one in recorded.products)
+    assert products.products == pytest.approx(once / 0.85) and products.total == pytest.approx(products.products)
+    assert products.bound == "products"
+    few = product_parts(launches(work._replace(N=1024), "sm_90").products[0], "sm_90")
+    assert few.total == pytest.approx(max(few.products, few.memory, 2e-6))
 
 
 def test_a_loop_over_dimensions_turns_as_often_as_there_are_chunks():
