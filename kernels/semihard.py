@@ -164,7 +164,7 @@ def mine_semihard(
     far, near = walks(x, rows, columns, BM, BN, False)
 
     turns = tl.cdiv(tl.maximum(tl.minimum(tl.max(stop - begin), last) - first, 0), room)
-    for turn in range(tl.where(split == 0, 0, turns - 1), turns):
+    for turn in range(tl.where(split == 0, 0, tl.maximum(turns - 1, 0)), turns):
         number = first + (turns - 1 - turn) * room
         shared = (number == first) | (splits == 1)
         left = tl.minimum(stop - begin - number, room)

@@ -71,7 +71,7 @@ def push_triplets(
         least = tl.reduce(s, 1, smaller)
         go = reach(t - least, margin, KIND, SOFT)
     else:  # the least of each column would cost more than all gaps
-        go = reach(tl.reduce(t[None, :] - s, None, larger), margin, KIND, SOFT)
+        go = reach(tl.reduce(t[None, :] - s, 1, larger), margin, KIND, SOFT)
     some = go
     pushed = tl.zeros(s.shape, tl.float32)
     if go:

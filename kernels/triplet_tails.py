@@ -138,7 +138,7 @@ def add_tail(
 
 @triton.jit(do_not_specialize=["N", "M", "first", "splits"])
 def triplets_tail(
-    x, y, x_anchors, y_anchors, parts_ptr, out_ptr, margin, longest_ptr, N, M, D, first, splits,  # parts [splits, N, D]
+    x, y, x_anchors, y_anchors, parts_ptr, out_ptr, number, longest_ptr, N, M, D, first, splits,  # parts [splits, N, D]
     SCORE: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BD: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
@@ -151,7 +151,7 @@ def triplets_tail(
     r0 = tl.program_id(0) * BM
     slab = tl.program_id(2) * SLAB * BD
     if tl.load(longest_ptr) > first:
-        (margin,) = load_numbers(margin)
+        (margin,) = load_numbers(number)
         add_tail(
             x, y, x_anchors, y_anchors, parts_ptr, margin, r0, slab, N, M, D, first,
             SCORE, KIND, SOFT, PRECISION, BM, BN, BD, SLAB,
