@@ -17,8 +17,8 @@ from tests.grid import example, running
 
 pytest.importorskip("triton")
 
-from fusedloss.backends.triton.launch import padded  # noqa: E402
-from fusedloss.kernels import closings, configs, folds, tiles  # noqa: E402
+from fusedloss.backends.triton.launch import padded
+from fusedloss.kernels import closings, configs, folds, tiles
 
 
 class Formula(NamedTuple):
@@ -151,7 +151,9 @@ def wanted(name, formula, sides, mean):
     live = []
     for parts, order, counted, *_ in sides:
         n = parts.shape[2]
-        ranks = torch.arange(n) if order is None else torch.empty(n).long().index_copy_(0, order.long(), torch.arange(n))
+        ranks = (
+            torch.arange(n) if order is None else torch.empty(n).long().index_copy_(0, order.long(), torch.arange(n))
+        )
         live.append(ranks < (n if counted is None else int(counted)))
     both = torch.cat([s[:, of] for s, of in zip(states, live, strict=True)], 1)
     reduction, x = "mean" if mean else "sum", both[0].detach()

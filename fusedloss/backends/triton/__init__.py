@@ -4,7 +4,7 @@ tuning (which tile)  <-  launch  <-  sides (of the score matrix)  <-  folds, min
 folds  <-  closings;  triplets  <-  ranking
 """
 
-from .closings import fold_close, fold_close_grad
+from .closings import CLOSED, fold_close, fold_close_grad
 from .folds import fold, fold_grad
 from .logits import elements_grad, fold_elements, fold_logits, logits_grad
 from .mining import mine
@@ -13,6 +13,7 @@ from .rows import listed_distances, listed_distances_grad, row_distances, row_di
 from .triplets import fold_triplets, fold_triplets_grad
 
 __all__ = [
+    "CLOSED",
     "elements_grad",
     "fold",
     "fold_close",
