@@ -275,7 +275,8 @@ def store_gradient(
 def idle(e, x, own, other, r, N, margin, APART: tl.constexpr):
     """Whether all pairs of a tile are farther apart than the margin, less the rows' offsets."""
     if len(x.offsets) > 0:
-        margin = margin - load(x.offsets[0], r, N)[:, None]
+        offset = load(x.offsets[0], r, N)[:, None]
+        margin = margin - offset + 5e-7 * (tl.abs(margin) + tl.abs(offset))  # the terms may be rounded otherwise
     nearness, limit = APART(e, own, other, margin)
     return tl.min((tl.reduce(nearness, 1, larger, keep_dims=True) <= limit).to(tl.int32)) > 0
 

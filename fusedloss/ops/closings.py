@@ -32,7 +32,7 @@ def close(
         return None
     request = requested(batch, loss, metric, **folded)
     backend, given = resolve_backend(batch.x), tensors_in(request)
-    if not possible(given, backend):
+    if not possible(given, backend, closing):
         return None
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     if closing == "sums" and not wanted:

@@ -16,15 +16,18 @@ from ..backends.request import Close, Fold, Wants
 from .registration import Function, flat, keep, kept, on_device_of, rebuilt, transformed
 
 
-def possible(tensors: Sequence[Tensor], backend: str) -> bool:
-    """Whether a call is eager and its tensors are plain, so that kernels can be launched; or only recorded."""
-    if backend != "triton" or torch.compiler.is_compiling() or transformed():
+def possible(tensors: Sequence[Tensor], backend: str, closing: str = "") -> bool:
+    """Whether the backend has the closing formula, the call is eager and its tensors are plain, so that kernels can be
+    launched; or only recorded."""
+    if torch.compiler.is_compiling() or transformed() or closing not in backends.module(backend).CLOSED:
         return False
     if torch.autograd.forward_ad._current_level >= 0:
         return False
     if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
         return False
-    return tensors[0].is_meta or not torch._C._len_torch_dispatch_stack()
+    if tensors[0].is_meta:
+        return backend == "triton"
+    return not torch._C._len_torch_dispatch_stack()
 
 
 def apply(c: Close, backend: str) -> Tensor:

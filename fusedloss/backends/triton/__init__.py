@@ -5,7 +5,7 @@ folds  <-  closings, panels;  triplets  <-  ranking
 mining, rows  <-  hinges, whose losses `blocked` lets the callers compose
 """
 
-from .closings import fold_close, fold_close_grad
+from .closings import CLOSED, fold_close, fold_close_grad
 from .folds import fold, fold_grad
 from .hinges import hard_triplets, to_centers
 from .logits import elements_grad, fold_elements, fold_logits, logits_grad
@@ -15,6 +15,7 @@ from .rows import listed_distances, listed_distances_grad, mined_grad, row_dista
 from .triplets import fold_triplets, fold_triplets_grad
 
 __all__ = [
+    "CLOSED",
     "elements_grad",
     "fold",
     "fold_close",

@@ -24,6 +24,8 @@ from .folds import (
 from .launch import Launch, Total, cdiv, merge_all, optional
 from .sides import Side
 
+CLOSED = (*CLOSINGS, "")  # the names of the closing formulas that `fold_close` takes
+
 
 class Open(NamedTuple):
     """What the backward of states needs that no formula has closed."""

@@ -128,7 +128,8 @@ def gradients(
     """The derivatives by the rows and by the columns, through their anchors, in one launch.
 
     scales: what multiplies the derivatives, see `engine.grad`.
-    loss: the sum of all states is stored in it, multiplied as the derivatives by numbers are.
+    loss: the sum of all states is stored in it, multiplied as the derivatives by numbers are. The derivatives by y
+        then have x_dtype too, since they are rounded after dL/dloss is known.
     """
     chosen, (pos, neg), options = planned("grad", f, x, y)
     if chosen.key.work.kernel == "panel":
@@ -139,7 +140,7 @@ def gradients(
     b, precise = f.batch, torch.float32
     of_y = b.y is not None and (wants.y or wants.y_offsets)
     of_x = wants.x or wants.x_offsets or not of_y
-    dtypes = [x_dtype, b.x.dtype if b.y is None else b.y.dtype]
+    dtypes = [x_dtype, x_dtype if b.y is None or loss is not None else b.y.dtype]
 
     def new(side: Side, facing: Side, offsets: bool, dtype: torch.dtype, first: bool) -> engine.Gradients:
         """The first side sees every pair, so it has what is summed over all pairs too."""
