@@ -88,7 +88,7 @@ def text(results: dict[str, Any]) -> str:
     return "\n".join([
         f"Model, not measured: time of a step of {LARGE:,} rows, and in brackets the share of the floor ({name}).", "",
         tables.markdown(["loss", *(f"D = {D}" for D in DIMENSIONS)], of_time), "",
-        "Launches of a step at D = 128 (our kernels + operators of PyTorch), and the most memory beside the inputs.", "",
+        "Launches of a step at D = 128: our kernels + operators of PyTorch; and the most memory beside the inputs.", "",
         tables.markdown(["loss", *(head for N in (SMALL, LARGE) for head in (f"N = {N:,}", "memory"))], of_steps), "",
     ])  # fmt: skip
 
