@@ -57,8 +57,8 @@ WORKSPACE = 256 << 20
 PANEL_ROWS = 2048
 
 # Kernels with a far and a near walk, see `walks.walks`.
-TWO_WALKS = ("fold", "grad", "panel", "mine", "fold_triplets", "mine_semihard", "triplets_grad")
-GRADIENTS = ("grad", "triplets_grad")  # kernels whose programs own a row's gradient
+TWO_WALKS = ("fold", "grad", "attend", "panel", "mine", "fold_triplets", "mine_semihard", "triplets_grad")
+GRADIENTS = ("grad", "attend", "triplets_grad")  # kernels whose programs own a row's gradient
 SLABS = ("triplets_grad",)  # of these, kernels whose programs own `held` dimensions of it if there are more
 # The sum of |x - y| is no matrix product: its kernels walk D one by one.
 MANHATTAN = {
@@ -240,6 +240,13 @@ TILES["sm_100"] = {
         (256, Tile(128, 64, 256, 8, 3, 256)),
     ),
 }
+
+
+# `attend` holds two numbers a row beside what `grad` holds, for which chunks of 256 dimensions leave no registers.
+for tiles in TILES.values():
+    for work in [work for work in tiles if work.kernel == "grad"]:
+        smaller = [(D, tile._replace(BD=min(tile.BD, 128))) for D, tile in tiles[work]]
+        tiles[work._replace(kernel="attend")] = smaller
 
 
 def on_chip(work: Work, D: int, arch: str) -> bool:

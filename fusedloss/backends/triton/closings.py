@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels import closings, configs, engine, folds, tiles
+from ...kernels import attention, closings, configs, engine, folds, tiles
 from ..dtypes import loss_dtype, state_dtype
 from ..request import CLOSINGS, Close, Fold, FoldGrad, Wants
 from .folds import (
@@ -16,9 +16,11 @@ from .folds import (
     folded_parts,
     folded_sides,
     gradients,
+    has_row_share,
     is_wide,
     kinds_of,
     new_anchors,
+    planned,
     results,
 )
 from .launch import Launch, Total, cdiv, merge_all, optional
@@ -41,6 +43,7 @@ class Saved(NamedTuple):
     x: Side
     y: Side
     by_state: Tensor  # [folds]
+    dx: Tensor | None = None  # without dL/dpositive of the rows, if the forward has found it, see `attended` [N, D]
 
 
 Emitted = tuple[Tensor, Tensor, Tensor, Tensor]  # derivatives that lack only dL/dloss, as `folds.results` gives them
@@ -53,7 +56,7 @@ def fold_close(c: Close, wants: Wants) -> tuple[Tensor, Open | Saved | Emitted]:
         states = folded(c.fold, x, y)
         return states, Open(x, y, states)
     loss = torch.empty((), dtype=loss_dtype(c.fold.batch.x), device=c.fold.batch.x.device)
-    return loss, emitted(c, x, y, wants, loss) if c.closing == "sums" else finished(c, x, y, loss)
+    return loss, emitted(c, x, y, wants, loss) if c.closing == "sums" else finished(c, x, y, wants, loss)
 
 
 def emitted(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Saved | Emitted:
@@ -81,11 +84,12 @@ def scalars(*given: Any) -> tiles.Numbers:
     return tiles.Numbers((), given) if isinstance(given[0], Tensor) else tiles.Numbers(given, ())
 
 
-def finished(c: Close, x: Side, y: Side, loss: Tensor) -> Saved:
+def finished(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Saved:
     """Fold, and close the states."""
     f, kinds, means = c.fold, kinds_of(c.fold), CLOSINGS[c.closing]
     self_batch, device = f.batch.y is None, loss.device
-    parts = folded_parts(f, x, y)
+    found = attended(c, x, y, wants)
+    parts, dx = (folded_parts(f, x, y), None) if found is None else found
     by_state = torch.empty(len(kinds), dtype=torch.float32, device=device)
     x = x._replace(anchors=new_anchors(x, kinds, device))
     y = x if self_batch else y._replace(anchors=new_anchors(y, kinds, device)) if f.columns else y
@@ -110,7 +114,27 @@ def finished(c: Close, x: Side, y: Side, loss: Tensor) -> Saved:
     Launch(closings.finish, (programs,), args, dict(CLOSING=formula) | options).run()
     if programs > 1:
         Launch(closings.finish_parts, (1,), (sums, kinds, loss, by_state, programs), options).run()
-    return Saved(x, y, by_state)
+    return Saved(x, y, by_state, dx)
+
+
+def attended(c: Close, x: Side, y: Side, wants: Wants) -> tuple[list[Tensor], Tensor] | None:
+    """The states of the rows, and dx without dL/dpositive, in one pass over the scores. None for other losses, if the
+    backward needs its pass over the rows for more than dx, and if the rows alone do not fill a device."""
+    f, pulled = c.fold, (c.closing, c.fold.loss) == ("gap", "softmax") and not c.fold.columns
+    more = wants.x_offsets or (wants.numbers and not (wants.y or wants.y_offsets))
+    if not pulled or f.batch.y is None or not x.rows.near or not wants.x or more:
+        return None
+    if x.precision == "manhattan" or is_wide(f, x, y):
+        return None
+    chosen, terms, options = planned("attend", f, x, y)
+    if chosen.splits(x.n, y.n) > 1:
+        return None
+    states = torch.empty(1, 2, x.n, dtype=state_dtype(f.batch.x), device=f.batch.x.device)
+    dx = torch.empty(x.n, x.D, dtype=torch.float32, device=f.batch.x.device)
+    args = (x.rows, y.rows, *terms, states, dx, optional(f.batch.ref_offset), x.n, y.n, x.D)
+    options |= chosen.options | dict(ROW_SHARE=has_row_share(f.metric))
+    Launch(attention.attend, (cdiv(x.n, chosen.tile.BM),), args, options, chosen.key).run()
+    return [states], dx
 
 
 def closed(side: Side, parts: Tensor) -> closings.Closed:
@@ -127,8 +151,16 @@ def fold_close_grad(f: Fold, saved: Open | Saved | Emitted, derivative: Tensor, 
         dtypes = b.x.dtype, b.x.dtype if b.y is None else b.y.dtype, f.numbers.dtype, torch.float32
         return tuple(map(multiplied, saved, (derivative,) * 4, dtypes))  # type: ignore[return-value]
     scales = engine.Scales(tiles.Numbers((1.0, 0.5 if b.y is None else 1.0), ()), (saved.by_state, derivative))
-    of_x, of_y = gradients(f, saved.x, saved.y, wants, scales, b.x.dtype)
-    return results(b.x, wants, of_x, of_y, f.numbers)
+    if saved.dx is None:
+        return results(b.x, wants, *gradients(f, saved.x, saved.y, wants, scales, b.x.dtype), f.numbers)
+    others = wants._replace(x=False)
+    of_sides = gradients(f, saved.x, saved.y, others, scales, b.x.dtype) if any(others) else (None, None)
+    dx, *rest = results(b.x, others, *of_sides, f.numbers)
+    if wants.x:
+        dstates, _ = saved.x.anchors
+        by_positive = dstates[0, : saved.x.n] * (saved.by_state[0] * derivative)
+        dx = multiplied(saved.dx, saved.x.restore(by_positive, 0)[:, None], b.x.dtype)
+    return dx, *rest  # type: ignore[return-value]
 
 
 def multiplied(derivative: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:

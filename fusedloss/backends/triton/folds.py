@@ -136,7 +136,7 @@ def gradients(
         shared = panels.Request(chosen, (pos, neg), options, f.metric, x, y, f.batch.ref_offset, scales.states)
         return wide_gradients(f, shared, wants, scales, x_dtype)
     apart = getattr(scores, f"{f.metric}_apart") if PIECES[f.loss].sparse and f.neg else None
-    options |= chosen.options | dict(APART=apart, ROW_SHARE=f.metric not in ("dot", "manhattan"))
+    options |= chosen.options | dict(APART=apart, ROW_SHARE=has_row_share(f.metric))
     b, precise = f.batch, torch.float32
     of_y = b.y is not None and (wants.y or wants.y_offsets)
     of_x = wants.x or wants.x_offsets or not of_y
@@ -196,6 +196,11 @@ def wide_gradients(
             by_numbers = of.by_numbers.sum(1, dtype=state_dtype(b.x)).view_as(f.numbers) * scales.sums.given[1]
         found.append(Found(of.rows, by_numbers, of.by_offset if of.by_offset.numel() else None))
     return found[0], found[1] if b.y is not None else None
+
+
+def has_row_share(metric: str) -> bool:
+    """Whether the gradient of a score includes a share of the row itself."""
+    return metric not in ("dot", "manhattan")
 
 
 def of_sums(scales: engine.Scales) -> tiles.Numbers:
