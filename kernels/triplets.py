@@ -56,14 +56,15 @@ def triplet(t, s, margin, KIND: tl.constexpr, SOFT: tl.constexpr):
         slope = tl.where(h <= 0.0, 0.0, 1.0)
     if KIND == "all":
         return term, slope, 1.0
-    gap = t - s
-    if KIND == "hard":
-        chosen = ~(gap < 0.0)
-    elif KIND == "semihard":
-        chosen = ~(gap >= 0.0) & ~(gap < -margin)
     else:
-        chosen = ~(gap >= -margin) & (gap != float("-inf"))
-    return tl.where(chosen, term, 0.0), tl.where(chosen, slope, 0.0), tl.where(chosen, 1.0, 0.0)
+        gap = t - s
+        if KIND == "hard":
+            chosen = ~(gap < 0.0)
+        elif KIND == "semihard":
+            chosen = ~(gap >= 0.0) & ~(gap < -margin)
+        else:
+            chosen = ~(gap >= -margin) & (gap != float("-inf"))
+        return tl.where(chosen, term, 0.0), tl.where(chosen, slope, 0.0), tl.where(chosen, 1.0, 0.0)
 
 
 @triton.jit
