@@ -16,11 +16,12 @@ from .folds import (
     folded_parts,
     folded_sides,
     gradients,
+    is_wide,
     kinds_of,
     new_anchors,
     results,
 )
-from .launch import Launch, cdiv, optional
+from .launch import Launch, Total, cdiv, merge_all, optional
 from .sides import Side
 
 CLOSED = (*CLOSINGS, "")  # the names of the closing formulas that `fold_close` takes
@@ -55,21 +56,29 @@ def fold_close(c: Close, wants: Wants) -> tuple[Tensor, Open | Saved | Emitted]:
     return loss, emitted(c, x, y, wants, loss) if c.closing == "sums" else finished(c, x, y, loss)
 
 
-def emitted(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Emitted:
-    """Every term has the same derivative, so one pass gives the loss and its gradient.
+def emitted(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Saved | Emitted:
+    """Every term has the same derivative, so one pass gives the loss and its gradient; but if rows are too wide for a
+    program to hold, the backward gives the gradient.
 
     Without y, a row is an anchor of as many pairs as it is a column of, so its gradient as an anchor counts twice.
     """
-    f = c.fold
+    f, every = c.fold, x._replace(anchors=folds.EVERY)
     self_batch = f.batch.y is None
     divisor, times = c.divisor if c.mean and c.divisor is not None else 1, 2.0 if self_batch else 1.0
-    if isinstance(divisor, Tensor):
-        share = torch.ones_like(loss) / divisor.clamp(min=1)
-        sums = tiles.Numbers((), (times * share, share))
-    else:
-        sums = tiles.Numbers((times / max(divisor, 1), 1.0 / max(divisor, 1)), ())
-    of_x, of_y = gradients(f, x._replace(anchors=folds.EVERY), y, wants, engine.Scales(sums), torch.float32, loss)
+    share = torch.ones_like(loss) / divisor.clamp(min=1) if isinstance(divisor, Tensor) else 1.0 / max(divisor, 1)
+    if is_wide(f, x, y):
+        parts, kinds = folded_parts(f, x, y)[0], kinds_of(f)
+        merge_all([], kinds, [], Total(parts, loss, scalars(share)))
+        by_state = torch.ones(len(kinds), dtype=torch.float32, device=loss.device) * share
+        return Saved(every, every if self_batch else y, by_state)
+    scales = engine.Scales(scalars(times * share, share))
+    of_x, of_y = gradients(f, every, y, wants, scales, torch.float32, loss)
     return results(torch.empty_like(x.rows.rows[:0, :0], dtype=torch.float32), wants, of_x, of_y, f.numbers)
+
+
+def scalars(*given: Any) -> tiles.Numbers:
+    """Numbers of a kernel, which are all tensors on the device or all none."""
+    return tiles.Numbers((), given) if isinstance(given[0], Tensor) else tiles.Numbers(given, ())
 
 
 def finished(c: Close, x: Side, y: Side, loss: Tensor) -> Saved:

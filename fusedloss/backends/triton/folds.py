@@ -12,19 +12,32 @@ from ...kernels import configs, engine, folds, losses, scores, tiles
 from ...kernels.folds import KINDS
 from ..dtypes import state_dtype
 from ..request import NO_OTHERS, PIECES, Block, Fold, FoldGrad, Others, States, Wants
+from . import panels
 from .launch import Launch, Plan, Total, cdiv, merge, merge_all, numbers, optional, padded, plan
-from .sides import SCORES, Side, met, reorder, side, sides
+from .sides import SCORES, Side, met, on_chip, reorder, side, sides
 
 
 def planned(kernel: str, f: Fold, x: Side, y: Side) -> tuple[Plan, tuple[engine.Terms, engine.Terms], dict[str, Any]]:
-    """The plan of a kernel, what it folds over positives and over negatives, and its pieces."""
-    terms = "" if PIECES[f.loss].sparse else "exp"
-    costly = PIECES[f.loss].costly or f.group > 1
-    terms = "costly" if costly else "lifted" if x.rows.offsets and y.rows.offsets else terms
+    """The plan of a kernel, what it folds over positives and over negatives, and its pieces; for a gradient that is not
+    on chip, the plan of its panels."""
+    terms = terms_of(f, x, y)
+    kernel = "panel" if kernel == "grad" and is_wide(f, x, y) else kernel
     pos = engine.Terms(tuple(map(KINDS.__getitem__, f.pos)), numbers(f.numbers[0]))
     neg = engine.Terms(tuple(map(KINDS.__getitem__, f.neg)), numbers(f.numbers[1]))
     options = dict(SCORE=SCORES[f.metric], LOSS=getattr(losses, f.loss))
     return plan(kernel, terms, f"{f.loss} {f.metric} {'+'.join(f.pos)}/{'+'.join(f.neg)}", x), (pos, neg), options
+
+
+def terms_of(f: Fold, x: Side, y: Side) -> str:
+    """The terms as `configs.Work` names them."""
+    if PIECES[f.loss].costly or f.group > 1:
+        return "costly"
+    return "lifted" if x.rows.offsets and y.rows.offsets else "" if PIECES[f.loss].sparse else "exp"
+
+
+def is_wide(f: Fold, x: Side, y: Side) -> bool:
+    """Whether the gradient takes panels."""
+    return not on_chip(terms_of(f, x, y), x)
 
 
 def folded_sides(f: Fold, box: tuple[Tensor, ...] = ()) -> tuple[Side, Side]:
@@ -119,8 +132,11 @@ def gradients(
         then have x_dtype too, since they are rounded after dL/dloss is known.
     """
     chosen, (pos, neg), options = planned("grad", f, x, y)
+    if chosen.key.work.kernel == "panel":
+        shared = panels.Request(chosen, (pos, neg), options, f.metric, x, y, f.batch.ref_offset, scales.states)
+        return wide_gradients(f, shared, wants, scales, x_dtype)
     apart = getattr(scores, f"{f.metric}_apart") if PIECES[f.loss].sparse and f.neg else None
-    options |= chosen.options | dict(SLAB=chosen.slab, APART=apart, ROW_SHARE=f.metric not in ("dot", "manhattan"))
+    options |= chosen.options | dict(APART=apart, ROW_SHARE=f.metric not in ("dot", "manhattan"))
     b, precise = f.batch, torch.float32
     of_y = b.y is not None and (wants.y or wants.y_offsets)
     of_x = wants.x or wants.x_offsets or not of_y
@@ -144,8 +160,9 @@ def gradients(
     made = [out for out in outs if out]
     parts = [len(out.rows) if out else 0 for out in outs]
     sizes = [side.n for side, out in zip((x, y), outs, strict=True) if out]
-    grid = (cdiv(max(sizes), chosen.tile.BM), max(parts), len(made) * cdiv(x.D, chosen.slab * chosen.tile.BD))
-    args = (x.rows, y.rows, pos, neg, x.anchors, y.anchors, *outs, scales, optional(b.ref_offset))
+    chunks = cdiv(x.D, chosen.tile.BD) if x.precision == "manhattan" else 1
+    grid = (cdiv(max(sizes), chosen.tile.BM), max(parts), len(made) * chunks)
+    args = (x.rows, y.rows, pos, neg, (x.anchors, y.anchors), tuple(outs), scales, optional(b.ref_offset))
     role = "self" if b.y is None else "x and y" if len(made) == 2 else "x" if of_x else "y"
     Launch(engine.grad, grid, (*args, x.n, y.n, x.D, *parts), options, chosen.key, role).run()
 
@@ -161,6 +178,24 @@ def gradients(
         by_offsets = out.offsets[0].sum(0) if out.offsets else None
         found.append(Found(rows.pop(0).view(out.rows.shape[1:]), by_numbers, by_offsets))
     return found[0], found[1]
+
+
+def wide_gradients(
+    f: Fold, shared: panels.Request, wants: Wants, scales: engine.Scales, x_dtype: torch.dtype
+) -> tuple[Found | None, Found | None]:
+    """`gradients` of rows that are not on chip, but without the sum of the states and a scale of dx and dy."""
+    b, count = f.batch, f.numbers.numel() if wants.numbers else 0
+    of_x = panels.Wanted(x_dtype if wants.x else None, wants.x_offsets, count)
+    of_y = panels.NOTHING
+    if b.y is not None:
+        of_y = panels.Wanted(b.y.dtype if wants.y else None, wants.y_offsets)
+    found = []
+    for of in panels.gradients(shared, of_x, of_y):
+        by_numbers = None
+        if of.by_numbers.numel():
+            by_numbers = of.by_numbers.sum(1, dtype=state_dtype(b.x)).view_as(f.numbers) * scales.sums.given[1]
+        found.append(Found(of.rows, by_numbers, of.by_offset if of.by_offset.numel() else None))
+    return found[0], found[1] if b.y is not None else None
 
 
 def of_sums(scales: engine.Scales) -> tiles.Numbers:
