@@ -8,7 +8,7 @@ import fusedloss
 from fusedloss import checks, ops
 from fusedloss.backends import use_backend
 from fusedloss.losses.catalog import CATALOG
-from tests.grid import METRICS, batch, covering, reductions, references, running
+from tests.grid import DTYPES, METRICS, batch, covering, reductions, references, running
 
 pytest.importorskip("triton")
 
@@ -54,7 +54,7 @@ def assert_equal(found, want, exact=False):
         if exact:
             assert torch.equal(found[name], like), name
             continue
-        eps = 16 * torch.finfo(like.dtype).eps if like.dtype == torch.float32 else torch.finfo(like.dtype).eps
+        eps = torch.finfo(like.dtype).eps * (1 if like.dtype in (torch.float16, torch.bfloat16) else 16)
         finite = like.isfinite()
         assert torch.equal(found[name].isfinite(), finite), name
         size = float(like[finite].abs().double().max()) if finite.any() else 0.0
@@ -87,11 +87,9 @@ AXES = {
     "metric": METRICS,
     "refs": ("self", "refs", "constant", "among"),
     "ignored": (None, 1),
-    "dtype": (torch.float32, torch.bfloat16, torch.float16),
     "N": (21, 50, 5),
     "upstream": (1.0, 0.0, 0.7, 65536.0),
     "reduction": ("mean", "sum"),
-    "plan": ("sorted", "sorted split", "default"),
 }
 
 
@@ -112,9 +110,24 @@ def hinges(case):
     return fusedloss.margin_loss, arguments | given | options
 
 
-@pytest.mark.parametrize("case", covering(AXES, 2), ids=lambda case: "-".join(map(str, case.values())))
-def test_hinges(case):
-    with running("triton", case["plan"]) as device:
+PLANS = dict(triton=("sorted", "sorted split", "default"), blocked=("small", "default"))
+
+
+def cases(axes):
+    """Tests (backend, case) over the axes, dtypes and plans."""
+    return pytest.mark.parametrize(
+        ("backend", "case"),
+        [
+            pytest.param(backend, case, id="-".join([backend, *map(str, case.values())]))
+            for backend in PLANS
+            for case in covering({**axes, "dtype": DTYPES[backend], "plan": PLANS[backend]}, 2)
+        ],
+    )
+
+
+@cases(AXES)
+def test_hinges(backend, case):
+    with running(backend, case["plan"]) as device:
         loss, arguments = hinges(case)
         frozen = ("ref_embeddings",) if case["refs"] == "constant" else ()
         how = dict(dtype=case["dtype"], upstream=case["upstream"], frozen=frozen)
@@ -127,15 +140,13 @@ SIGLIP = {
     "frozen": ((), ("image",), ("text",), ("image", "text")),
     "ids": (False, True),
     "M": (0, 13),
-    "dtype": (torch.float32, torch.bfloat16, torch.float16),
     "upstream": (1.0, 65536.0),
     "reduction": ("mean", "sum"),
-    "plan": ("default", "small", "sorted split"),
 }
 
 
-@pytest.mark.parametrize("case", covering(SIGLIP, 2), ids=lambda case: "-".join(map(str, case.values())))
-def test_siglip(case):
+@cases(SIGLIP)
+def test_siglip(backend, case):
     N = 21
     if case["numbers"] == "fixed" and len(case["frozen"]) == 2:
         pytest.skip("nothing wants a gradient")
@@ -148,7 +159,7 @@ def test_siglip(case):
     if case["ids"]:
         ids = torch.arange(N + case["M"]) // 3
         arguments |= dict(ids=ids[4 : 4 + N] if case["M"] else ids, **(dict(text_ids=ids) if case["M"] else {}))
-    with running("triton", case["plan"]) as device:
+    with running(backend, case["plan"]) as device:
         how = dict(dtype=case["dtype"], upstream=case["upstream"], frozen=case["frozen"])
         both_ways(fusedloss.siglip_loss, arguments, device, **how)
 
