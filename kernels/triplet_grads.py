@@ -173,7 +173,8 @@ def add_gradient(
     if some:
         ys = load_chunks(y.rows, c0, M, D, BN, BD, CHUNKS, FAR, EVEN)
         e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, BN, BD, PRECISION, FAR, EVEN)
-        s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0, FAR))
+        other = load_norms(y.norms, c, M, 0, FAR)
+        s, _d, _t, _f = SCORE(e, own, other)
         if not MINED:
             if FAR:
                 g, some = push_both(g, s, x_anchors, y_anchors, r, c, number, N, M, first, width, PUSH, KIND, SOFT, K)
@@ -188,6 +189,7 @@ def add_gradient(
             g += pull_both(s, x_anchors, y_anchors, r, c, number, N, M, first, width, parts, PULL)
             some = True
         if some:
+            _s, d_e, t, _f = SCORE(e, own, other)  # what only the gradient needs is computed here
             w, acc, row_share, top = round_weights(g * d_e, acc, row_share, top, x.rows.dtype.element_ty, PRECISION)
             if PRECISION != "manhattan":
                 row_share += tl.sum(w.to(tl.float32) * t, 1)

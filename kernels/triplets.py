@@ -61,9 +61,9 @@ def triplet(t, s, margin, KIND: tl.constexpr, SOFT: tl.constexpr):
         v = tl.exp(-tl.abs(h))
         term = relu(h) + log1p(v)
         slope = tl.where(h < 0.0, v, 1.0) / (1.0 + v)
-    elif KIND == "all":
+    elif KIND == "all":  # the slope does not need h, for which a gradient has no other use
         term = relu(h)
-        slope = tl.where(t <= s, 0.0, 1.0)  # does not need h, which a gradient has no other use for
+        slope = tl.where(t <= s, 0.0, 1.0)
     else:
         term = relu(h)
         slope = tl.where(h <= 0.0, 0.0, 1.0)
