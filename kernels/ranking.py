@@ -180,12 +180,11 @@ def pushed(s, t, weight, scale, AXIS: tl.constexpr):
 
 @triton.jit
 def push_ranks(
-    s, anchors, a, others, scale, n, first, width,
+    g, s, anchors, a, others, scale, n, first, width,
     AXIS: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """The same as `triplet_grads.push_triplets`, for the ranks of the anchors' positives."""
     left, step = load_left(anchors, a, n, first, width), width * n.to(tl.int64)
-    g = tl.zeros(s.shape, tl.float32)
     for k in range(0, tl.max(left)):
         at = anchors.weights + k * n.to(tl.int64) + a
         t = tl.load(at, mask=k < left, other=0.0)

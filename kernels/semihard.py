@@ -12,19 +12,19 @@ import triton.language as tl
 
 from .mining import NO_PLACE, keep_best
 from .tiles import load, load_chunks, load_norms, load_numbers, score_tile
-from .triplets import keep_scores, load_ranges, rank_scores, smaller
+from .triplets import keep_scores, lanes, load_ranges, rank_scores, smaller
 from .walks import column, count, negative_mask, place, walks
 
 
 class Known(NamedTuple):
     """What is known of the thresholds of `room` positives of each anchor while negatives are walked."""
 
-    thresholds: Any  # [room, N]
-    ranks: Any  # of each positive by its number, the place of its threshold [room, N]
-    nearest: Any  # the score of the nearest negative beyond each threshold, inf for none [splits, room, N]
-    columns: Any  # and its column [splits, room, N]
-    far: Any  # the score of the farthest negative, -inf for none [splits, N]
-    far_columns: Any  # [splits, N]
+    thresholds: Any  # [splits, room, lanes]
+    ranks: Any  # of each positive by its number, the place of its threshold [splits, room, lanes]
+    nearest: Any  # the score of the nearest negative beyond each threshold, inf for none [splits, room, lanes]
+    columns: Any  # and its column [splits, room, lanes]
+    far: Any  # the score of the farthest negative, -inf for none [splits, lanes]
+    far_columns: Any  # [splits, lanes]
 
 
 class Outcome(NamedTuple):
@@ -53,7 +53,7 @@ def improve(known, s, c, t, at, here):
 @triton.jit
 def may_improve(nearest_ptr, least, k, r, left, N):
     """Whether a tile whose least scores are given may have something for threshold k, or one behind it."""
-    known = tl.load(nearest_ptr + k * N.to(tl.int64) + r, mask=k < left, other=float("-inf"))
+    known = tl.load(nearest_ptr + k * lanes(N) + r, mask=k < left, other=float("-inf"))
     return tl.max(((k < left) & ~(least > known)).to(tl.int32)) > 0
 
 
@@ -67,7 +67,7 @@ def mine_tile(known, s, c, r, left, N, K: tl.constexpr):
     if go:
         while go:
             for j in tl.static_range(K):
-                at = (k + j) * N.to(tl.int64) + r
+                at = (k + j) * lanes(N) + r
                 t = tl.load(known.thresholds + at, mask=k + j < left, other=float("inf"))
                 t = tl.where(t == t, t, float("inf"))  # nothing is beyond NaN
                 improve(known, s, c, t, at, k + j < left)
@@ -80,7 +80,7 @@ def mine_tile(known, s, c, r, left, N, K: tl.constexpr):
 def settle(total, active, known, outs, r, left, first, kept, parts, room, N, margin):
     """The sums of the terms and of those above 0, after the `left` positives of each row from number `first` on, of
     which all is known; the negatives of those before number `kept` are stored."""
-    step = N.to(tl.int64)
+    step = lanes(N)
     far = tl.load(known.far + r, mask=left > 0, other=float("-inf"))
     far_column = tl.load(known.far_columns + r, mask=left > 0, other=-1)
     for part in range(1, parts):
@@ -108,14 +108,15 @@ def settle(total, active, known, outs, r, left, first, kept, parts, room, N, mar
         costs = ~(term == 0.0)
         total += term.to(total.dtype)
         active += costs.to(total.dtype)
-        tl.store(outs.negatives + (first + p) * step + r, tl.where(costs, negative, -1), mask=here & (first + p < kept))
+        at = outs.negatives + (first + p) * N.to(tl.int64) + r
+        tl.store(at, tl.where(costs, negative, -1), mask=here & (first + p < kept))
     return total, active
 
 
 @triton.jit
 def nothing_known(known, r, left, N):
     for k in range(0, tl.max(left)):
-        at = k * N.to(tl.int64) + r
+        at = k * lanes(N) + r
         tl.store(known.nearest + at, tl.full(r.shape, float("inf"), tl.float32), mask=k < left)
         tl.store(known.columns + at, tl.full(r.shape, -1, tl.int32), mask=k < left)
     tl.debug_barrier()
@@ -124,10 +125,10 @@ def nothing_known(known, r, left, N):
 @triton.jit
 def of_split(known, split, room, N):
     """What a split knows."""
-    at = split * N.to(tl.int64)
+    at, some = split * lanes(N), split * room * lanes(N)
     return Known(
-        known.thresholds + at * room, known.ranks + at * room, known.nearest + at * room, known.columns + at * room,
-        known.far + at, known.far_columns + at,
+        known.thresholds + some, known.ranks + some, known.nearest + some, known.columns + some, known.far + at,
+        known.far_columns + at,
     )  # fmt: skip
 
 
@@ -172,7 +173,7 @@ def mine_semihard(
             known.nearest, x, y, xs, own, r0, begin + number, stop, ref_column, left, N, M, D, SCORE, PRECISION, EVEN,
             BM, NEAR, BD, CHUNKS,
         )  # fmt: skip
-        rank_scores(known.nearest, known.thresholds, known.ranks, r, left, N, NEAR)
+        rank_scores(known.nearest, known.thresholds, known.ranks, r, left, 0, margin, N, "nearest", NEAR)
         nothing_known(known, r, left, N)
         far_best, far_column = tl.full([BM], float("-inf"), tl.float32), tl.full([BM], -1, tl.int32)
         for step in range(far[0], tl.where(shared, far[1], far[0]), BN):
@@ -190,8 +191,8 @@ def mine_semihard(
             negative = negative_mask(xl, load(y.labels, c, M), c, columns)
             far_best, far_column = keep_best(far_best, far_column, s, negative, c[None, :])
             mine_tile(known, tl.where(negative, s, float("inf")), c, r, left, N, K)
-        tl.store(known.far + r, far_best, mask=r < N)
-        tl.store(known.far_columns + r, far_column, mask=r < N)
+        tl.store(known.far + r, far_best)
+        tl.store(known.far_columns + r, far_column)
         tl.debug_barrier()
         if (splits == 1) | (number > first):
             total, active = settle(total, active, known, outs, r, left, number - first, kept, 1, room, N, margin)

@@ -22,7 +22,7 @@ from .tiles import (
     load_numbers,
     round_weights,
 )
-from .triplets import load_threshold, reach, smaller, triplet
+from .triplets import lanes, load_threshold, reach, smaller, triplet
 from .walks import column, count, negative_mask, walks
 
 
@@ -60,34 +60,32 @@ def load_left(anchors, a, n, first, width):
 
 @triton.jit
 def push_triplets(
-    s, anchors, a, others, margin, n, first, width,
+    g, s, anchors, a, others, margin, n, first, width,
     AXIS: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """dL/ds of a tile, whose pairs are negative (others have a score of inf), through the anchors `a` along one axis;
-    and whether any is not 0. [BM, BN]"""
-    left = load_left(anchors, a, n, first, width)
-    t = load_threshold(anchors.thresholds, 0, a, left, n, margin, KIND)
+    """g, dL/ds of a tile whose pairs are negative (others have a score of inf), after what comes through the anchors
+    `a` along one axis; and whether that may be other than 0. [BM, BN]"""
+    t = load_threshold(anchors.thresholds, 0, a, n)
     if AXIS == 0:
         least = tl.reduce(s, 1, smaller)
         go = reach(t - least, margin, KIND, SOFT)
     else:  # the least of each column would cost more than all gaps
         go = reach(tl.reduce(t[None, :] - s, 1, larger), margin, KIND, SOFT)
     some = go
-    pushed = tl.zeros(s.shape, tl.float32)
     if go:
-        most = tl.max(left)
+        most = tl.max(load_left(anchors, a, n, first, width))
         least = tl.reduce(s, 1 - AXIS, smaller)
+        du = along(load(anchors.du, a, n), AXIS)
         k = 0
         while go:
             for j in tl.static_range(K):
-                t = load_threshold(anchors.thresholds, k + j, a, left, n, margin, KIND)
+                t = load_threshold(anchors.thresholds, k + j, a, n)
                 _term, slope, _of_kind = triplet(along(t, AXIS), s, margin, KIND, SOFT)
-                pushed -= slope
+                g -= slope * du
             k += K
-            t = load_threshold(anchors.thresholds, k, a, left, n, margin, KIND)
+            t = load_threshold(anchors.thresholds, tl.minimum(k, most - 1), a, n)
             go = (k < most) & reach(t - least, margin, KIND, SOFT)
-        pushed *= along(load(anchors.du, a, n), AXIS)
-    return pushed, some
+    return g, some
 
 
 @triton.jit
@@ -95,7 +93,7 @@ def pull_triplets(s, anchors, a, others, margin, n, first, width, parts, AXIS: t
     """dL/ds of a tile through the anchors along one axis, for the pairs that are positive. [BM, BN]"""
     number = along(others, 1 - AXIS) - along(load(anchors.start, a, n) + first, AXIS)
     kept = (number >= 0) & (number < along(load_left(anchors, a, n, first, width), AXIS))
-    step, a_tile = n.to(tl.int64), along(a, AXIS)
+    step, a_tile = lanes(n), along(a, AXIS)
     rank = tl.load(anchors.ranks + number * step + a_tile, mask=kept, other=0)
     at = anchors.slopes + rank * step + a_tile
     slope = tl.load(at, mask=kept, other=0.0)
@@ -106,16 +104,16 @@ def pull_triplets(s, anchors, a, others, margin, n, first, width, parts, AXIS: t
 
 @triton.jit
 def push_mined(
-    s, anchors, a, others, margin, n, first, width,
+    g, s, anchors, a, others, margin, n, first, width,
     AXIS: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """The same as `push_triplets` for `Mined`; the scores do not matter."""
     left = load_left(anchors, a, n, first, width)
-    found = tl.zeros(s.shape, tl.float32)
+    found = tl.zeros(g.shape, tl.float32)
     for k in range(0, tl.max(left)):
         negative = tl.load(anchors.negatives + k * n.to(tl.int64) + a, mask=k < left, other=-1)
-        found -= (along(negative, AXIS) == along(others, 1 - AXIS)).to(tl.float32)
-    return found * along(load(anchors.du, a, n), AXIS), tl.min(found) < 0.0
+        found += (along(negative, AXIS) == along(others, 1 - AXIS)).to(tl.float32)
+    return g - found * along(load(anchors.du, a, n), AXIS), tl.max(tl.max(found, 1)) > 0.0
 
 
 @triton.jit
@@ -128,18 +126,18 @@ def pull_mined(s, anchors, a, others, margin, n, first, width, parts, AXIS: tl.c
 
 @triton.jit
 def push_both(
-    s, x_anchors, y_anchors, r, c, number, N, M, first, width,
+    g, s, x_anchors, y_anchors, r, c, number, N, M, first, width,
     PUSH: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """dL/ds of a tile of negatives through the anchors of both sides, and whether any is not 0."""
+    """The same through the anchors of both sides."""
     if len(x_anchors) == 0:
-        return PUSH(s, y_anchors, c, r, number, M, first, width, 1, KIND, SOFT, K)
+        return PUSH(g, s, y_anchors, c, r, number, M, first, width, 1, KIND, SOFT, K)
     elif len(y_anchors) == 0:
-        return PUSH(s, x_anchors, r, c, number, N, first, width, 0, KIND, SOFT, K)
+        return PUSH(g, s, x_anchors, r, c, number, N, first, width, 0, KIND, SOFT, K)
     else:
-        g, some = PUSH(s, x_anchors, r, c, number, N, first, width, 0, KIND, SOFT, K)
-        h, more = PUSH(s, y_anchors, c, r, number, M, first, width, 1, KIND, SOFT, K)
-        return g + h, some | more
+        g, some = PUSH(g, s, x_anchors, r, c, number, N, first, width, 0, KIND, SOFT, K)
+        g, more = PUSH(g, s, y_anchors, c, r, number, M, first, width, 1, KIND, SOFT, K)
+        return g, some | more
 
 
 @triton.jit
@@ -169,27 +167,29 @@ def add_gradient(
     g = tl.zeros([BM, BN], tl.float32)
     some = True
     if MINED:
-        g, some = push_both(g, x_anchors, y_anchors, r, c, number, N, M, first, width, PUSH, KIND, SOFT, K)
+        g, some = push_both(g, g, x_anchors, y_anchors, r, c, number, N, M, first, width, PUSH, KIND, SOFT, K)
     if FAR == 0:
         some = True
     if some:
         ys = load_chunks(y.rows, c0, M, D, BN, BD, CHUNKS, FAR, EVEN)
         e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, BN, BD, PRECISION, FAR, EVEN)
-        s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0, FAR))
+        other = load_norms(y.norms, c, M, 0, FAR)
+        s, _d, _t, _f = SCORE(e, own, other)
         if not MINED:
             if FAR:
-                g, some = push_both(s, x_anchors, y_anchors, r, c, number, N, M, first, width, PUSH, KIND, SOFT, K)
+                g, some = push_both(g, s, x_anchors, y_anchors, r, c, number, N, M, first, width, PUSH, KIND, SOFT, K)
             else:
                 negative = negative_mask(xl, load(y.labels, c, M), c, columns)
-                pushed, some = push_both(
-                    tl.where(negative, s, float("inf")), x_anchors, y_anchors, r, c, number, N, M, first, width, PUSH,
-                    KIND, SOFT, K,
+                apart = tl.where(negative, s, float("inf"))
+                g, some = push_both(
+                    g, apart, x_anchors, y_anchors, r, c, number, N, M, first, width, PUSH, KIND, SOFT, K
                 )  # fmt: skip
-                g = tl.where(negative, pushed, 0.0)
+                g = tl.where(negative, g, 0.0)
         if not FAR:
             g += pull_both(s, x_anchors, y_anchors, r, c, number, N, M, first, width, parts, PULL)
             some = True
         if some:
+            _s, d_e, t, _f = SCORE(e, own, other)  # what only the gradient needs is computed here
             w, acc, row_share, top = round_weights(g * d_e, acc, row_share, top, x.rows.dtype.element_ty, PRECISION)
             if PRECISION != "manhattan":
                 row_share += tl.sum(w.to(tl.float32) * t, 1)

@@ -28,11 +28,21 @@ class Ranges(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Of `width` positives of each anchor, what the backward needs; in the end, all splits have the same thresholds."""
+    """Of `width` positives of each anchor, what the backward needs. In the end, all splits have the same thresholds.
+    [splits, width, lanes] each"""
 
-    thresholds: Any  # [splits, width, N]
-    ranks: Any  # of each positive by its number, the place of its threshold [splits, width, N]
-    slopes: Any  # the slopes of the triplets of each threshold, summed [splits, width, N]
+    thresholds: Any  # `lifted`; -inf for no positive
+    ranks: Any  # of each positive by its number, the place of its threshold
+    slopes: Any  # of the triplets of each threshold, summed
+
+
+LANES: tl.constexpr = tl.constexpr(256)
+
+
+@triton.jit
+def lanes(n):
+    """The stride between thresholds: no program reads anchors beyond it, so that loads need no mask."""
+    return tl.cdiv(n, LANES).to(tl.int64) * LANES
 
 
 @triton.jit
@@ -51,6 +61,9 @@ def triplet(t, s, margin, KIND: tl.constexpr, SOFT: tl.constexpr):
         v = tl.exp(-tl.abs(h))
         term = relu(h) + log1p(v)
         slope = tl.where(h < 0.0, v, 1.0) / (1.0 + v)
+    elif KIND == "all":  # the slope does not need h, for which a gradient has no other use
+        term = relu(h)
+        slope = tl.where(t <= s, 0.0, 1.0)
     else:
         term = relu(h)
         slope = tl.where(h <= 0.0, 0.0, 1.0)
@@ -111,7 +124,7 @@ def keep_scores(
     BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Write the scores of each anchor with its positives in the `left` columns from `begin` on, -inf for the anchor
-    itself, to scores [width, N]."""
+    itself, to scores [width, lanes]."""
     r = r0 + tl.arange(0, BM)
     some = left > 0
     for c0 in tl.range(tl.min(tl.where(some, begin, M)), tl.max(tl.where(some, begin + left, 0)), BN, num_stages=1):
@@ -120,34 +133,38 @@ def keep_scores(
         s = tl.where(c[None, :] == ref_column[:, None], float("-inf"), s)
         number = c[None, :] - begin[:, None]
         inside = (number >= 0) & (number < left[:, None])
-        tl.store(scores_ptr + number * N.to(tl.int64) + r[:, None], s, mask=inside)
+        tl.store(scores_ptr + number * lanes(N) + r[:, None], s, mask=inside)
     tl.debug_barrier()  # other threads read them
 
 
 @triton.jit
-def rank_scores(scores_ptr, thresholds_ptr, ranks_ptr, r, left, N, STEP: tl.constexpr):
-    """Sort the `left` scores of each row, the highest first and NaN before it; of equal ones the first comes first."""
+def rank_scores(
+    scores_ptr, thresholds_ptr, ranks_ptr, r, left, filled, margin, N, KIND: tl.constexpr, STEP: tl.constexpr
+):  # fmt: skip
+    """Sort the `left` scores of each row, the highest first and NaN before it; of equal ones the first comes first.
+    Thresholds are `lifted`, and -inf for no positive up to number `filled`."""
     most = tl.max(left)
+    for k in range(tl.maximum(tl.min(left), 0), filled):
+        tl.store(thresholds_ptr + k * lanes(N) + r, tl.full(r.shape, float("-inf"), tl.float32), mask=k >= left)
     for p in range(0, most):
-        t = tl.load(scores_ptr + p * N.to(tl.int64) + r, mask=p < left, other=float("-inf"))
+        t = tl.load(scores_ptr + p * lanes(N) + r, mask=p < left, other=float("-inf"))
         key = tl.where(t == t, t, float("inf"))
         rank = tl.zeros(r.shape, tl.int32)
         for first in range(0, most, STEP):
             q = first + tl.arange(0, STEP)[None, :]
-            at = scores_ptr + q * N.to(tl.int64) + r[:, None]
+            at = scores_ptr + q * lanes(N) + r[:, None]
             other = tl.load(at, mask=q < left[:, None], other=float("-inf"))
             other = tl.where(other == other, other, float("inf"))
             before = (other > key[:, None]) | ((other == key[:, None]) & (q < p))
             rank += tl.sum(before.to(tl.int32), 1)
-        tl.store(thresholds_ptr + rank * N.to(tl.int64) + r, t, mask=p < left)
-        tl.store(ranks_ptr + p * N.to(tl.int64) + r, rank.to(ranks_ptr.dtype.element_ty), mask=p < left)
+        tl.store(thresholds_ptr + rank * lanes(N) + r, lifted(t, margin, KIND), mask=p < left)
+        tl.store(ranks_ptr + p * lanes(N) + r, rank.to(ranks_ptr.dtype.element_ty), mask=p < left)
     tl.debug_barrier()
 
 
 @triton.jit
-def load_threshold(thresholds_ptr, k, r, left, n, margin, KIND: tl.constexpr):
-    t = tl.load(thresholds_ptr + k * n.to(tl.int64) + r, mask=k < left, other=float("-inf"))
-    return lifted(t, margin, KIND)
+def load_threshold(thresholds_ptr, k, r, n):
+    return tl.load(thresholds_ptr + k * lanes(n) + r)
 
 
 @triton.jit
@@ -164,7 +181,7 @@ def add_tile(
         k = 0
         while go:
             for j in tl.static_range(K):
-                t = load_threshold(thresholds_ptr, k + j, r, left, N, margin, KIND)
+                t = load_threshold(thresholds_ptr, k + j, r, N)
                 term, slope, of_kind = triplet(t[:, None], s, margin, KIND, SOFT)
                 if COUNT == "chosen":
                     one = of_kind
@@ -177,7 +194,7 @@ def add_tile(
                 else:
                     terms += term
                     ones += one
-                at = slopes_ptr + (k + j) * N.to(tl.int64) + r
+                at = slopes_ptr + (k + j) * lanes(N) + r
                 here = k + j < left
                 sloped = tl.where(t == float("-inf"), 0.0, tl.sum(slope, 1))  # also if the score is NaN
                 tl.store(at, tl.load(at, mask=here, other=0.0) + sloped, mask=here)
@@ -185,7 +202,7 @@ def add_tile(
             if COUNT != "none":
                 counts += tl.sum(ones, 1)
             k += K
-            t = load_threshold(thresholds_ptr, k, r, left, N, margin, KIND)
+            t = load_threshold(thresholds_ptr, tl.minimum(k, most - 1), r, N)
             go = (k < most) & reach(t - least, margin, KIND, SOFT)
         total += costs.to(total.dtype)
         counted += counts.to(total.dtype)
@@ -217,7 +234,7 @@ def fold_triplets(
     KNOWN: tl.constexpr = (COUNT == "chosen" and KIND == "all") or (COUNT == "active" and not SOFT)
     TALLY: tl.constexpr = "none" if KNOWN else COUNT
     total, counted, sloped = tl.zeros([BM], state), tl.zeros([BM], state), tl.zeros([BM], state)
-    split = tl.program_id(1).to(tl.int64) * width * N
+    split = tl.program_id(1) * width * lanes(N)
     thresholds_ptr, ranks_ptr, slopes_ptr = kept.thresholds + split, kept.ranks + split, kept.slopes + split
     rows, columns = count(x, N), count(y, M)
     far, near = walks(x, rows, columns, BM, BN, False)
@@ -230,11 +247,11 @@ def fold_triplets(
             slopes_ptr, x, y, xs, own, r0, at, stop, ref_column, left, N, M, D, SCORE, PRECISION, EVEN, BM, NEAR, BD,
             CHUNKS,
         )  # fmt: skip
-        rank_scores(slopes_ptr, thresholds_ptr, ranks_ptr, r, left, N, NEAR)
+        rank_scores(slopes_ptr, thresholds_ptr, ranks_ptr, r, left, width, margin, N, KIND, NEAR)
         for k in range(0, tl.max(left)):
-            tl.store(slopes_ptr + k * N.to(tl.int64) + r, tl.zeros([BM], tl.float32), mask=k < left)
+            tl.store(slopes_ptr + k * lanes(N) + r, tl.zeros([BM], tl.float32), mask=k < left)
         tl.debug_barrier()
-        highest = load_threshold(thresholds_ptr, 0, r, left, N, margin, KIND)
+        highest = load_threshold(thresholds_ptr, 0, r, N)
 
         for step in range(far[0], far[1], BN):
             c0 = column(step, far, BN)
@@ -251,7 +268,7 @@ def fold_triplets(
                 total, counted, s, highest, thresholds_ptr, slopes_ptr, r, left, N, margin, KIND, SOFT, TALLY, K
             )  # fmt: skip
         for k in range(0, tl.max(left)):
-            sloped += tl.load(slopes_ptr + k * N.to(tl.int64) + r, mask=k < left, other=0.0).to(state)
+            sloped += tl.load(slopes_ptr + k * lanes(N) + r, mask=k < left, other=0.0).to(state)
         tl.debug_barrier()  # before the memory is used again
 
     positives = stop - begin - (ref_column >= 0).to(tl.int32)

@@ -211,7 +211,13 @@ class Triplets(NamedTuple):
         N, M = self.batch.x.shape[0], self.batch.y_labels.shape[0]
         each = 8 if self.triplets == "nearest" else 10 * self.splits
         room = configs.WORKSPACE // (each * at_least_one(N))
-        return torch.sym_min(torch.sym_min(self.stored, M), at_least_one(room))
+        some = torch.sym_min(torch.sym_min(self.stored, M), at_least_one(room))
+        return (some + configs.POSITIVES - 1) // configs.POSITIVES * configs.POSITIVES
+
+    @property
+    def lanes(self) -> int:
+        """As many as `kernels.triplets.lanes` of the anchors."""
+        return (self.batch.x.shape[0] + 255) // 256 * 256
 
     def new_states(self) -> Tensor:
         x = self.batch.x
@@ -219,18 +225,18 @@ class Triplets(NamedTuple):
 
     def new_places(self) -> Tensor:
         """For "nearest", the column of each positive's negative, -1 where it costs nothing [width, N]; else the place
-        of each positive among the anchor's sorted positives [splits, width, N]."""
-        x, size = self.batch.x, (self.width, self.batch.x.shape[0])
+        of each positive among the anchor's sorted positives [splits, width, lanes]."""
+        x = self.batch.x
         if self.triplets == "nearest":
-            return torch.empty(size, dtype=torch.int32, device=x.device)
-        return torch.empty(self.splits, *size, dtype=torch.int16, device=x.device)
+            return torch.empty(self.width, x.shape[0], dtype=torch.int32, device=x.device)
+        return torch.empty(self.splits, self.width, self.lanes, dtype=torch.int16, device=x.device)
 
     def new_kept(self) -> Tensor:
         """The sorted positives' scores, and the sums of the slopes of their triplets; only where it is for all.
-        [2, splits, width, N]"""
-        x, kinds = self.batch.x, 0 if self.triplets == "nearest" else 2
-        size = (kinds, self.splits, self.width, x.shape[0])
-        return torch.empty(size, dtype=torch.float32, device=x.device)
+        [2, splits, width, lanes]"""
+        kinds = 0 if self.triplets == "nearest" else 2
+        size = (kinds, self.splits, self.width, self.lanes)
+        return torch.empty(size, dtype=torch.float32, device=self.batch.x.device)
 
 
 def at_least_one(n: int) -> int:

@@ -66,8 +66,8 @@ def mine(s: Sorted, t: Triplets, splits: int, negatives: Tensor, first: int, las
     there is room for are written."""
     chosen, (N, M, _), width = s.plan("mine_semihard"), s.sizes, len(negatives)
     room = max(1, min(M, configs.ROOM, configs.WORKSPACE // (56 * N * splits)))
-    near = negatives.new_empty(splits, room, N, dtype=torch.float32)
-    far = negatives.new_empty(splits, N, dtype=torch.float32)
+    near = negatives.new_empty(splits, room, t.lanes, dtype=torch.float32)
+    far = negatives.new_empty(splits, t.lanes, dtype=torch.float32)
     ranks, columns = (torch.empty_like(near, dtype=dtype) for dtype in (torch.int16, torch.int32))
     far_columns = torch.empty_like(far, dtype=torch.int32)
     known = semihard.Known(torch.empty_like(near), ranks, near, columns, far, far_columns)
