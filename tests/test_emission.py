@@ -87,7 +87,7 @@ AXES = {
     "metric": METRICS,
     "refs": ("self", "refs", "constant", "among"),
     "ignored": (None, 1),
-    "N": (21, 50, 5),
+    "N": (21, 36, 5),
     "upstream": (1.0, 0.0, 0.7, 65536.0),
     "reduction": ("mean", "sum"),
 }
@@ -96,8 +96,8 @@ AXES = {
 def hinges(case):
     """A loss of hinges and its arguments."""
     N, margins = case["N"], MARGINS[case["margins"]]
-    rows, labels = batch(N, 9, classes=4)
-    y, y_labels = batch(23, 9, classes=4, seed=1)
+    rows, labels = batch(N, 5, classes=4)
+    y, y_labels = batch(17, 5, classes=4, seed=1)
     arguments = dict(embeddings=rows, labels=labels, **references(case["refs"], rows, labels, y, y_labels))
     options = dict(metric=case["metric"], reduction=case["reduction"], ignore_index=case["ignored"])
     if case["loss"] in ("contrastive", "linear"):
@@ -147,10 +147,10 @@ SIGLIP = {
 
 @cases(SIGLIP)
 def test_siglip(backend, case):
-    N = 21
+    N = 19
     if case["numbers"] == "fixed" and len(case["frozen"]) == 2:
         pytest.skip("nothing wants a gradient")
-    image, text = batch(N, 9)[0], batch(N + case["M"], 9, seed=1)[0]
+    image, text = batch(N, 5)[0], batch(N + case["M"], 5, seed=1)[0]
     arguments = dict(image=image, text=text, logit_scale=5.0, logit_bias=-3.0, reduction=case["reduction"])
     if case["numbers"] == "learned":
         arguments |= dict(logit_scale=torch.tensor(5.0), logit_bias=torch.tensor(-3.0))
@@ -190,7 +190,7 @@ def test_without_pairs_it_is_zero_with_zero_gradient(kernel_device, N, M, reduct
 
 
 def test_results_are_the_same_bit_for_bit_and_sums_of_programs_are_in_a_fixed_order():
-    case = dict(loss="margin", margins="learned", metric="euclidean", refs="self", ignored=1, reduction="mean", N=50)
+    case = dict(loss="margin", margins="learned", metric="euclidean", refs="self", ignored=1, reduction="mean", N=36)
     for plan in ("sorted", "sorted split"):
         with running("triton", plan) as device:
             loss, arguments = hinges(case)
@@ -277,7 +277,7 @@ def idle_or_not(loss, arguments, device, **how):
     return found
 
 
-def apart(N=64, D=5, step=1.0, classes=16):
+def apart(N=32, D=5, step=1.0, classes=8):
     """Classes on a line, each a step from the next: most tiles are farther apart than a step."""
     labels = torch.arange(N) * classes // N
     rows = torch.zeros(N, D, dtype=torch.float64)
@@ -286,10 +286,9 @@ def apart(N=64, D=5, step=1.0, classes=16):
 
 
 @pytest.mark.parametrize("offsets", [False, True])
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("metric", "dtype"), [*((m, torch.float32) for m in METRICS), ("cosine", torch.bfloat16)])
 def test_idle_tiles_cost_nothing_and_change_nothing(kernel_device, metric, dtype, offsets):
-    rows, labels = batch(64, 9, classes=8)
+    rows, labels = batch(48, 9, classes=8)
     rows = rows + 0.5 * torch.nn.functional.one_hot(labels, 9)
     options = dict(metric=metric, reduction="mean")
     far = dict(euclidean=0.9, sqeuclidean=0.8, cosine=0.6, manhattan=3.0)[metric]
@@ -307,36 +306,35 @@ def test_idle_tiles_cost_nothing_and_change_nothing(kernel_device, metric, dtype
 def test_tiles_beyond_the_margin_are_left_out(kernel_device, metric, monkeypatch):
     """What is left out is seen in a loss whose every pair costs something."""
     rows, labels = apart(classes=8)
-    rows[:, 1] = torch.arange(64) / 64
+    rows[:, 1] = torch.arange(32) / 64
     if metric == "cosine":
         rows = torch.nn.functional.one_hot(labels, 9).double()
     arguments = dict(embeddings=rows.float(), labels=labels, neg_margin=0.5, metric=metric, power=1, reduction="sum")
     want = outcome(fusedloss.pairwise_contrastive_loss, arguments, kernel_device)["value"]
-    monkeypatch.setitem(folds.PIECES, "softmax", folds.PIECES["softmax"]._replace(sparse=True))
-    x = checks.batch(arguments["embeddings"].to(kernel_device).requires_grad_(), labels.to(kernel_device))
+    monkeypatch.setitem(folds.PIECES, "sigmoid", folds.PIECES["sigmoid"]._replace(sparse=True))
+    x = checks.batch(arguments["embeddings"].to(kernel_device).requires_grad_(), labels.to(kernel_device), *[None] * 4)
     kept = []
     for patched in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             if patched:
                 never_idle(patch)
             neg = ops.of("sum", scale=0.5, bias=0.0)  # its first number is taken for the margin
-            kept.append(ops.close(x, "softmax", metric, "sums", "sum", neg=neg).detach())
+            kept.append(ops.close(x, "sigmoid", metric, "sums", "sum", neg=neg).detach())
     assert kept[0] < 0.5 * kept[1] and want.isfinite()
 
 
 def beside(value):
     """A float32 number and its neighbours."""
-    v = torch.tensor(value)
+    v = torch.tensor(float(value))
     return [float(t) for t in (v, v.nextafter(v + 1), v.nextafter(v - 1))]
 
 
 @pytest.mark.parametrize("refs", [False, True])
-@pytest.mark.parametrize(("metric", "step"), [(m, s) for m in METRICS[:2] + METRICS[3:] for s in (1.0, 0.7)])
+@pytest.mark.parametrize(("metric", "step"), [(m, s) for m in METRICS if m != "cosine" for s in (1, 0.7)])
 def test_pairs_at_the_margin_and_next_to_it(kernel_device, metric, step, refs):
+    """The tile of the first half against the second has neighbours that are a step apart."""
     rows, labels = apart(step=step)
-    at = float((rows[0, 0].float() - rows[-1, 0].float()).abs())
-    at = {"sqeuclidean": at * at}.get(metric, at)
-    for margin in (*beside(at), *beside({"sqeuclidean": step * step}.get(metric, step))):
+    for margin in beside(step * step if metric == "sqeuclidean" else step):
         arguments = dict(embeddings=rows, labels=labels, neg_margin=margin, metric=metric, power=1, reduction="sum")
         if refs:
             arguments |= dict(ref_embeddings=rows.flip(0), ref_labels=labels.flip(0))
@@ -344,12 +342,12 @@ def test_pairs_at_the_margin_and_next_to_it(kernel_device, metric, step, refs):
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "manhattan"])
-@pytest.mark.parametrize(("beta", "margin"), [(0.8, 0.2), (0.3, 0.7), (1.9, 0.1), (-0.19, 0.2), (1000.0, -999.0)])
+@pytest.mark.parametrize(("beta", "margin"), [(0.8, 0.2), (0.3, 0.7), (-0.19, 0.2), (-999.0, 1000.0)])
 def test_pairs_at_the_boundary_of_an_anchor(kernel_device, metric, beta, margin):
     """The boundary of a tile is a sum of two numbers, which is rounded otherwise than the term is."""
     rows, labels = apart()
     for b in beside(beta):
-        arguments = dict(embeddings=rows, labels=labels, beta=torch.full((16,), b), margin=margin, metric=metric)
+        arguments = dict(embeddings=rows, labels=labels, beta=torch.full((8,), b), margin=margin, metric=metric)
         idle_or_not(fusedloss.margin_loss, arguments | dict(reduction="sum"), kernel_device)
 
 
@@ -363,7 +361,7 @@ def test_rows_that_are_not_finite_show(kernel_device, metric, broken, refs):
     rows[21, 1] = broken
     arguments = dict(embeddings=rows, labels=labels, neg_margin=0.4, metric=metric, reduction="mean")
     if refs:
-        others, their_labels = apart(classes=8)
+        others, their_labels = apart(classes=4)
         arguments |= dict(ref_embeddings=others + 0.1, ref_labels=their_labels)
     found = outcome(fusedloss.pairwise_contrastive_loss, arguments, kernel_device)
     with pytest.MonkeyPatch.context() as patch:
