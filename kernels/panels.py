@@ -87,15 +87,16 @@ def halve(e):
 
 
 @triton.jit
-def in_parts(e, TIMES: tl.constexpr):
-    """A tile halved several times, from left to right: of a part of it a thread has fewer numbers of the columns."""
+def in_parts(e, WIDTH: tl.constexpr):
+    """A tile in parts of WIDTH columns, from left to right: of a part of it a thread has fewer numbers of the columns."""
     parts = (e,)
-    for _ in tl.static_range(TIMES):
-        halves = ()
-        for k in tl.static_range(len(parts)):
-            left, right = halve(parts[k])
-            halves = halves + (left, right)
-        parts = halves
+    for _ in tl.static_range(5):
+        if parts[0].shape[1] > WIDTH:
+            halves = ()
+            for k in tl.static_range(len(parts)):
+                left, right = halve(parts[k])
+                halves = halves + (left, right)
+            parts = halves
     return parts
 
 
@@ -176,6 +177,7 @@ def panel(
     anchors: for either side its `folds.Anchors`, or () if its rows are not anchors. scales: `engine.Scales.states`.
     Weights of ignored rows and columns are not written: they are those of rows of zeros.
     """
+    low = low // 16 * 16  # which it is: so that weights are stored in vectors
     r0 = first_row + tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
     own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
@@ -190,7 +192,6 @@ def panel(
     of_rows = (tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32))
     rows, columns = count(x, N), count(y, M)
     start, end = split_columns(tl.maximum(tl.minimum(high, columns) - low, 0), BN)
-    PARTS: tl.constexpr = 0 if BN == NEAR else 1 if BN == 2 * NEAR else 2 if BN == 4 * NEAR else 3
     far, near = walks_between(x, r0, rows, low + start, low + end, BM, BN, True)
 
     for at in range(far[0], far[1], BN):
@@ -200,7 +201,7 @@ def panel(
             e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, BN, BD, PRECISION, True, EVEN)
         else:  # no pair has a gradient
             e = tl.zeros([BM, BN], tl.float32)
-        parts = in_parts(e, PARTS)
+        parts = in_parts(e, NEAR)
         for k in tl.static_range(len(parts)):
             c = c0 + k * NEAR + tl.arange(0, NEAR)
             if len(neg.kinds) > 0:
