@@ -88,7 +88,7 @@ def halve(e):
 
 @triton.jit
 def in_parts(e, WIDTH: tl.constexpr):
-    """A tile in parts of WIDTH columns, from left to right: of a part of it a thread has fewer numbers of the columns."""
+    """A tile in parts of WIDTH columns, from left to right: of a part a thread has fewer numbers of the columns."""
     parts = (e,)
     for _ in tl.static_range(5):
         if parts[0].shape[1] > WIDTH:
