@@ -49,7 +49,7 @@ def add_negatives(
     p = exp(z - base[:, None])
     mass = mass * lower + tl.sum(p, 1)
     acc, row_share, top, _none = add_gradient(
-        scaled(acc, lower), row_share * lower, top, (), p, d_e, t, 1.0, x, y, ys, r0, c0, 0, N, M, D,
+        scaled(acc, lower), row_share * lower, top, (), p, d_e, t, (1.0, 1.0), x, y, ys, r0, c0, 0, N, M, D,
         ROW_SHARE, PRECISION, BD, WHOLE, EVEN,
     )  # fmt: skip
     return acc, row_share, top, (best, mass)
@@ -65,7 +65,7 @@ def near_tile(
     r, c = r0 + tl.arange(0, BM), c0 + tl.arange(0, NEAR)
     e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, NEAR, BD, PRECISION, False, EVEN)
     s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0))
-    s, _share = shift(s, x, y, r, c, N, M, False)
+    s, _shares = shift(s, x, y, r, c, N, M, False)
     positive, negative = pair_masks(xl, load(y.labels, c, M), c, columns, place(x, r, N), place(y, c, M), ref_offset)
     counts = counting(s, x, y)
     return s, d_e, t, both(positive, counts), both(negative, counts)
@@ -75,10 +75,10 @@ def near_tile(
 def attend(
     x, y, pos, neg, states_ptr, out_ptr, ref_offset, N, M, D,  # states [2, N]; out [N, D]
     SCORE: tl.constexpr, LOSS: tl.constexpr, ROW_SHARE: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, SLAB: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """The sum of each row's positives and the log sum exp of its negatives, and dx without dL/dpositive.
-    Grid: (row blocks,). The arguments are those of the engine, where SLAB chunks are all of D.
+    Grid: (row blocks,). The arguments are those of the engine.
     """
     r0 = tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
@@ -86,7 +86,7 @@ def attend(
     xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS, False, EVEN)
     up, down = load_numbers(pos.numbers), load_numbers(neg.numbers)
     acc = ()
-    for _ in tl.static_range(SLAB):
+    for _ in tl.static_range(CHUNKS):
         acc = acc + (tl.zeros([BM, BD], tl.float32),)
     row_share = tl.zeros([BM], tl.float32)  # sum_j w_ij t_ij
     top = tl.full([BM], LOWEST, tl.int32)
@@ -101,7 +101,7 @@ def attend(
         ys = load_chunks(y.rows, c0, M, D, BN, BD, CHUNKS, True, EVEN)
         e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, BN, BD, PRECISION, True, EVEN)
         s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0, True))
-        s, _share = shift(s, x, y, r, c, N, M, True)
+        s, _shares = shift(s, x, y, r, c, N, M, True)
         z = LOSS(s, down, False)[0][0]
         acc, row_share, top, folded = add_negatives(
             acc, row_share, top, folded, z, counting(s, x, y), d_e, t, x, y, ys, r0, c0, N, M, D,
@@ -136,8 +136,8 @@ def attend(
         coarse = pull.to(tl.bfloat16).to(tl.float32)
         for part in tl.static_range(2):
             acc, row_share, top, _none = add_gradient(
-                acc, row_share, top, (), coarse if part == 0 else pull - coarse, 1.0, t, 1.0, x, y, ys, r0, c0, 0,
-                N, M, D, ROW_SHARE, PRECISION, BD, False, EVEN,
+                acc, row_share, top, (), coarse if part == 0 else pull - coarse, 1.0, t, (1.0, 1.0), x, y, ys, r0, c0,
+                0, N, M, D, ROW_SHARE, PRECISION, BD, False, EVEN,
             )  # fmt: skip
 
     own = load_norms(x.norms, r, N, 1)  # loaded again rather than held in registers through the loops

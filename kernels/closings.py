@@ -47,7 +47,7 @@ def nca(states, numbers):
     some = count > 0.0
     z = tl.where(some, negative - tl.where(some, positive, 0.0), 0.0)
     slope = tl.where(some, logistic(z), 0.0)
-    return ((tl.where(some, softplus(z), 0.0), tl.where(some, 1.0, 0.0), (minus(slope), 0.0 * z, 0.0, slope)),)
+    return ((tl.where(some, softplus(z), 0.0), tl.where(some, 1.0, 0.0), (minus(slope), 0.0, 0.0, slope)),)
 
 
 @triton.jit

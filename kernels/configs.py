@@ -10,7 +10,7 @@ class Tile(NamedTuple):
     BD: int  # dimensions of a chunk
     num_warps: int
     num_stages: int
-    held: int  # dimensions kept on chip; above it D is walked by a run-time loop, and programs share a row's gradient
+    held: int  # dimensions kept on chip; above it D is walked by a run-time loop
     near: int = 16  # columns of a tile of the near walk
     maxnreg: int = 0  # the most registers of a thread, if the backend has such a limit; 0: no limit
 
@@ -28,6 +28,11 @@ class Work(NamedTuple):
 ROWS_PER_PROGRAM = 8  # of rows.py and tiles.prepare, which are memory-bound
 ROW_CHUNK = 256  # dimensions that these kernels read at a time
 ENTRIES = 16  # mined pairs that gather_grad reads at a time
+# From so many comparisons of a row with a pair on, which is 16,384 rows with two pairs each, pairs are sorted for
+# gather_grad; with fewer, a row looks for its pairs among all of them, a block at a time. Not timed.
+SORT_PAIRS_FROM = 1 << 29
+SCANNED = 256
+SUMMED = 1024  # numbers that folds.merge or hinges.reduce_terms adds up at a time
 # Logits of a tile in logits.py. With 4 warps, the registers let 12 to 96 KB of logits be on their way to a
 # multiprocessor (compiled for sm_90). No fewer logits than threads: where a gradient overwrites its logit, a single
 # thread must hold that logit.
@@ -37,17 +42,24 @@ CLASSES_APART = 32  # classes of a tile whose rows are neighbours in memory
 ELEMENTS = 1024  # elements of a program in logits.py
 # Programs that fill a device (2 x 132 multiprocessors); with fewer, the columns of a row block are split.
 SPLIT_TARGET = 264
-POSITIVES = 4  # thresholds of an anchor that are in registers at a time
+POSITIVES = 4  # thresholds of an anchor that are compared with a tile at a time
+ROOM = 256  # positives of an anchor whose semi-hard negatives are mined at a time
+SETTLED = 64  # anchors of a program of semihard.settle_semihard
 ANCHORS = 256  # anchors of a program of folds.prepare_anchors
 PARTS, MERGED = 16, 64  # folds.merge reads so many parts of so many rows at a time
-SUMMED = 1024  # numbers that folds.merge adds up at a time
 # Rows that a program of closings.finish reads at a time, the most that one program closes alone, and the most programs.
 CLOSED, ALONE, CLOSERS = 1024, 16384, 128
 SORT_FROM = 1 << 24  # from so many pairs on, rows are sorted by label, so that most tiles are far
-WORKSPACE = 256 << 20  # bytes; the most for states of columns that are folded in the same pass as those of the rows
+# Bytes; the most for states of columns folded in the same pass as those of the rows, for the weights of a panel,
+# and for thresholds of triplets.
+WORKSPACE = 256 << 20
+# Rows of a panel, at least, if there are as many: with fewer, a product is bound by reading the other side.
+PANEL_ROWS = 2048
 
-TWO_WALKS = ("fold", "grad", "attend", "mine")  # kernels with a far and a near walk, see `walks.walks`
-GRADIENTS = ("grad", "attend", "triplets_grad")  # kernels whose programs own a row's gradient, or a slab of it
+# Kernels with a far and a near walk, see `walks.walks`.
+TWO_WALKS = ("fold", "grad", "attend", "panel", "mine", "fold_triplets", "mine_semihard", "triplets_grad")
+GRADIENTS = ("grad", "attend", "triplets_grad")  # kernels whose programs own a row's gradient
+SLABS = ("triplets_grad",)  # of these, kernels whose programs own `held` dimensions of it if there are more
 # The sum of |x - y| is no matrix product: its kernels walk D one by one.
 MANHATTAN = {
     Work(kernel, "manhattan", 4): [(0, tile)]
@@ -56,6 +68,7 @@ MANHATTAN = {
         "grad": Tile(64, 64, 32, 8, 1, 32),
         "mine": Tile(64, 64, 32, 8, 1, 32),
         "fold_triplets": Tile(64, 32, 32, 8, 1, 32),
+        "mine_semihard": Tile(64, 32, 32, 8, 1, 32),
         "triplets_grad": Tile(64, 32, 32, 8, 1, 32),
         "rank": Tile(64, 32, 32, 8, 1, 32),
     }.items()
@@ -94,14 +107,13 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
             (64, Tile(64, 64, 64, 4, 3, 64)),
             (128, Tile(64, 64, 128, 4, 3, 128)),
             (256, Tile(128, 64, 256, 8, 3, 256)),
-            (0, Tile(128, 32, 64, 8, 3, 256)),
         ),
         Work("grad", "costly", 2): [
             (64, Tile(64, 64, 64, 4, 3, 64)),
             (128, Tile(64, 64, 128, 4, 3, 128)),
             (256, Tile(128, 32, 256, 8, 3, 256)),
-            (0, Tile(128, 32, 64, 8, 3, 256)),
         ],
+        **for_all("panel", 2, (0, Tile(128, 256, 64, 8, 3, 0, 32))),
         **for_all("fold", 4, (128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 32, 8, 3, 0))),
         Work("mine", "", 4): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 32, 8, 3, 0))],
         **for_all(
@@ -109,19 +121,42 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
             4,
             (64, Tile(128, 32, 32, 8, 2, 64)),
             (128, Tile(128, 32, 128, 8, 3, 128)),
-            (0, Tile(128, 16, 32, 8, 2, 128)),
         ),
-        Work("fold_triplets", "", 2): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 64, 8, 3, 0))],
-        Work("fold_triplets", "", 4): [(0, Tile(128, 64, 32, 8, 3, 0))],
+        **for_all("panel", 4, (0, Tile(128, 64, 32, 8, 3, 0, 64))),
+        Work("fold_triplets", "", 2): [
+            (64, Tile(64, 64, 64, 4, 3, 64)),
+            (128, Tile(64, 64, 128, 4, 2, 128)),
+            (256, Tile(64, 64, 256, 4, 1, 256)),
+            (0, Tile(64, 64, 64, 4, 3, 0)),
+        ],
+        Work("fold_triplets", "", 4): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 32, 8, 3, 0))],
+        Work("mine_semihard", "", 2): [
+            (64, Tile(64, 64, 64, 4, 3, 64)),
+            (128, Tile(64, 64, 128, 4, 2, 128)),
+            (256, Tile(64, 64, 256, 4, 1, 256)),
+            (0, Tile(64, 64, 64, 4, 3, 0)),
+        ],
+        Work("mine_semihard", "", 4): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 32, 8, 3, 0))],
         Work("triplets_grad", "", 2): [
-            (64, Tile(64, 32, 64, 4, 2, 64)),
-            (128, Tile(128, 32, 32, 8, 2, 128)),
+            (64, Tile(64, 64, 64, 4, 3, 64)),
+            (128, Tile(64, 64, 128, 4, 2, 128)),
+            (256, Tile(128, 64, 256, 8, 2, 256)),
             (0, Tile(64, 64, 64, 8, 2, 128)),
         ],
         Work("triplets_grad", "", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
-        Work("triplets_grad", "exp", 2): [(64, Tile(128, 16, 64, 8, 2, 64)), (0, Tile(128, 16, 64, 8, 2, 128))],
+        Work("triplets_grad", "exp", 2): [
+            (64, Tile(64, 64, 64, 4, 3, 64)),
+            (128, Tile(64, 64, 128, 4, 2, 128)),
+            (256, Tile(128, 32, 256, 8, 2, 256)),
+            (0, Tile(128, 16, 64, 8, 2, 128)),
+        ],
         Work("triplets_grad", "exp", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
-        Work("triplets_grad", "nearest", 2): [(0, Tile(64, 32, 64, 8, 2, 128))],
+        Work("triplets_grad", "nearest", 2): [
+            (64, Tile(64, 64, 64, 4, 3, 64)),
+            (128, Tile(64, 64, 128, 4, 2, 128)),
+            (256, Tile(128, 64, 256, 8, 2, 256)),
+            (0, Tile(64, 32, 64, 8, 2, 128)),
+        ],
         Work("triplets_grad", "nearest", 4): [(0, Tile(128, 16, 32, 8, 2, 64))],
         Work("rank", "", 2): [(128, Tile(128, 16, 64, 8, 3, 128)), (0, Tile(128, 16, 64, 8, 3, 0))],
         Work("rank", "", 4): [(0, Tile(64, 16, 32, 4, 3, 0))],
@@ -140,16 +175,20 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("fold", "lifted", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
         Work("mine", "", 2): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 64, 8, 3, 0))],
         Work("mine", "", 4): [(0, Tile(64, 64, 32, 8, 3, 0))],
-        Work("grad", "", 2): [(128, Tile(128, 32, 64, 8, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
-        Work("grad", "", 4): [(0, Tile(64, 32, 32, 8, 2, 64))],
-        Work("grad", "exp", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
-        Work("grad", "costly", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
-        Work("grad", "exp", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
-        Work("grad", "costly", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
-        Work("grad", "lifted", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
-        Work("grad", "lifted", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
+        Work("grad", "", 2): [(128, Tile(128, 32, 64, 8, 2, 128))],
+        Work("grad", "", 4): [(64, Tile(64, 32, 32, 8, 2, 64))],
+        Work("grad", "exp", 2): [(128, Tile(64, 16, 64, 4, 2, 128))],
+        Work("grad", "costly", 2): [(128, Tile(64, 16, 64, 4, 2, 128))],
+        Work("grad", "exp", 4): [(64, Tile(64, 16, 32, 4, 2, 64))],
+        Work("grad", "costly", 4): [(64, Tile(64, 16, 32, 4, 2, 64))],
+        Work("grad", "lifted", 2): [(128, Tile(64, 16, 64, 4, 2, 128))],
+        Work("grad", "lifted", 4): [(64, Tile(64, 16, 32, 4, 2, 64))],
+        **for_all("panel", 2, (0, Tile(64, 64, 64, 4, 3, 0, 64))),
+        **for_all("panel", 4, (0, Tile(64, 64, 32, 8, 3, 0, 64))),
         Work("fold_triplets", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        Work("mine_semihard", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
         Work("fold_triplets", "", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
+        Work("mine_semihard", "", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
         Work("triplets_grad", "", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
         Work("triplets_grad", "", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         Work("triplets_grad", "exp", 2): [(0, Tile(64, 16, 64, 4, 2, 128))],
@@ -181,7 +220,6 @@ TILES["sm_80"] = {
         (64, Tile(64, 64, 64, 4, 3, 64)),
         (128, Tile(64, 64, 128, 4, 3, 128)),
         (256, Tile(64, 32, 128, 4, 3, 256)),
-        (0, Tile(64, 32, 64, 8, 2, 128)),
     ),
 }
 TILES["sm_100"] = {
@@ -200,7 +238,6 @@ TILES["sm_100"] = {
         (64, Tile(64, 64, 64, 4, 3, 64)),
         (128, Tile(64, 64, 128, 4, 3, 128)),
         (256, Tile(128, 64, 256, 8, 3, 256)),
-        (0, Tile(64, 32, 64, 8, 2, 128)),  # the compiler has no registers for a larger one
     ),
 }
 
@@ -210,6 +247,11 @@ for tiles in TILES.values():
     for work in [work for work in tiles if work.kernel == "grad"]:
         smaller = [(D, tile._replace(BD=min(tile.BD, 128))) for D, tile in tiles[work]]
         tiles[work._replace(kernel="attend")] = smaller
+
+
+def on_chip(work: Work, D: int, arch: str) -> bool:
+    """Whether there is a tile of the kernel `grad` for D dimensions; it holds all of them."""
+    return any(largest >= D for largest, _ in TILES.get(arch, TILES["other"])[work])
 
 
 def choose(work: Work, D: int, arch: str) -> Tile:
@@ -246,7 +288,7 @@ def depths(tile: Tile, kernel: str, D: int) -> list[Tile]:
     for name in ("BD", "num_stages", "held", *(("near", "maxnreg") if kernel in TWO_WALKS else ())):
         sizes, current = SIZES[name], getattr(tile, name)
         near = [sizes[i] for i in range(len(sizes)) if abs(i - sizes.index(current)) == 1]
-        if name == "held" and kernel not in GRADIENTS:  # all of them or none
+        if name == "held" and kernel not in SLABS:  # all of them or none
             near = [D - current] if current in (0, D) and D in sizes else []
         found += [tile._replace(**{name: size}) for size in near]
     return [t for t in found if t.held % t.BD == 0 and (t.held > 0 or kernel not in GRADIENTS)]

@@ -57,14 +57,14 @@ class Scales(NamedTuple):
 
 def _composed(spec):
     """The name that a profiler shows, for example fold_contrastive_euclidean."""
-    kernel = "grad" if "SLAB" in spec.constants else "fold"
+    kernel = "grad" if "ROW_SHARE" in spec.constants else "fold"
     return "_".join([kernel, spec.constants["LOSS"].__name__, spec.constants["SCORE"].__name__])
 
 
 @triton.jit
 def shift(s, x, y, r, c, N, M, WHOLE: tl.constexpr):
     """The scores plus the offsets of the side that has them (the bias of a class, the boundary of an anchor), or plus
-    log(exp(v_i) + exp(v_j)) if both sides have offsets v; and the derivative by v_i. [BM, BN] each"""
+    log(exp(v_i) + exp(v_j)) if both sides have offsets v; and the derivatives by v_i and by v_j. [BM, BN] each"""
     if len(x.offsets) > 0:
         v = load(x.offsets[0], r, N)[:, None]
     if len(y.offsets) > 0:
@@ -72,13 +72,14 @@ def shift(s, x, y, r, c, N, M, WHOLE: tl.constexpr):
     if len(x.offsets) > 0 and len(y.offsets) > 0:
         high = tl.where(v < w, w, v)
         apart = tl.exp(tl.where(v == w, 0.0, tl.where(v < w, v - w, w - v)))  # -inf - -inf is NaN
-        return s + (high + tl.log(1.0 + apart)), tl.where(v < w, apart, 1.0) / (1.0 + apart)
+        shares = (tl.where(v < w, apart, 1.0) / (1.0 + apart), tl.where(v < w, 1.0, apart) / (1.0 + apart))
+        return s + (high + tl.log(1.0 + apart)), shares
     elif len(x.offsets) > 0:
-        return s + v, 1.0
+        return s + v, (1.0, 1.0)
     elif len(y.offsets) > 0:
-        return s + w, 1.0
+        return s + w, (1.0, 1.0)
     else:
-        return s, 1.0
+        return s, (1.0, 1.0)
 
 
 @triton.jit
@@ -152,7 +153,7 @@ def fold(
         c0 = column(at, far, BN)
         c = c0 + tl.arange(0, BN)
         s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS, True, EVEN)
-        s, _share = shift(s, x, y, r, c, N, M, True)
+        s, _shares = shift(s, x, y, r, c, N, M, True)
         if len(neg.kinds) > 0:
             terms = weighed(LOSS(s, down, False), neg.kinds, x, y, r, c, N, M, True)
             neg_folds = fold_tile(neg_folds, terms, counting(s, x, y), False, 1)
@@ -163,7 +164,7 @@ def fold(
         c0 = column(at, near, NEAR)
         c = c0 + tl.arange(0, NEAR)
         s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, NEAR, BD, CHUNKS, False, EVEN)
-        s, _share = shift(s, x, y, r, c, N, M, False)
+        s, _shares = shift(s, x, y, r, c, N, M, False)
         yl = load(y.labels, c, M)
         positive, negative = pair_masks(xl, yl, c, columns, place(x, r, N), place(y, c, M), ref_offset)
         counts = counting(s, x, y)
@@ -233,7 +234,7 @@ def zeros(COUNT: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def add_gradient(
-    acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,
+    acc, row_share, top, by_offset, g, d_e, t, shares, x, y, ys, r0, c0, first, N, M, D,
     ROW_SHARE: tl.constexpr, PRECISION: tl.constexpr, BD: tl.constexpr, WHOLE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """The gradient after adding a tile with dL/ds g."""
@@ -242,7 +243,7 @@ def add_gradient(
         row_share += tl.sum(w.to(tl.float32) * t, 1)
     acc = accumulate_grad(acc, w, x.rows, y.rows, ys, r0, c0, first, N, M, D, BD, PRECISION, WHOLE, EVEN)
     if len(by_offset) > 0:
-        by_offset = (by_offset[0] + tl.sum(g * share, 1),)
+        by_offset = (by_offset[0] + tl.sum(g * shares[0], 1),)
     return acc, row_share, top, by_offset
 
 
@@ -274,7 +275,8 @@ def store_gradient(
 def idle(e, x, own, other, r, N, margin, APART: tl.constexpr):
     """Whether all pairs of a tile are farther apart than the margin, less the rows' offsets."""
     if len(x.offsets) > 0:
-        margin = margin - load(x.offsets[0], r, N)[:, None]
+        offset = load(x.offsets[0], r, N)[:, None]
+        margin = margin - offset + 5e-7 * (tl.abs(margin) + tl.abs(offset))  # the terms may be rounded otherwise
     nearness, limit = APART(e, own, other, margin)
     return tl.min((tl.reduce(nearness, 1, larger, keep_dims=True) <= limit).to(tl.int32)) > 0
 
@@ -300,12 +302,12 @@ def swapped(ref_offset):
 
 @triton.jit
 def side_gradient(
-    x, y, pos, neg, x_anchors, y_anchors, out, scales, ref_offset, N, M, D, parts, first,
+    x, y, pos, neg, x_anchors, y_anchors, out, scales, ref_offset, N, M, D, parts,
     SCORE: tl.constexpr, LOSS: tl.constexpr, APART: tl.constexpr, ROW_SHARE: tl.constexpr,
     PRECISION: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr,
-    BD: tl.constexpr, CHUNKS: tl.constexpr, SLAB: tl.constexpr,
+    BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """dx of the rows that this program owns, from dimension `first` on. The arguments are those of `grad`."""
+    """dx of the rows that this program owns. The arguments are those of `grad`."""
     r0 = tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
     own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
@@ -314,8 +316,10 @@ def side_gradient(
     upstream = load_upstream(scales.states, len(pos.kinds) + len(neg.kinds))
     row_up = load_anchors(x_anchors, pos.kinds, 0, r, N, upstream, True, 1)
     row_down = load_anchors(x_anchors, neg.kinds, len(pos.kinds), r, N, upstream, False, 1)
+    chunks = tl.cdiv(D, BD) if PRECISION == "manhattan" else 1
+    first = tl.program_id(2) % chunks * BD
     acc = ()
-    for _ in tl.static_range(SLAB):
+    for _ in tl.static_range(1 if PRECISION == "manhattan" else CHUNKS):
         acc = acc + (tl.zeros([BM, BD], tl.float32),)
     row_share = tl.zeros([BM], tl.float32)  # sum_j w_ij t_ij
     top = tl.full([BM], LOWEST, tl.int32)
@@ -341,7 +345,7 @@ def side_gradient(
                 skipped = idle(e, x, own, other, r, N, down[0], APART)
             if not skipped:
                 s, d_e, t, _f = SCORE(e, own, other)
-                s, share = shift(s, x, y, r, c, N, M, True)
+                s, shares = shift(s, x, y, r, c, N, M, True)
                 column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, upstream, False, 0, True)
                 terms = weighed(LOSS(s, down, False), neg.kinds, x, y, r, c, N, M, True)
                 counts = counting(s, x, y)
@@ -349,7 +353,7 @@ def side_gradient(
                     neg_folds = fold_tile(neg_folds, terms, counts, False, 1)
                 g, by_down = tile_grad(terms, counts, row_down, column_down, by_down, False)
                 acc, row_share, top, by_offset = add_gradient(
-                    acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,
+                    acc, row_share, top, by_offset, g, d_e, t, shares, x, y, ys, r0, c0, first, N, M, D,
                     ROW_SHARE, PRECISION, BD, True, EVEN,
                 )  # fmt: skip
 
@@ -359,7 +363,7 @@ def side_gradient(
         ys = load_chunks(y.rows, c0, M, D, NEAR, BD, CHUNKS, False, EVEN)
         e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, NEAR, BD, PRECISION, False, EVEN)
         s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0))
-        s, share = shift(s, x, y, r, c, N, M, False)
+        s, shares = shift(s, x, y, r, c, N, M, False)
         yl = load(y.labels, c, M)
         positive, negative = pair_masks(xl, yl, c, columns, place(x, r, N), place(y, c, M), ref_offset)
         counts = counting(s, x, y)
@@ -378,7 +382,7 @@ def side_gradient(
             pull, by_up = tile_grad(terms, both(positive, counts), row_up, column_up, by_up, True)
             g += pull
         acc, row_share, top, by_offset = add_gradient(
-            acc, row_share, top, by_offset, g, d_e, t, share, x, y, ys, r0, c0, first, N, M, D,
+            acc, row_share, top, by_offset, g, d_e, t, shares, x, y, ys, r0, c0, first, N, M, D,
             ROW_SHARE, PRECISION, BD, False, EVEN,
         )  # fmt: skip
 
@@ -405,42 +409,39 @@ def side_gradient(
 
 @triton.jit(do_not_specialize=["N", "M", "x_parts", "y_parts"], repr=_composed)
 def grad(
-    x, y, pos, neg, x_anchors, y_anchors, x_out, y_out, scales, ref_offset, N, M, D, x_parts, y_parts,
-    SCORE: tl.constexpr, LOSS: tl.constexpr, APART: tl.constexpr, ROW_SHARE: tl.constexpr,
-    PRECISION: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr,
-    BD: tl.constexpr, CHUNKS: tl.constexpr, SLAB: tl.constexpr,
+    x, y, pos, neg, anchors, outs, scales, ref_offset, N, M, D, x_parts, y_parts,
+    SCORE: tl.constexpr, LOSS: tl.constexpr, APART: tl.constexpr, ROW_SHARE: tl.constexpr, PRECISION: tl.constexpr,
+    EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """dx and dy, the rows of each side by programs that own them, for SLAB chunks of D.
-    Grid: (row blocks, splits, slabs of both sides), as many as the side with more of them needs.
+    """dx and dy of rows that are on chip, by programs that own them; wider ones are of `panels.panel`.
+    Grid: (row blocks, splits, sides), as many as the side with more of them needs; for manhattan, of which a program
+    has BD dimensions, the last axis is as many times longer.
 
-    x_anchors, y_anchors: the `folds.Anchors` of either side, or () if its rows are not anchors. One product serves both
-    roles of a row.
-    x_out, y_out: `Gradients`, or () if the side wants none. x_parts, y_parts: splits of either side.
+    anchors: for either side its `folds.Anchors`, or () if its rows are not anchors. One product serves both roles.
+    outs: for either side `Gradients`, or () if it wants none. x_parts, y_parts: splits of either side.
     scales: `Scales`.
     APART: if it is given, tiles whose pairs are all apart by it are left out, see `scores.py`.
     ROW_SHARE: the gradient of a score includes a share of the row itself.
     """
-    slabs = tl.cdiv(D, SLAB * BD)
-    first = tl.program_id(2) % slabs * (SLAB * BD)
-    if len(x_out) > 0 and len(y_out) > 0:
-        if tl.program_id(2) < slabs:
+    if len(outs[0]) > 0 and len(outs[1]) > 0:
+        if tl.program_id(2) < tl.num_programs(2) // 2:
             if (tl.program_id(0) * BM < N) & (tl.program_id(1) < x_parts):
                 side_gradient(
-                    x, y, pos, neg, x_anchors, y_anchors, x_out, scales, ref_offset, N, M, D, x_parts, first, SCORE,
-                    LOSS, APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS, SLAB,
+                    x, y, pos, neg, anchors[0], anchors[1], outs[0], scales, ref_offset, N, M, D, x_parts, SCORE, LOSS,
+                    APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS,
                 )  # fmt: skip
         elif (tl.program_id(0) * BM < M) & (tl.program_id(1) < y_parts):
             side_gradient(
-                y, x, pos, neg, y_anchors, x_anchors, y_out, scales, swapped(ref_offset), M, N, D, y_parts, first,
-                SCORE, LOSS, APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS, SLAB,
+                y, x, pos, neg, anchors[1], anchors[0], outs[1], scales, swapped(ref_offset), M, N, D, y_parts, SCORE,
+                LOSS, APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS,
             )  # fmt: skip
-    elif len(x_out) > 0:
+    elif len(outs[0]) > 0:
         side_gradient(
-            x, y, pos, neg, x_anchors, y_anchors, x_out, scales, ref_offset, N, M, D, x_parts, first, SCORE, LOSS,
-            APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS, SLAB,
+            x, y, pos, neg, anchors[0], anchors[1], outs[0], scales, ref_offset, N, M, D, x_parts, SCORE, LOSS, APART,
+            ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS,
         )  # fmt: skip
     else:
         side_gradient(
-            y, x, pos, neg, y_anchors, x_anchors, y_out, scales, swapped(ref_offset), M, N, D, y_parts, first, SCORE,
-            LOSS, APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS, SLAB,
+            y, x, pos, neg, anchors[1], anchors[0], outs[1], scales, swapped(ref_offset), M, N, D, y_parts, SCORE,
+            LOSS, APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS,
         )  # fmt: skip

@@ -133,8 +133,8 @@ def load_anchors(
     """
     loaded = ()
     if len(anchors) == 1:
-        for _ in tl.static_range(len(kinds)):
-            loaded = loaded + ((1.0,),)
+        for k in tl.static_range(len(kinds)):
+            loaded = loaded + ((upstream[first + k] if len(upstream) > 0 else 1.0,),)
     elif len(anchors) > 0:
         for k in tl.static_range(len(kinds)):
             at = (first + k) * padded(n)

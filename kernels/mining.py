@@ -37,16 +37,26 @@ def keep_best(best, index, t, eligible, places):
     return best, index
 
 
+@triton.jit
+def highest(best_ptr, r, inside, N, P, BM: tl.constexpr):
+    """The highest of P parts of best [P, 2, N], of the positives. [BM]"""
+    best = tl.full([BM], float("-inf"), tl.float32)
+    for part in range(0, P):
+        at = best_ptr + tl.cast(part, tl.int64) * 2 * N + r
+        best = tl.maximum(best, tl.load(at, mask=inside, other=float("-inf")))
+    return best
+
+
 @triton.jit(do_not_specialize=["N", "M"])
 def mine(
-    x, y, floor_ptr, best_ptr, index_ptr, ref_offset, N, M, D,  # floor [N]; best, index [splits, 2, N]
+    x, y, best_ptr, index_ptr, ref_offset, N, M, D,  # best, index [splits, 2, N]
     SCORE: tl.constexpr, POSITIVE: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """The best positive and negative of this program's split; -1 where there is none. Grid: (row blocks, splits).
 
-    POSITIVE, NEGATIVE: 1 for the farthest, -1 for the nearest, 0 if none is wanted; NEGATIVE = -2 for the nearest that
-    is farther than floor[i]. ref_offset is as in engine.py.
+    POSITIVE, NEGATIVE: 1 for the farthest, -1 for the nearest; NEGATIVE = 0 for none. NEGATIVE = -2 for the nearest
+    that is farther than the positive, which an earlier launch has found and stored. ref_offset is as in engine.py.
     """
     r0 = tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
@@ -58,7 +68,7 @@ def mine(
     pos_index = tl.full([BM], -1, tl.int32)
     neg_index = tl.full([BM], -1, tl.int32)
     if NEGATIVE == -2:
-        floor = tl.load(floor_ptr + place(x, r, N), mask=r < N, other=0.0)[:, None]
+        floor = POSITIVE * highest(best_ptr, place(x, r, N), r < N, N, tl.num_programs(1), BM)[:, None]
     rows, columns = count(x, N), count(y, M)
     far, near = walks(x, rows, columns, BM, BN, False)
 
@@ -76,7 +86,7 @@ def mine(
         s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, NEAR, BD, CHUNKS, False, EVEN)
         places = place(y, c, M)
         pos, neg = pair_masks(xl, load(y.labels, c, M), c, columns, place(x, r, N), places, ref_offset)
-        if POSITIVE != 0:
+        if NEGATIVE != -2:
             pos_best, pos_index = keep_best(pos_best, pos_index, POSITIVE * s, pos, places[None, :])
         if NEGATIVE != 0:
             if NEGATIVE == -2:
@@ -85,7 +95,49 @@ def mine(
 
     out = tl.program_id(1).to(tl.int64) * 2 * N + place(x, r, N)
     counts = r < rows
-    tl.store(best_ptr + out, pos_best, mask=r < N)
-    tl.store(best_ptr + out + N, neg_best, mask=r < N)
-    tl.store(index_ptr + out, tl.where(counts, pos_index, -1), mask=r < N)
-    tl.store(index_ptr + out + N, tl.where(counts, neg_index, -1), mask=r < N)
+    if NEGATIVE != -2:
+        tl.store(best_ptr + out, pos_best, mask=r < N)
+        tl.store(index_ptr + out, tl.where(counts, pos_index, -1), mask=r < N)
+    if NEGATIVE != 0:
+        tl.store(best_ptr + out + N, neg_best, mask=r < N)
+        tl.store(index_ptr + out + N, tl.where(counts, neg_index, -1), mask=r < N)
+
+
+@triton.jit
+def best_place(best_ptr, index_ptr, r, N, P, BM: tl.constexpr, BP: tl.constexpr):
+    """The place of the best of P parts, the lowest among equal ones; -1 where no part has one. [BM]"""
+    best = tl.full([BM], float("-inf"), tl.float32)
+    index = tl.full([BM], NO_PLACE, tl.int32)
+    for first in range(0, P, BP):
+        part = first + tl.arange(0, BP)
+        at = part.to(tl.int64)[:, None] * 2 * N + r[None, :]
+        inside = (part < P)[:, None] & (r < N)[None, :]
+        places = tl.load(index_ptr + at, mask=inside, other=-1)
+        t = tl.where(places >= 0, tl.load(best_ptr + at, mask=inside, other=float("-inf")), float("-inf"))
+        value = tl.max(t, 0)
+        lowest = tl.min(tl.where((places >= 0) & (t == value[None, :]), places, NO_PLACE), 0)
+        better = (value > best) | ((value == best) & (lowest < index))
+        best = tl.where(better, value, best)
+        index = tl.where(better, lowest, index)
+    return tl.where(index < NO_PLACE, index, -1)
+
+
+@triton.jit
+def mined(best_ptr, index_ptr, r, N, P, BEYOND: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr):
+    """The places of the positives and of the negatives, from the parts of `mine`; if BEYOND, a row without a positive
+    has no negative. [BM] each"""
+    pos = best_place(best_ptr, index_ptr, r, N, P, BM, BP)
+    neg = best_place(best_ptr + N, index_ptr + N, r, N, P, BM, BP)
+    if BEYOND:
+        neg = tl.where(pos >= 0, neg, -1)
+    return pos, neg
+
+
+@triton.jit(do_not_specialize=["N", "P"])
+def merge_mined(best_ptr, index_ptr, out_ptr, N, P, BEYOND: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr):
+    """out [2, N] from the parts of `mine` [P, 2, N]. Grid: (row blocks,)."""
+    r = tl.program_id(0) * BM + tl.arange(0, BM)
+    pos, neg = mined(best_ptr, index_ptr, r, N, P, BEYOND, BM, BP)
+    out = out_ptr + r
+    tl.store(out, pos.to(out_ptr.dtype.element_ty), mask=r < N)
+    tl.store(out + N, neg.to(out_ptr.dtype.element_ty), mask=r < N)

@@ -13,7 +13,8 @@ import triton.language as tl
 
 from .engine import zeros
 from .tiles import load, load_chunks, load_norms, score_tile
-from .triplets import along, is_positive, load_ranges, load_thresholds, share_labels
+from .triplet_grads import along, load_left
+from .triplets import load_ranges
 from .walks import count, negative_mask
 
 
@@ -38,6 +39,41 @@ class Ranked(NamedTuple):
     ref_column: Any
     weights: Any  # for each positive: its score, dL by the z of other positives and of negatives, without the slope
     # there, and dL by its own score [4, width, n]
+
+
+@triton.jit
+def is_positive(columns, start, stop, ref_column):
+    """Whether columns of y are positives of an anchor: they have its label, and are not the anchor itself."""
+    return (columns >= start) & (columns < stop) & (columns != ref_column)
+
+
+@triton.jit
+def load_thresholds(
+    x, y, xs, own, r0, at, stop, ref_column, N, M, D,
+    SCORE: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """The scores of each anchor with the K positives from column `at` on; -inf where there is none. A tuple of [BM]"""
+    found = zeros(K, BM)
+    for c0 in range(tl.min(tl.where(at < stop, at, M)), tl.max(tl.minimum(stop, at + K)), BN):
+        c = c0 + tl.arange(0, BN)
+        s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS)
+        grown = ()
+        for k in tl.static_range(K):
+            here = c[None, :] == (at + k)[:, None]
+            grown = grown + (found[k] + tl.sum(tl.where(here, s, 0.0), 1),)
+        found = grown
+    thresholds = ()
+    for k in tl.static_range(K):
+        present = (at + k < stop) & (at + k != ref_column)
+        thresholds = thresholds + (tl.where(present, found[k], float("-inf")),)
+    return thresholds
+
+
+@triton.jit
+def share_labels(xl, yl):
+    """Whether the label ranges of two blocks overlap; if not, no pair of the tile is positive."""
+    return (tl.min(xl) <= tl.max(yl)) & (tl.min(yl) <= tl.max(xl))
 
 
 @triton.jit(do_not_specialize=["N", "M", "first", "last"])
@@ -136,35 +172,38 @@ def add_ranks(sums, slopes, s, t, scale, mask, c, at, WEIGHTS: tl.constexpr):
 
 
 @triton.jit
-def rank_grad(
-    s, anchors, a, others, scale, n, first, width, parts, neg, near,
-    AXIS: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr,
-):  # fmt: skip
-    """The same as `triplets.anchor_grad`, for the ranks of the anchors' positives."""
-    start, stop = load(anchors.start, a, n), load(anchors.stop, a, n)
-    left = tl.minimum(stop - start - first, width)
-    step = width * n.to(tl.int64)
-    g = tl.zeros(neg.shape, tl.float32)
-    for k in range(0, tl.max(left)):
-        at = anchors.weights + k * n.to(tl.int64) + a
-        t = tl.load(at, mask=k < left, other=float("-inf"))
-        g += pushed(s, t, tl.load(at + 2 * step, mask=k < left, other=0.0), scale, AXIS)
-    g = tl.where(neg, g, 0.0)
-    if near:
-        column = along(others, 1 - AXIS)
-        ref_column = tl.load(anchors.ref_column + a, mask=a < n, other=-1)
-        pos = is_positive(column, along(start, AXIS), along(stop, AXIS), along(ref_column, AXIS))
-        for k in range(0, tl.max(left)):
-            at = anchors.weights + k * n.to(tl.int64) + a
-            t = tl.load(at, mask=k < left, other=float("-inf"))
-            push = pushed(s, t, tl.load(at + step, mask=k < left, other=0.0), scale, AXIS)
-            pull = along(tl.load(at + 3 * step, mask=k < left, other=0.0), AXIS)
-            g += tl.where(pos, tl.where(column == along(start + first + k, AXIS), pull, push), 0.0)
-    return g
-
-
-@triton.jit
 def pushed(s, t, weight, scale, AXIS: tl.constexpr):
     """dL/ds of a tile through the rank of one positive of each anchor, whose score is t."""
     _h, slope = above(s, along(t, AXIS), scale)
     return along(weight, AXIS) * slope
+
+
+@triton.jit
+def push_ranks(
+    g, s, anchors, a, others, scale, n, first, width,
+    AXIS: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """The same as `triplet_grads.push_triplets`, for the ranks of the anchors' positives."""
+    left, step = load_left(anchors, a, n, first, width), width * n.to(tl.int64)
+    for k in range(0, tl.max(left)):
+        at = anchors.weights + k * n.to(tl.int64) + a
+        t = tl.load(at, mask=k < left, other=0.0)
+        g += pushed(s, t, tl.load(at + 2 * step, mask=k < left, other=0.0), scale, AXIS)
+    return g, tl.max(left) > 0
+
+
+@triton.jit
+def pull_ranks(s, anchors, a, others, scale, n, first, width, parts, AXIS: tl.constexpr):
+    """The same as `triplet_grads.pull_triplets`. A positive is pulled, and pushes the other positives."""
+    left, step = load_left(anchors, a, n, first, width), width * n.to(tl.int64)
+    start, stop = along(load(anchors.start, a, n), AXIS), along(load(anchors.stop, a, n), AXIS)
+    ref_column = along(tl.load(anchors.ref_column + a, mask=a < n, other=-1), AXIS)
+    column = along(others, 1 - AXIS)
+    g = tl.zeros(s.shape, tl.float32)
+    for k in range(0, tl.max(left)):
+        at = anchors.weights + k * n.to(tl.int64) + a
+        t = tl.load(at, mask=k < left, other=0.0)
+        push = pushed(s, t, tl.load(at + step, mask=k < left, other=0.0), scale, AXIS)
+        pull = along(tl.load(at + 3 * step, mask=k < left, other=0.0), AXIS)
+        g += tl.where(column == start + first + k, pull, push)
+    return tl.where(is_positive(column, start, stop, ref_column), g, 0.0)

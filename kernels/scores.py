@@ -100,7 +100,8 @@ def euclidean_apart(e, own, other, margin):
 
 @triton.jit
 def cosine_apart(e, own, other, margin):
-    return e * other[0], (1.0 - margin - 1e-6 * (1.0 + tl.abs(margin))) / own[0]
+    limit = (1.0 - margin - 1e-6 * (1.0 + tl.abs(margin))) / own[0]
+    return e * other[0], tl.where(own[0] > 0.0, limit, float("nan"))  # 0: the row is not finite
 
 
 @triton.jit

@@ -257,6 +257,7 @@ class Given(NamedTuple):
 
     rows: Any  # [n, D]
     order: tuple  # ([n],) of the rows that are wanted, or () for all rows in their order
+    counted: tuple  # (scalar,) how many are not ignored, or () for all; the ignored ones, which come last, become 0
     rounded: Any  # [n, D] in the compute format
     norms: Any  # [2, padded n]
 
@@ -271,6 +272,8 @@ def prepare_side(given, box, n, D, ROUND: tl.constexpr, UNIT: tl.constexpr, BM: 
         x = gather_rows(given.rows, source, dims, n, D)
         if len(box) > 0:
             x = moved(x, box, dims, D)
+        if len(given.counted) > 0:  # whatever they are: library products multiply them by 0
+            x = tl.where((r < tl.load(given.counted[0]))[:, None], x, 0.0).to(x.dtype)
         if ROUND != "":
             if ROUND == "tf32":
                 x = round_tf32(x.to(tl.float32))

@@ -1,8 +1,12 @@
 """Triplets of a batch: each anchor's positives against its negatives, without a triplet in memory.
 
-Rows are sorted by label, so the positives of an anchor are a run of columns. The scores of K of them are thresholds in
-registers, against which all negatives are streamed; classes of any size are walked K positives at a time. A threshold
-of -inf stands for no positive, and a score of inf for no negative: d(a, p) - d(a, n) is then -inf, which costs nothing.
+Rows are sorted by label, so the positives of an anchor are a run of columns. Their scores are the anchor's thresholds:
+a program sorts those of its rows, highest first, and keeps them in memory. Then it computes each tile of scores once
+and compares it with K thresholds at a time. As soon as no pair of the tile is near enough for the next threshold, none
+is for those behind it, and the program goes on to the next tile.
+
+Threshold k is the kth highest score of an anchor's positives. -inf stands for no positive, and a score of inf for no
+negative: d(a, p) - d(a, n) is then -inf, which costs nothing.
 """
 
 from typing import Any, NamedTuple
@@ -10,21 +14,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .engine import store_gradient, zeros
-from .losses import log1p
-from .mining import keep_best
-from .tiles import (
-    LOWEST,
-    accumulate,
-    accumulate_grad,
-    load,
-    load_chunks,
-    load_norms,
-    load_numbers,
-    round_weights,
-    score_tile,
-)
-from .walks import count, negative_mask, split_columns
+from .losses import log1p, relu
+from .tiles import load, load_chunks, load_norms, load_numbers, score_tile
+from .walks import column, count, negative_mask, place, walks
 
 
 class Ranges(NamedTuple):
@@ -35,57 +27,78 @@ class Ranges(NamedTuple):
     ref_column: Any  # the column that is the anchor itself, or -1
 
 
-class Triplets(NamedTuple):
-    """The anchors of one side in the backward, and their positives number `first` to `first + width`."""
+class Kept(NamedTuple):
+    """Of `width` positives of each anchor, what the backward needs. In the end, all splits have the same thresholds.
+    [splits, width, lanes] each"""
 
-    start: Any  # as in `Ranges` [n]
-    stop: Any
-    du: Any  # dL by each anchor's sum [n]
-    thresholds: Any  # scores of the positives [width, n]; for "nearest" the columns of their negatives, -1 for none
-    slopes: Any  # slopes summed over each positive's triplets [parts, width, n]; not used for "nearest"
-
-
-class Sums(NamedTuple):
-    """What `fold_triplets` writes: the sum of the terms, how many are chosen, how many cost something and, if `SLOPED`,
-    the sum of the slopes."""
-
-    states: Any  # [splits, 3 or 4, N]
+    thresholds: Any  # `lifted`; -inf for no positive
+    ranks: Any  # of each positive by its number, the place of its threshold
+    slopes: Any  # of the triplets of each threshold, summed
 
 
-class Slopes(NamedTuple):
-    """What `fold_triplets` writes for the backward: positives number `first` to `last`, as `Triplets` takes them."""
-
-    thresholds: Any  # [last - first, N]
-    slopes: Any  # [splits, last - first, N]
-
-
-class Semihard(NamedTuple):
-    """What `mine_semihard` writes: the sum of the terms, how many cost something, and the columns of the negatives."""
-
-    states: Any  # [2, N]
-    columns: Any  # those of the first `width` positives' negatives, -1 where the term is 0 [width, N]
+LANES: tl.constexpr = tl.constexpr(256)
 
 
 @triton.jit
-def triplet(gap, margin, KIND: tl.constexpr, SOFT: tl.constexpr):
-    """From gap = d(a, p) - d(a, n): the term, its slope, and (except for "all") 1 if the triplet is of the kind."""
-    h = gap + margin
+def lanes(n):
+    """The stride between thresholds: no program reads anchors beyond it, so that loads need no mask."""
+    return tl.cdiv(n, LANES).to(tl.int64) * LANES
+
+
+@triton.jit
+def smaller(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def triplet(t, s, margin, KIND: tl.constexpr, SOFT: tl.constexpr):
+    """From a threshold, as `lifted` returns it, and a score: the term, its slope, and 1 for a triplet of the kind."""
+    if KIND == "all":
+        h = t - s
+    else:
+        h = (t - s) + margin
     if SOFT:
         v = tl.exp(-tl.abs(h))
-        term = tl.where(h <= 0.0, 0.0, h) + log1p(v)
+        term = relu(h) + log1p(v)
         slope = tl.where(h < 0.0, v, 1.0) / (1.0 + v)
+    elif KIND == "all":  # the slope does not need h, for which a gradient has no other use
+        term = relu(h)
+        slope = tl.where(t <= s, 0.0, 1.0)
     else:
-        term = tl.where(h <= 0.0, 0.0, h)
+        term = relu(h)
         slope = tl.where(h <= 0.0, 0.0, 1.0)
     if KIND == "all":
-        return term, slope, 0.0 * slope
-    if KIND == "hard":
-        chosen = gap >= 0.0
-    elif KIND == "semihard":
-        chosen = (gap < 0.0) & (gap >= -margin)
+        return term, slope, 1.0
     else:
-        chosen = (gap < -margin) & (gap > float("-inf"))
-    return tl.where(chosen, term, 0.0), tl.where(chosen, slope, 0.0), chosen.to(tl.float32)
+        gap = t - s
+        if KIND == "hard":
+            chosen = ~(gap < 0.0)
+        elif KIND == "semihard":
+            chosen = ~(gap >= 0.0) & ~(gap < -margin)
+        else:
+            chosen = ~(gap >= -margin) & (gap != float("-inf"))
+        return tl.where(chosen, term, 0.0), tl.where(chosen, slope, 0.0), tl.where(chosen, 1.0, 0.0)
+
+
+@triton.jit
+def lifted(t, margin, KIND: tl.constexpr):
+    """A threshold with the margin, if that says all of a triplet."""
+    return t + margin if KIND == "all" else t
+
+
+@triton.jit
+def reach(gap, margin, KIND: tl.constexpr, SOFT: tl.constexpr):
+    """Whether triplets with gaps t - s up to one of these may cost something or be of the kind; thresholds are as
+    `lifted` returns them. NaN always may."""
+    if KIND == "hard":
+        may = ~(gap < 0.0)
+    elif KIND == "semihard":
+        may = ~(gap < -margin)
+    elif KIND == "easy" or SOFT:
+        may = gap != float("-inf")
+    else:
+        may = ~(gap <= 0.0)
+    return tl.max(may.to(tl.int32)) > 0
 
 
 @triton.jit
@@ -99,279 +112,173 @@ def load_ranges(ranges, rows, n):
 
 
 @triton.jit
-def is_positive(columns, start, stop, ref_column):
-    """Whether columns of y are positives of an anchor: they have its label, and are not the anchor itself."""
-    return (columns >= start) & (columns < stop) & (columns != ref_column)
-
-
-@triton.jit
-def load_thresholds(
-    x, y, xs, own, r0, at, stop, ref_column, N, M, D,
-    SCORE: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):  # fmt: skip
-    """The scores of each anchor with the K positives from column `at` on; -inf where there is none. A tuple of [BM]"""
-    found = zeros(K, BM)
-    for c0 in range(tl.min(tl.where(at < stop, at, M)), tl.max(tl.minimum(stop, at + K)), BN):
-        c = c0 + tl.arange(0, BN)
-        s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS)
-        grown = ()
-        for k in tl.static_range(K):
-            here = c[None, :] == (at + k)[:, None]
-            grown = grown + (found[k] + tl.sum(tl.where(here, s, 0.0), 1),)
-        found = grown
-    thresholds = ()
-    for k in tl.static_range(K):
-        present = (at + k < stop) & (at + k != ref_column)
-        thresholds = thresholds + (tl.where(present, found[k], float("-inf")),)
-    return thresholds
-
-
-@triton.jit
 def farther(s, xl, yl, c, columns):
     """The scores of the negatives; inf for all other pairs. [BM, BN]"""
     return tl.where(negative_mask(xl, yl, c, columns), s, float("inf"))
 
 
 @triton.jit
-def share_labels(xl, yl):
-    """Whether the label ranges of two blocks overlap; if not, no pair of the tile is positive."""
-    return (tl.min(xl) <= tl.max(yl)) & (tl.min(yl) <= tl.max(xl))
-
-
-@triton.jit(do_not_specialize=["N", "M", "first", "last"])
-def fold_triplets(
-    x, y, ranges, outs, margin, N, M, D, first, last,  # margin: `tiles.Numbers`, one
-    SCORE: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, SLOPED: tl.constexpr, K: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
-):  # fmt: skip
-    """The triplets of each anchor's positives number `first` to `last` with the columns of a split.
-
-    Grid: (row blocks, splits). outs: `Sums`, or `Slopes` for the backward.
-    """
-    SLOPES: tl.constexpr = len(outs) > 1
-    r0 = tl.program_id(0) * BM
-    r = r0 + tl.arange(0, BM)
-    begin, stop, ref_column = load_ranges(ranges, r, N)
-    if SLOPES:
-        if tl.max(stop - begin) <= first:
-            return
-    own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
-    xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS)
-    (margin,) = load_numbers(margin)
-    state: tl.constexpr = tl.float32 if SLOPES else outs.states.dtype.element_ty
-    total, chosen, active = tl.zeros([BM], state), tl.zeros([BM], state), tl.zeros([BM], state)
-    sloped = tl.zeros([BM], state)
-
-    columns = count(y, M)
-    start, end = split_columns(columns, BN)
-    for k0 in range(first, tl.minimum(tl.max(stop - begin), last), K):
-        t = load_thresholds(
-            x, y, xs, own, r0, begin + k0, stop, ref_column, N, M, D, SCORE, K, PRECISION, BM, BN, BD, CHUNKS
-        )  # fmt: skip
-        slopes = zeros(K, BM)
-        for c0 in range(start, end, BN):
-            c = c0 + tl.arange(0, BN)
-            s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS)
-            s = farther(s, xl, load(y.labels, c, M), c, columns)
-            terms, kinds, costly, steep = zeros(4, BM)  # sums of the tile
-            grown = ()
-            for k in tl.static_range(K):
-                term, slope, of_kind = triplet(t[k][:, None] - s, margin, KIND, SOFT)
-                if SLOPES:
-                    grown = grown + (slopes[k] + tl.sum(slope, 1),)
-                else:
-                    terms += tl.sum(term, 1)
-                    kinds += tl.sum(of_kind, 1)
-                    costly += tl.sum((term > 0.0).to(tl.float32), 1)
-                    if SLOPED:
-                        steep += tl.sum(slope, 1)
-            if SLOPES:
-                slopes = grown
-            else:
-                total += terms.to(state)
-                chosen += kinds.to(state)
-                active += costly.to(state)
-                if SLOPED:
-                    sloped += steep.to(state)
-        if SLOPES:
-            for k in tl.static_range(K):
-                at = (k0 + k - first) * N.to(tl.int64) + r
-                part = tl.program_id(1) * (last - first) * N.to(tl.int64)
-                kept = (r < N) & (k0 + k < last)
-                tl.store(outs.thresholds + at, t[k], mask=kept)
-                tl.store(outs.slopes + part + at, slopes[k], mask=kept)
-
-    if not SLOPES:
-        step = N.to(tl.int64)
-        at = outs.states + tl.program_id(1) * (3 + SLOPED) * step + r
-        tl.store(at, total, mask=r < N)
-        tl.store(at + step, chosen, mask=r < N)
-        tl.store(at + 2 * step, active, mask=r < N)
-        if SLOPED:
-            tl.store(at + 3 * step, sloped, mask=r < N)
-
-
-@triton.jit(do_not_specialize=["N", "M", "first", "last", "width"])
-def mine_semihard(
-    x, y, ranges, outs, margin, N, M, D, first, last, width,  # margin: `tiles.Numbers`, one
-    SCORE: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+def keep_scores(
+    scores_ptr, x, y, xs, own, r0, begin, stop, ref_column, left, N, M, D,
+    SCORE: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """The negative of each positive number `first` to `last`: the nearest that is farther, else the farthest one.
+    """Write the scores of each anchor with its positives in the `left` columns from `begin` on, -inf for the anchor
+    itself, to scores [width, lanes]."""
+    r = r0 + tl.arange(0, BM)
+    some = left > 0
+    for c0 in tl.range(tl.min(tl.where(some, begin, M)), tl.max(tl.where(some, begin + left, 0)), BN, num_stages=1):
+        c = c0 + tl.arange(0, BN)
+        s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS, False, EVEN)
+        s = tl.where(c[None, :] == ref_column[:, None], float("-inf"), s)
+        number = c[None, :] - begin[:, None]
+        inside = (number >= 0) & (number < left[:, None])
+        tl.store(scores_ptr + number * lanes(N) + r[:, None], s, mask=inside)
+    tl.debug_barrier()  # other threads read them
 
-    Grid: (row blocks,). outs: `Semihard`; if first > 0 only its columns are written.
+
+@triton.jit
+def rank_scores(
+    scores_ptr, thresholds_ptr, ranks_ptr, r, left, filled, margin, N, KIND: tl.constexpr, STEP: tl.constexpr
+):  # fmt: skip
+    """Sort the `left` scores of each row, the highest first and NaN before it; of equal ones the first comes first.
+    Thresholds are `lifted`, and -inf for no positive up to number `filled`."""
+    most = tl.max(left)
+    for k in range(tl.maximum(tl.min(left), 0), filled):
+        tl.store(thresholds_ptr + k * lanes(N) + r, tl.full(r.shape, float("-inf"), tl.float32), mask=k >= left)
+    for p in range(0, most):
+        t = tl.load(scores_ptr + p * lanes(N) + r, mask=p < left, other=float("-inf"))
+        key = tl.where(t == t, t, float("inf"))
+        rank = tl.zeros(r.shape, tl.int32)
+        for first in range(0, most, STEP):
+            q = first + tl.arange(0, STEP)[None, :]
+            at = scores_ptr + q * lanes(N) + r[:, None]
+            other = tl.load(at, mask=q < left[:, None], other=float("-inf"))
+            other = tl.where(other == other, other, float("inf"))
+            before = (other > key[:, None]) | ((other == key[:, None]) & (q < p))
+            rank += tl.sum(before.to(tl.int32), 1)
+        tl.store(thresholds_ptr + rank * lanes(N) + r, lifted(t, margin, KIND), mask=p < left)
+        tl.store(ranks_ptr + p * lanes(N) + r, rank.to(ranks_ptr.dtype.element_ty), mask=p < left)
+    tl.debug_barrier()
+
+
+@triton.jit
+def load_threshold(thresholds_ptr, k, r, n):
+    return tl.load(thresholds_ptr + k * lanes(n) + r)
+
+
+@triton.jit
+def add_tile(
+    total, counted, s, first, thresholds_ptr, slopes_ptr, r, left, N, margin,
+    KIND: tl.constexpr, SOFT: tl.constexpr, COUNT: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """The sums of the terms and of what is counted, after a tile of scores. first: the highest thresholds."""
+    least = tl.reduce(s, 1, smaller)
+    go = reach(first - least, margin, KIND, SOFT)
+    if go:
+        most = tl.max(left)
+        costs, counts = tl.zeros(r.shape, tl.float32), tl.zeros(r.shape, tl.float32)
+        k = 0
+        while go:
+            for j in tl.static_range(K):
+                t = load_threshold(thresholds_ptr, k + j, r, N)
+                term, slope, of_kind = triplet(t[:, None], s, margin, KIND, SOFT)
+                if COUNT == "chosen":
+                    one = of_kind
+                elif COUNT == "active":
+                    one = tl.where(term > 0.0, 1.0, 0.0)
+                else:
+                    one = term
+                if j == 0:
+                    terms, ones = term, one
+                else:
+                    terms += term
+                    ones += one
+                at = slopes_ptr + (k + j) * lanes(N) + r
+                here = k + j < left
+                sloped = tl.where(t == float("-inf"), 0.0, tl.sum(slope, 1))  # also if the score is NaN
+                tl.store(at, tl.load(at, mask=here, other=0.0) + sloped, mask=here)
+            costs += tl.sum(terms, 1)
+            if COUNT != "none":
+                counts += tl.sum(ones, 1)
+            k += K
+            t = load_threshold(thresholds_ptr, tl.minimum(k, most - 1), r, N)
+            go = (k < most) & reach(t - least, margin, KIND, SOFT)
+        total += costs.to(total.dtype)
+        counted += counts.to(total.dtype)
+        tl.debug_barrier()  # the next tile adds to the same slopes, by other threads perhaps
+    return total, counted
+
+
+@triton.jit(do_not_specialize=["N", "M", "width"])
+def fold_triplets(
+    x, y, ranges, kept, states_ptr, margin, N, M, D, width,  # states [splits, 3, N]
+    SCORE: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, COUNT: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr,
+    BD: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """The triplets of each anchor with the columns of a split. Grid: (row blocks, splits).
+
+    kept: `Kept`, in the end of each anchor's first `width` positives; the others come before them, as many at a time.
+    margin: `tiles.Numbers`, one. States: the sum of the terms; how many triplets are of the kind or, if COUNT is
+    "active", cost something, or 0 if it is "none"; and the sum of the slopes.
     """
     r0 = tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
     begin, stop, ref_column = load_ranges(ranges, r, N)
-    if (first > 0) & (tl.max(stop - begin) <= first):
-        return
     own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
-    xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS)
+    xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS, False, EVEN)
     (margin,) = load_numbers(margin)
-    state: tl.constexpr = outs.states.dtype.element_ty
-    total, active = tl.zeros([BM], state), tl.zeros([BM], state)
-    columns = count(y, M)
-
-    for k0 in range(first, tl.minimum(tl.max(stop - begin), last), K):
-        t = load_thresholds(
-            x, y, xs, own, r0, begin + k0, stop, ref_column, N, M, D, SCORE, K, PRECISION, BM, BN, BD, CHUNKS
-        )  # fmt: skip
-        far = tl.full([BM], float("-inf"), tl.float32)
-        far_index = tl.full([BM], -1, tl.int32)
-        best = ()
-        index = ()
-        for _ in tl.static_range(K):
-            best = best + (far,)
-            index = index + (far_index,)
-        for c0 in range(0, columns, BN):
-            c = c0 + tl.arange(0, BN)
-            s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS)
-            neg = negative_mask(xl, load(y.labels, c, M), c, columns)
-            far, far_index = keep_best(far, far_index, s, neg, c[None, :])
-            grown = ()
-            grown_index = ()
-            for k in tl.static_range(K):
-                b, i = keep_best(best[k], index[k], -s, neg & ~(s <= t[k][:, None]), c[None, :])
-                grown = grown + (b,)
-                grown_index = grown_index + (i,)
-            best = grown
-            index = grown_index
-        for k in tl.static_range(K):
-            negative = tl.where(index[k] < 0, far_index, index[k])
-            h = t[k] - tl.where(index[k] < 0, far, -best[k]) + margin
-            term = tl.where((t[k] == float("-inf")) | (negative < 0), 0.0, tl.where(h <= 0.0, 0.0, h))
-            total += term.to(state)
-            active += (term > 0.0).to(state)
-            at = outs.columns + (k0 + k - first) * N.to(tl.int64) + r
-            tl.store(at, tl.where(term > 0.0, negative, -1), mask=(r < N) & (k0 + k - first < width))
-
-    tl.store(outs.states + r, total, mask=r < N)
-    tl.store(outs.states + N.to(tl.int64) + r, active, mask=r < N)
-
-
-@triton.jit
-def along(v, AXIS: tl.constexpr):
-    """Values of the rows (AXIS 0) or of the columns (1) of a tile, to be broadcast over it."""
-    return v[:, None] if AXIS == 0 else v[None, :]
-
-
-@triton.jit
-def anchor_grad(
-    s, anchors, a, others, margin, n, first, width, parts, neg, near,
-    AXIS: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr,
-):  # fmt: skip
-    """dL/ds of a tile through the anchors `a` along one axis, whose pairs are with `others` along the other axis.
-    [BM, BN]"""
-    s = tl.where(neg, s, float("inf"))
-    begin = load(anchors.start, a, n)
-    left = tl.minimum(load(anchors.stop, a, n) - begin - first, width)
-    reached = tl.zeros(neg.shape, tl.float32)
-    for k in range(0, tl.max(left)):
-        at = anchors.thresholds + k * n.to(tl.int64) + a
-        if KIND == "nearest":
-            negative = tl.load(at, mask=k < left, other=-1)
-            reached += (along(negative, AXIS) == along(others, 1 - AXIS)).to(tl.float32)
-        else:
-            t = tl.load(at, mask=k < left, other=float("-inf"))
-            _term, slope, _chosen = triplet(along(t, AXIS) - s, margin, KIND, SOFT)
-            reached += slope
-    g = tl.where(neg, -reached, 0.0)
-    if near:
-        for k in range(0, tl.max(left)):
-            at = k * n.to(tl.int64) + a
-            if KIND == "nearest":
-                slope = (tl.load(anchors.thresholds + at, mask=k < left, other=-1) >= 0).to(tl.float32)
-            else:
-                slope = tl.load(anchors.slopes + at, mask=k < left, other=0.0)
-                for part in range(1, parts):
-                    slope += tl.load(anchors.slopes + part * width * n.to(tl.int64) + at, mask=k < left, other=0.0)
-            positive = along(begin + first + k, AXIS) == along(others, 1 - AXIS)
-            g += tl.where(positive, along(slope, AXIS), 0.0)
-    return g * along(load(anchors.du, a, n), AXIS)
-
-
-@triton.jit(do_not_specialize=["N", "M", "first", "width", "parts"])
-def triplets_grad(
-    x, y, x_anchors, y_anchors, out_ptr, number, longest_ptr, N, M, D, first, width, parts,  # out [splits, N, D]
-    SCORE: tl.constexpr, ANCHORS: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, ADD: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
-    SLAB: tl.constexpr,
-):  # fmt: skip
-    """dx of the rows that this program owns, as in `grad`, through each anchor's positives number `first` to
-    `first + width`. Grid: (row blocks, splits, slabs).
-
-    ANCHORS: the function for dL/ds through the anchors of one side, `anchor_grad` or `ranking.rank_grad`; it takes one
-    number of the loss (`tiles.Numbers`).
-    x_anchors, y_anchors: `Triplets` or `ranking.Ranked` of the own rows and of the other side, or () if they are not
-    anchors. For "nearest" only tiles with one of their pairs are computed.
-    ADD: add to what earlier programs wrote. If no anchor has more than `first` positives, nothing is done.
-    """
-    if tl.load(longest_ptr) <= first:
-        return
-    r0 = tl.program_id(0) * BM
-    r = r0 + tl.arange(0, BM)
-    own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
-    xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS)
-    (number,) = load_numbers(number)
-    slab = tl.program_id(2) * SLAB * BD
-    acc = ()
-    for _ in tl.static_range(SLAB):
-        acc = acc + (tl.zeros([BM, BD], tl.float32),)
-    row_share = tl.zeros([BM], tl.float32)
-    top = tl.full([BM], LOWEST, tl.int32)
-
+    state: tl.constexpr = states_ptr.dtype.element_ty
+    # What only the tiles know: the number of all triplets follows from labels, and a hinge's slopes count its terms.
+    KNOWN: tl.constexpr = (COUNT == "chosen" and KIND == "all") or (COUNT == "active" and not SOFT)
+    TALLY: tl.constexpr = "none" if KNOWN else COUNT
+    total, counted, sloped = tl.zeros([BM], state), tl.zeros([BM], state), tl.zeros([BM], state)
+    split = tl.program_id(1) * width * lanes(N)
+    thresholds_ptr, ranks_ptr, slopes_ptr = kept.thresholds + split, kept.ranks + split, kept.slopes + split
     rows, columns = count(x, N), count(y, M)
-    start, end = split_columns(columns, BN)
-    for c0 in range(start, end, BN):
-        c = c0 + tl.arange(0, BN)
-        yl = load(y.labels, c, M)
-        neg = negative_mask(xl, yl, c, columns) & (r < rows)[:, None]
-        near = share_labels(xl, yl)
-        g = tl.zeros([BM, BN], tl.float32)
-        if KIND == "nearest":
-            if len(x_anchors) > 0:
-                g += ANCHORS(g, x_anchors, r, c, number, N, first, width, parts, neg, near, 0, KIND, SOFT)
-            if len(y_anchors) > 0:
-                g += ANCHORS(g, y_anchors, c, r, number, M, first, width, parts, neg, near, 1, KIND, SOFT)
-        if KIND != "nearest" or tl.max((g != 0.0).to(tl.int32)) > 0:
-            ys = load_chunks(y.rows, c0, M, D, BN, BD, CHUNKS)
-            e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, BN, BD, PRECISION)
-            s, d_e, t, _f = SCORE(e, own, load_norms(y.norms, c, M, 0))
-            if KIND != "nearest":
-                if len(x_anchors) > 0:
-                    g += ANCHORS(s, x_anchors, r, c, number, N, first, width, parts, neg, near, 0, KIND, SOFT)
-                if len(y_anchors) > 0:
-                    g += ANCHORS(s, y_anchors, c, r, number, M, first, width, parts, neg, near, 1, KIND, SOFT)
-            if KIND == "nearest" or tl.max((g != 0.0).to(tl.int32)) > 0:
-                w, acc, row_share, top = round_weights(g * d_e, acc, row_share, top, x.rows.dtype.element_ty, PRECISION)
-                if PRECISION != "manhattan":
-                    row_share += tl.sum(w.to(tl.float32) * t, 1)
-                acc = accumulate_grad(acc, w, x.rows, y.rows, ys, r0, c0, slab, N, M, D, BD, PRECISION)
+    far, near = walks(x, rows, columns, BM, BN, False)
 
-    own = load_norms(x.norms, r, N, 1)  # loaded again rather than held in registers through the loop
-    _s, _d, _t, f = SCORE(own[0], own, own)
-    store_gradient(
-        out_ptr, acc, row_share, top, f, 1.0, x, r0, rows, slab, N, D, PRECISION, PRECISION != "manhattan", ADD, BD
-    )
+    turns = tl.cdiv(tl.max(stop - begin), width)
+    for turn in range(0, turns):
+        at = begin + (turns - 1 - turn) * width
+        left = tl.minimum(stop - at, width)
+        keep_scores(
+            slopes_ptr, x, y, xs, own, r0, at, stop, ref_column, left, N, M, D, SCORE, PRECISION, EVEN, BM, NEAR, BD,
+            CHUNKS,
+        )  # fmt: skip
+        rank_scores(slopes_ptr, thresholds_ptr, ranks_ptr, r, left, width, margin, N, KIND, NEAR)
+        for k in range(0, tl.max(left)):
+            tl.store(slopes_ptr + k * lanes(N) + r, tl.zeros([BM], tl.float32), mask=k < left)
+        tl.debug_barrier()
+        highest = load_threshold(thresholds_ptr, 0, r, N)
+
+        for step in range(far[0], far[1], BN):
+            c0 = column(step, far, BN)
+            s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, BN, BD, CHUNKS, True, EVEN)
+            total, counted = add_tile(
+                total, counted, s, highest, thresholds_ptr, slopes_ptr, r, left, N, margin, KIND, SOFT, TALLY, K
+            )  # fmt: skip
+        for step in tl.range(near[0], near[1], NEAR, num_stages=1):
+            c0 = column(step, near, NEAR)
+            c = c0 + tl.arange(0, NEAR)
+            s = score_tile(x, y, xs, own, r0, c0, N, M, D, SCORE, PRECISION, BM, NEAR, BD, CHUNKS, False, EVEN)
+            s = farther(s, xl, load(y.labels, c, M), c, columns)
+            total, counted = add_tile(
+                total, counted, s, highest, thresholds_ptr, slopes_ptr, r, left, N, margin, KIND, SOFT, TALLY, K
+            )  # fmt: skip
+        for k in range(0, tl.max(left)):
+            sloped += tl.load(slopes_ptr + k * lanes(N) + r, mask=k < left, other=0.0).to(state)
+        tl.debug_barrier()  # before the memory is used again
+
+    positives = stop - begin - (ref_column >= 0).to(tl.int32)
+    if COUNT == "chosen" and KIND == "all":
+        negatives = tl.where(tl.program_id(1) == 0, columns - (stop - begin), 0)
+        counted = positives.to(state) * negatives.to(state)
+    if COUNT == "active" and not SOFT:
+        counted = sloped
+    out = states_ptr + tl.program_id(1).to(tl.int64) * 3 * N + place(x, r, N)
+    some = (positives > 0) & (r < rows)  # an anchor without positives is not even in triplets of NaN
+    tl.store(out, tl.where(some, total, 0.0), mask=r < N)
+    tl.store(out + N.to(tl.int64), tl.where(some, counted, 0.0), mask=r < N)
+    tl.store(out + 2 * N.to(tl.int64), tl.where(some, sloped, 0.0), mask=r < N)

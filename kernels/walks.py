@@ -41,14 +41,20 @@ def split_columns(M, BN: tl.constexpr, parts=None):
 
 @triton.jit
 def walks(x, rows, M, BM: tl.constexpr, BN: tl.constexpr, ALL: tl.constexpr, parts=None):
-    """The columns of this program's split as two walks, far and near: (start, stop, gap, skip), see `column`.
+    """The columns of this program's split as two walks, see `walks_between`."""
+    start, end = split_columns(M, BN, parts)
+    return walks_between(x, tl.program_id(0) * BM, rows, start, end, BM, BN, ALL)
+
+
+@triton.jit
+def walks_between(x, first, rows, start, end, BM: tl.constexpr, BN: tl.constexpr, ALL: tl.constexpr):
+    """The columns from `start`, a multiple of BN, to `end` as two walks for the BM rows from `first` on, far and near:
+    (start, stop, gap, skip), see `column`.
 
     Every pair of a far tile is negative, and the tile is whole. The near walk has the tiles of BN columns with labels
     of the program's rows, and the columns at the end that do not fill a tile. If rows are not sorted, all columns are
     near; if ALL, so they are for a program with less than BM rows.
     """
-    start, end = split_columns(M, BN, parts)
-    first = tl.program_id(0) * BM
     end = tl.maximum(tl.where(first < rows, end, start), start)
     whole = start + (end - start) // BN * BN
     low, high = start, end

@@ -60,11 +60,12 @@ DTYPES = {
 TILE = dict(BM=16, BN=32, BD=16, num_warps=4, num_stages=1, held=32, near=32)
 FEW = TILE | dict(BN=16, near=8)  # of so few columns that sorted rows have far tiles
 SMALL = dict(SPLIT_TARGET=1, ROW_CHUNK=32, ENTRIES=4, POSITIVES=2, CLASS_TILE=64, CLASSES_APART=4, ELEMENTS=32)
+SMALL |= dict(SORT_PAIRS_FROM=0, SUMMED=2, PARTS=2)
 PLANS = {
     "default": (None, {}),
     "small": (TILE, SMALL),
     "held": (TILE | dict(held=128), SMALL),
-    "split": (TILE, SMALL | dict(SPLIT_TARGET=1 << 20)),
+    "split": (TILE, SMALL | dict(SPLIT_TARGET=1 << 20, SORT_PAIRS_FROM=1 << 29, SCANNED=8)),
     "sorted": (FEW, SMALL | dict(SORT_FROM=0)),
     "sorted split": (FEW, SMALL | dict(SORT_FROM=0, SPLIT_TARGET=16)),
     "tight": (TILE, SMALL | dict(WORKSPACE=512)),
@@ -93,7 +94,9 @@ def running(backend: str, plan: str) -> Iterator[str]:
         from fusedloss.kernels import configs
 
         tile, numbers = PLANS[plan]
-        changed = numbers | ({"choose": lambda *_: configs.Tile(**tile)} if tile else {})
+        changed = dict(numbers)
+        if tile:
+            changed |= {"choose": lambda *_: configs.Tile(**tile), "on_chip": lambda work, D, arch: tile["held"] >= D}
         for name, value in changed.items():
             patch.setattr(configs, name, value)
         yield "cuda" if torch.cuda.is_available() else "cpu"

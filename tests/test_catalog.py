@@ -19,17 +19,20 @@ from tests.grid import LOSSES, example
 
 # The family of each function of `ops`.
 FAMILIES = {
+    "close": "folds",
     "fold": "folds",
     "fold_triplets": "triplets",
     "rank": "ranking",
     "mine": "mined",
+    "hard_triplets": "mined",
     "listed_distances": "rows",
     "mined_distances": "mined",
+    "to_centers": "mined",
     "row_distances": "rows",
     "fold_logits": "logits",
     "fold_elements": "elements",
 }
-OF_ALL_PAIRS = {"fold", "fold_triplets", "mine", "rank"}
+OF_ALL_PAIRS = {"close", "fold", "fold_triplets", "hard_triplets", "mine", "rank"}
 MODULES = [m for m in vars(fusedloss).values() if inspect.isclass(m) and hasattr(m, "function")]
 
 GALLERY, RESULTS = files.ROOT / "docs" / "losses", files.ROOT / "bench" / "results"
@@ -92,11 +95,11 @@ def test_it_calls_the_ops_of_its_family_and_folds_its_pieces(name, monkeypatch):
 
     def spy(op, function, *args, **kwargs):
         called.add(op)
-        if op == "fold":
+        if op in ("close", "fold"):
             folded.add(args[1])
         return function(*args, **kwargs)
 
-    assert set(FAMILIES) == set(ops.__all__) - {"Of", "minable", "of"}
+    assert set(FAMILIES) == set(ops.__all__) - {"Of", "closes", "minable", "of"}
     for op in FAMILIES:
         monkeypatch.setattr(ops, op, partial(spy, op, getattr(ops, op)))
     loss = CATALOG[name]
@@ -120,12 +123,12 @@ def test_the_shape_of_its_scores_is_that_of_the_fold(name, monkeypatch):
     """The two sides in either order, since classes may be the anchors."""
     loss, shapes = CATALOG[name], []
 
-    def fold(batch, *args, **kwargs):
+    def spy(function, batch, *args, **kwargs):
         shapes.append(sorted((len(batch.x), len(batch.y_labels))))
-        return given(batch, *args, **kwargs)
+        return function(batch, *args, **kwargs)
 
-    given = ops.fold
-    monkeypatch.setattr(ops, "fold", fold)
+    for op in ("close", "fold"):
+        monkeypatch.setattr(ops, op, partial(spy, getattr(ops, op)))
     loss.function(**arguments(Workload(name, 12, 8, "fp32", classes=7), "cpu"))
     assert shapes and all(shape == sorted(loss.sides(12, 7)) for shape in shapes)
 

@@ -25,11 +25,16 @@ MEMORY_BOUND = (
     "merge",
     "prepare",
     "row_distances",
+    "row_slopes",
     "gather_grad",
+    "close_triplets",
+    "close_pairs",
+    "reduce_terms",
     "fold_logits",
     "logits_grad",
     "fold_elements",
     "elements_grad",
+    "settle_semihard",
 )
 # A compilation takes a second, and the whole grid is in bench/results: every loss once, in `make test` one of every
 # family and piece, and a few elsewhere. (architectures, losses, N, D, dtype)

@@ -9,10 +9,11 @@ from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
 
 import fusedloss
+from fusedloss.ops.direct import Direct
 from fusedloss.ops.registration import OPERATIONS
 from tests.grid import GIVEN_LOGITS, LOSSES, REDUCED, example, in_front
 
-FUNCTIONS = {operation.function.__name__ for operation in OPERATIONS.values()}
+FUNCTIONS = {Direct.__name__} | {operation.function.__name__ for operation in OPERATIONS.values()}
 
 
 def of_rows(loss, device, **options):
@@ -49,11 +50,11 @@ def test_the_graph_of_a_loss_holds_its_functions_and_no_custom_op(backend, devic
 @in_front(LOSSES)
 def test_grad_and_vjp_equal_autograd(backend, device, loss):
     function, rows = of_rows(loss, device)
+    """But for rounding: an eager call may close a loss in a kernel, or have its gradient from the forward."""
     want, every = gradients(function, rows), tuple(range(len(rows)))
-    assert equal(grad(function, every)(*rows), want)
-    value, pull = vjp(function, *rows)
-    assert torch.equal(value, function(*rows))
-    assert equal(pull(torch.ones_like(value)), want)
+    for found in (grad(function, every)(*rows), vjp(function, *rows)[1](torch.ones_like(function(*rows)))):
+        torch.testing.assert_close(found, want, rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(vjp(function, *rows)[0], function(*rows), rtol=1e-6, atol=1e-7)
 
 
 @in_front(LOSSES)

@@ -34,7 +34,7 @@ LAYERS = {
     "fusedloss/backends/__init__.py": ("torch", "fusedloss.backends.triton", "fusedloss.backends.blocked"),
     "fusedloss/backends/blocked": (*LEAVES, *(f"fusedloss.backends.{m}." for m in ("dtypes", "request", "blocked"))),
     "fusedloss/backends/triton": (
-        *LEAVES, *(f"fusedloss.backends.{m}." for m in ("dtypes", "request", "triton")), "fusedloss.kernels.",
+        "triton", *LEAVES, *(f"fusedloss.backends.{m}." for m in ("dtypes", "request", "triton")), "fusedloss.kernels.",
     ),
     "fusedloss/ops": (*LEAVES, "fusedloss.groups.", "fusedloss.backends", "fusedloss.ops."),
     "fusedloss/losses": (
@@ -213,6 +213,8 @@ PLACES = (
     "kernels/losses.py",
     "fusedloss/backends/request.py",
     "fusedloss/losses/structured.py",
+    "fusedloss/losses/closings.py",
+    "kernels/closings.py",
     "fusedloss/losses/catalog.py",
     "fusedloss/modules.py",
     "fusedloss/__init__.py",

@@ -14,20 +14,23 @@ from fusedloss.backends.request import (
     ElementsGrad,
     Fold,
     FoldGrad,
+    HardTriplets,
     ListedDistances,
     ListedDistancesGrad,
     Logits,
     LogitsGrad,
+    MinedGrad,
     Mining,
     Ranking,
     RankingGrad,
     RowDistances,
     RowDistancesGrad,
+    ToCenters,
     Triplets,
     TripletsGrad,
 )
 from fusedloss.checks import Batch
-from fusedloss.ops import folds, logits, ranking, rows, triplets
+from fusedloss.ops import folds, hinges, logits, ranking, rows, triplets
 from fusedloss.ops.registration import OPERATIONS, as_tensor, flat
 from tests.compare import differentiate, is_rows
 from tests.grid import (
@@ -81,16 +84,17 @@ def op_inputs(device):
 
     yield rows.mine_op, Mining(pairs, "manhattan", "nearest", "beyond")
     margin, negatives = margins[1].clone(), torch.tensor(9 * [[2, -1, 0, 3, 1, 4, 2, 0, 5]], device=device)
-    yield triplets.fold_triplets_op, Triplets(alone, margin.clone().requires_grad_(), "euclidean", "all", False, False)
-    yield triplets.fold_triplets_op, Triplets(pairs, margin.clone().requires_grad_(), "cosine", "semihard", True, True)
-    yield triplets.fold_triplets_op, Triplets(inside, margin, "sqeuclidean", "nearest", False, False)
-    du, no_index = states[0], negatives[:0].int()
-    hard = Triplets(alone, margin, "euclidean", "hard", False, False)
-    every = Triplets(pairs, margin, "manhattan", "all", True, False)
-    nearest = Triplets(pairs, margin, "sqeuclidean", "nearest", False, False)
-    yield triplets.fold_triplets_grad_op, TripletsGrad(hard, no_index, du, True, False)
-    yield triplets.fold_triplets_grad_op, TripletsGrad(every, no_index, du, True, True)
-    yield triplets.fold_triplets_grad_op, TripletsGrad(nearest, negatives[:7].int(), du, False, True)
+    leaf, du = margin.clone().requires_grad_(), states[0]
+    yield triplets.fold_triplets_op, Triplets(alone, leaf, "euclidean", "all", False, "active", 0)
+    yield triplets.fold_triplets_op, Triplets(pairs, leaf, "cosine", "semihard", True, "chosen", 0)
+    yield triplets.fold_triplets_op, Triplets(inside, margin, "sqeuclidean", "nearest", False, "none", 0)
+    for of, wants in (
+        (Triplets(alone, margin, "euclidean", "hard", False, "none", 4), (True, False)),
+        (Triplets(pairs, margin, "manhattan", "all", True, "none", 4), (True, True)),
+        (Triplets(pairs, margin, "sqeuclidean", "nearest", False, "none", 32), (False, True)),
+    ):
+        places = negatives[:7].int() if of.triplets == "nearest" else of.new_places().zero_()
+        yield triplets.fold_triplets_grad_op, TripletsGrad(of, places, of.new_kept().zero_(), du, *wants)
 
     recall = ("recall", [1.0, 1.0, 3.0], 2)
     yield ranking.rank_op, Ranking(alone, "similarity", 4.0, "imprecision", [], 1)
@@ -107,6 +111,13 @@ def op_inputs(device):
         for pairs in ((None, index), listed):
             of, derivatives = ListedDistances(x, refs, *pairs, metric), states[: len(pairs[1])]
             yield rows.listed_distances_grad_op, ListedDistancesGrad(of, derivatives, metric != "cosine", want_y)
+    triplets_of = ("euclidean", "farthest", "nearest", False, "mean")
+    yield hinges.hard_triplets_op, HardTriplets(alone, margin.clone().requires_grad_(), *triplets_of)
+    yield hinges.hard_triplets_op, HardTriplets(inside, margin, "cosine", "nearest", "beyond", True, "sum")
+    yield hinges.to_centers_op, ToCenters(x, y, index[0], "mean")
+    slopes, factors, dloss = torch.ones(3, 2, 9, device=device), torch.ones(2, device=device), x.sum()
+    yield hinges.mined_grad_op, MinedGrad(x, None, index, slopes, factors, dloss, "euclidean", True, False)
+    yield hinges.mined_grad_op, MinedGrad(x, y, index, slopes, factors, dloss, "cosine", False, True)
     a, b = (batch(5, 9, seed=seed)[0].float().to(device).t() for seed in range(2))
     every = RowDistances(x, a, b, "euclidean", 1e-6, 3)
     yield rows.row_distances_op, RowDistances(x, a, b, "cosine", 0.0, 3)
@@ -140,11 +151,13 @@ def differentiable(value):
 
 
 # All triplets take long in the interpreter.
-CHECKED = [("blocked", op) for op in OPS] + [("triton", op) for op in OPS if FULL or "triplets" not in op.name]
+CHECKED = [("blocked", op) for op in OPS if hasattr(backends.module("blocked"), op.name)]
+CHECKED += [("triton", op) for op in OPS if FULL or "fold_triplets" not in op.name]
 
 
 DIFFERENTIABLE = (
     folds.fold_op, triplets.fold_triplets_op, ranking.rank_op, rows.listed_distances_op, rows.row_distances_op,
+    hinges.hard_triplets_op, hinges.to_centers_op,
 )  # fmt: skip
 
 
@@ -153,13 +166,7 @@ def test_every_custom_op_passes_opcheck(backend, device, op):
     inputs = [flat(record) for of, record in op_inputs(device) if of is op]
     assert inputs
     for arguments in inputs:
-        if op in (
-            folds.fold_op,
-            triplets.fold_triplets_op,
-            ranking.rank_op,
-            rows.listed_distances_op,
-            rows.row_distances_op,
-        ):
+        if op in DIFFERENTIABLE:
             arguments = [differentiable(v) for v in arguments]
         for i in op.floats:
             arguments[i] = as_tensor(arguments[i])

@@ -7,7 +7,7 @@ import torch
 
 from fusedloss.tools.compiling import Pointer, portable, shared_limit, size, target
 from fusedloss.tools.gpus import GPUS, occupancy, resident
-from fusedloss.tools.roofline import floor_seconds, kernel_parts, tensors_of, walked
+from fusedloss.tools.roofline import added, floor_seconds, kernel_parts, product_parts, tensors_of, walked
 from fusedloss.tools.sass import counted, issued, loops, summary
 from fusedloss.tools.workloads import LOSSES, Workload
 
@@ -102,8 +102,7 @@ def modelled(case):
     BM, BN, warps, stages, programs, products, D, _, (floats, compared, mufu, issued) = FAR[case]
     work = SUPCON._replace(D=D)
     own = launched(work, "grad", "self") if products == 2 else launched(work, "fold")
-    slab = {"SLAB": 1} if products == 2 else {}
-    found = tiled(own, BM=BM, BN=BN, BD=D, CHUNKS=1, num_warps=warps, num_stages=stages, **slab)
+    found = tiled(own, BM=BM, BN=BN, BD=D, CHUNKS=1, num_warps=warps, num_stages=stages)
     rest = issued - floats - compared - mufu
     code = loop(float=floats, select=compared, mufu=mufu, move=rest)
     registers = 65536 // (warps * 32 * programs) // 8 * 8
@@ -159,7 +158,7 @@ def test_narrow_products_take_longer_on_hopper_alone(columns):
     whole = tiled(halves, num_warps=4)
     times = [kernel_parts(tiles, binary(loop(), registers=64), SUPCON, "sm_90").products for tiles in (halves, whole)]
     assert times[0] / times[1] == pytest.approx(1.35)
-    grad = tiled(launched(SUPCON, "grad", "self"), BM=64, BN=128, BD=64, SLAB=2, CHUNKS=2, num_warps=8)
+    grad = tiled(launched(SUPCON, "grad", "self"), BM=64, BN=128, BD=64, CHUNKS=2, num_warps=8)
     times = [kernel_parts(with_options(grad, num_warps=n), binary(loop()), SUPCON, "sm_90").products for n in (8, 4)]
     assert times[0] / times[1] == pytest.approx(2.35 / 2)  # 128 columns to the score, chunks of 64 to the gradient
 
@@ -175,14 +174,24 @@ def test_rows_are_read_from_l2_for_every_tile():
     assert one.total == pytest.approx(held.total + held.l2)  # nothing is asked for ahead
 
 
-def test_programs_that_share_a_gradient_repeat_its_scores():
+def test_the_scores_of_panels_are_computed_once_and_their_products_are_a_librarys():
+    """At D = 512 a step of SupCon is a fold, panels, and products, of which each takes all pairs once."""
+    from fusedloss.tools.report import launches
+
     work = SUPCON._replace(D=512)
-    grad = launched(work, "grad", "self")
-    tiles = tiled(grad, BM=64, BN=64, BD=64, CHUNKS=0, SLAB=4, num_warps=4)
-    found = binary(loop(), registers=64)
-    slabs = kernel_parts(tiles._replace(grid=(1024, 1, 2)), found, work, "sm_90").products
-    whole = kernel_parts(with_options(tiles, SLAB=8)._replace(grid=(1024, 1, 1)), found, work, "sm_90").products
-    assert slabs / whole == pytest.approx(1.5, rel=0.1)  # 2 (1 + 1/2) to 1 + 1; whole waves
+    recorded = launches(work, "sm_90")
+    panels = [one for one in recorded if one.kernel.fn.__name__ == "panel"]
+    assert len(panels) == len(recorded.products) == 32
+    once = 2 * 65536**2 * 512 / 800e12
+    inner = loop(tensor=4)
+    code = binary(loop([inner], float=500), loop([inner], float=800))
+    of_panels = added(kernel_parts(one, code, work, "sm_90") for one in panels)
+    assert of_panels.products == pytest.approx(once, rel=0.05)  # but for waves that are not full, and near tiles
+    products = added(product_parts(one, "sm_90") for one in recorded.products)
+    assert products.products == pytest.approx(once / 0.85) and products.total == pytest.approx(products.products)
+    assert products.bound == "products"
+    few = product_parts(launches(work._replace(N=1024), "sm_90").products[0], "sm_90")
+    assert few.total == pytest.approx(max(few.products, few.memory, 2e-6))
 
 
 def test_a_loop_over_dimensions_turns_as_often_as_there_are_chunks():
@@ -225,24 +234,24 @@ def test_a_pair_is_mined_where_a_row_improves():
 
 def test_thresholds_are_walked_in_groups():
     work = Workload("batch_all_triplet_loss", 65536, 128, "bf16")
-    fold, code = launched(work, "fold_triplets"), loop([loop(tensor=8, float=300), loop(tensor=8, float=900)])
-    every, thresholds = walked(fold, binary(code), work)
-    K, BM, BN = (fold.options[name] for name in ("K", "BM", "BN"))
-    groups = 32 / K
-    assert (every.number, every.instructions["float"]) == (groups * 65536 / BN, 900)
-    assert (thresholds.number, thresholds.instructions["float"]) == (groups * (BM + 62) / BN, 300)
-    names = fold.kernel.arg_names
-    turn = fold._replace(args=tuple(512 if name == "first" else a for name, a in zip(names, fold.args, strict=False)))
-    idle = kernel_parts(turn, binary(code), work, "sm_90")
-    assert idle.products == idle.issue == 0 and idle.total < 1e-5 and idle.bound == "wait"
-    of_negatives, of_positives = loop(float=10), loop([loop(float=1)], float=20)
-    grad = tiled(launched(work, "triplets_grad", "self"), BM=64, BN=64)
-    names = grad.kernel.arg_names
-    turn = grad._replace(args=tuple(512 if name == "first" else a for name, a in zip(names, grad.args, strict=False)))
-    assert kernel_parts(turn, binary(code), work, "sm_90") == idle
-    (tiles,) = walked(grad, binary(loop([of_negatives, of_positives] * 2, float=1000)), work)
-    share = (64 + 62) / 65536  # of the tiles have positives
-    assert tiles.instructions["float"] == pytest.approx(1000 + 2 * 32 * (10 + share * 21))
+    of_thresholds = loop(float=10) | dict(groups=0)
+    sorting = of_thresholds
+    scores, far, near = loop(tensor=8, float=300), loop([of_thresholds], float=100), loop([of_thresholds], float=200)
+    fold = launched(work, "fold_triplets")
+    K, BM, BN, NEAR = (fold.options[name] for name in ("K", "BM", "BN", "NEAR"))
+    first, second = walked(fold, binary(loop([scores, sorting, far, near])), work)
+    assert (first.name, first.number) == ("far", (65536 - BM - 62) / BN)
+    assert (second.name, second.number) == ("near", (BM + 62) / NEAR)
+    assert (first.instructions["float"], second.instructions["float"]) == (100 + 32 / K * 10, 200 + 32 / K * 10)
+    grad = launched(work, "triplets_grad", "self")
+    tiles = walked(grad, binary(loop([of_thresholds] * 2, float=1000), loop(float=3000)), work)[0]
+    assert tiles.instructions["float"] == 1000 + 2 * 32 / K * 10
+
+
+def test_positives_beyond_those_that_are_kept_cost_a_launch_where_there_are_none():
+    work = Workload("batch_all_triplet_loss", 65536, 128, "bf16")
+    tail = kernel_parts(launched(work, "triplets_tail", "self"), binary(loop(tensor=8, float=900)), work, "sm_90")
+    assert tail.products == tail.issue == 0 and tail.total < 1e-5 and tail.bound == "wait"
 
 
 def test_a_kernel_without_tiles_takes_its_memory():

@@ -64,13 +64,13 @@ def test_all_triplets_are_as_exact_as_eager(backend, case):
 
 
 @cases(
-    ENGINE | dict(margin=("number", "tensor"), reduction=("mean", "sum", "none", "active"), stored=(32, 2)),
+    ENGINE | dict(margin=("number", "tensor"), reduction=("mean", "sum", "none", "active"), stored=(512, 2)),
     blocked=3,
     triton=2,
     plans=PLANS,
 )
 def test_semihard_triplets_are_as_exact_as_eager(backend, case, monkeypatch):
-    monkeypatch.setattr(request, "STORED", case["stored"])
+    monkeypatch.setitem(request.STORED, (backend, "nearest"), case["stored"])
     arguments, margin, constant = in_batch(case)
     margin = torch.tensor(margin) if case["margin"] == "tensor" else margin
     arguments |= dict(margin=margin, reduction=case["reduction"])
@@ -120,11 +120,12 @@ def test_triplets_of_a_kind_are_those_that_brute_force_counts(backend, device, k
     chosen, active = [len(of) for of in of_kind], [sum(h > 0 for h in of) for of in of_kind]
     rows = Batch(x.to(device), None, labels.to(device), labels.to(device), 0)
     with poisoned_memory():
-        for soft in (False, True):
-            found = [s.tolist() for s in ops.fold_triplets(rows, float(margin), "sqeuclidean", kind, soft)]
-            assert found[1] == chosen
+        for soft, counted in itertools.product((False, True), ("chosen", "active")):
+            found = [s.tolist() for s in ops.fold_triplets(rows, float(margin), "sqeuclidean", kind, soft, counted)]
+            if counted == "chosen":
+                assert found[1] == chosen
             if not soft:
-                assert (found[0], found[2]) == (total, active)
+                assert found == [total, chosen if counted == "chosen" else active]
     options = dict(margin=float(margin), metric="sqeuclidean", triplets=kind, reduction="sum")
     assert_exact_gradient(fusedloss.batch_all_triplet_loss, x, labels, device, options)
 
@@ -138,9 +139,9 @@ def assert_exact_gradient(loss, x, labels, device, options):
 
 
 @pytest.mark.parametrize("classes", CLASSES)
-@pytest.mark.parametrize("stored", [32, 2])
+@pytest.mark.parametrize("stored", [512, 2])
 def test_semihard_is_what_brute_force_finds(backend, device, stored, classes, monkeypatch):
-    monkeypatch.setattr(request, "STORED", stored)
+    monkeypatch.setitem(request.STORED, (backend, "nearest"), stored)
     N = 37 if backend == "blocked" or FULL else 23
     x, labels = points(CLASSES[classes], N=N, seed=1)  # several tiles, with ties between them
     margin, total = 3, [0] * len(x)
@@ -154,6 +155,12 @@ def test_semihard_is_what_brute_force_finds(backend, device, stored, classes, mo
     assert_exact_gradient(fusedloss.batch_semihard_triplet_loss, x, labels, device, options)
 
 
+def exact_sums(rows, margin, kind, counted):
+    """Of all anchors, the sum of the terms and how many are counted."""
+    found = ops.fold_triplets(rows, margin, "euclidean", kind, counted=counted)
+    return [int(2 * Fraction(s.sum().item())) / 2 for s in found]
+
+
 @pytest.mark.parametrize("margin", [1.5, 0.5])
 def test_more_triplets_than_32_bits_count_are_exact(margin):
     n = 1100
@@ -161,9 +168,9 @@ def test_more_triplets_than_32_bits_count_are_exact(margin):
     labels = torch.arange(2 * n) // n
     count = 2 * n * (n - 1) * n
     assert count > 2**31
-    total, chosen, active = (int(Fraction(s.sum().item())) for s in ops.fold_triplets(
-        Batch(x, None, labels, labels, 0), margin, "euclidean", "all"
-    ))  # fmt: skip
+    rows = Batch(x, None, labels, labels, 0)
+    total, active = exact_sums(rows, margin, "all", "active")
+    _, chosen = exact_sums(rows, margin, "all", "chosen")
     assert chosen == count
     assert (2 * total, active) == ((count, count) if margin > 1 else (0, 0))
     options = dict(margin=margin, metric="euclidean")
@@ -200,9 +207,9 @@ def test_more_triplets_of_an_anchor_than_float32_counts_are_exact(wide):
     positives, negatives = 65, 2**18 + 1
     count = positives * negatives
     assert count > 2**24 and count % 2
-    rows = one_anchor(positives, negatives, wide)
-    total, chosen, active = ops.fold_triplets(Batch(*rows, None), 1.5, "euclidean", "semihard")
-    assert (int(2 * total), int(chosen), int(active)) == (count, count, count)
+    rows = Batch(*one_anchor(positives, negatives, wide), None)
+    for counted in ("chosen", "active"):
+        assert exact_sums(rows, 1.5, "semihard", counted) == [count / 2, count]
 
 
 def test_a_row_in_more_triplets_than_float16_holds_has_its_gradient(wide):
@@ -212,15 +219,65 @@ def test_a_row_in_more_triplets_than_float16_holds_has_its_gradient(wide):
     assert abs(x.grad.item() + 2.0) < 0.01  # 2 (x - p) - 2 (x - n), the mean of 70,000
 
 
-@pytest.mark.parametrize("loss", [fusedloss.batch_all_triplet_loss, fusedloss.batch_semihard_triplet_loss])
-def test_two_turns_over_large_classes_equal_one(loss):
+KINDS_OF_LOSS = {kind: dict(triplets=kind, soft_margin=soft) for kind, soft in (("all", False), ("hard", True))}
+
+
+def outcome(loss, plan, rows, stored, options):
+    """The losses of the anchors and the gradients of their sum, if the forward keeps so many positives."""
     pytest.importorskip("triton")
-    x, labels = batch(41 if FULL else 21, 7, classes=2)
-    grads = []
-    for plan in ("small", "tight"):
-        with running("triton", plan) as device, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(request, "STORED", 2 if plan == "tight" else 64)
-            leaf = x.float().to(device).requires_grad_()
-            loss(leaf, labels.to(device), margin=0.4).backward()
-            grads.append(leaf.grad)
-    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-7)
+    with running("triton", plan) as device, pytest.MonkeyPatch.context() as patch:
+        for kind in ("all", "nearest"):
+            patch.setitem(request.STORED, ("triton", kind), stored)
+        leaves = [t.float().to(device).requires_grad_() if t.is_floating_point() else t.to(device) for t in rows]
+        values = loss(*leaves, reduction="none", **options)
+        values.sum().backward()
+        return values.detach(), *(t.grad for t in leaves if t.requires_grad)
+
+
+@pytest.mark.parametrize("plan", ["small", "sorted split"])
+@pytest.mark.parametrize("kind", [*KINDS_OF_LOSS, "nearest"])
+def test_positives_that_are_not_kept_are_found_again(kind, plan):
+    loss = fusedloss.batch_semihard_triplet_loss if kind == "nearest" else fusedloss.batch_all_triplet_loss
+    (x, labels), (y, y_labels) = batch(13, 7, classes=2), batch(21, 7, classes=2, seed=1)
+    options = KINDS_OF_LOSS.get(kind, {}) | dict(margin=0.4)
+    for rows in ((y, y_labels), (x, labels, y, y_labels)):
+        some, every = (outcome(loss, plan, rows, stored, options) for stored in (5, 64))
+        torch.testing.assert_close(some, every, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["all", "nearest"])
+@pytest.mark.parametrize(("distance", "costs"), [(8.0, False), (0.0, True)], ids=["idle", "all active"])
+def test_tiles_in_which_nothing_or_everything_costs(kind, distance, costs):
+    """The classes are far apart, or in one place."""
+    loss = fusedloss.batch_semihard_triplet_loss if kind == "nearest" else fusedloss.batch_all_triplet_loss
+    x, labels = batch(48, 5)[0] / 8, torch.arange(48) % 3
+    x = x + distance * labels[:, None]
+    values, grad = outcome(loss, "sorted split", (x, labels), 64, dict(margin=0.0 if not costs else 9.0))
+    assert (values > 0).all() if costs else (values == 0).all() and (grad == 0).all()
+    check(loss, dict(embeddings=x, labels=labels, margin=0.0 if not costs else 9.0), device="cpu", roundings=WEIGHTS)
+
+
+@pytest.mark.parametrize("positives", [1, 2, 16, 600])
+def test_an_anchor_with_few_or_many_positives(positives):
+    """Its negatives are as far as they are, and the positives beyond those kept are in the tail."""
+    generator = torch.Generator().manual_seed(positives)
+    x, y = torch.randn(1, 3, generator=generator).double(), torch.randn(positives + 9, 3, generator=generator).double()
+    y_labels = (torch.arange(len(y)) >= positives).long()
+    rows = x, torch.zeros(1, dtype=torch.int64), y, y_labels
+    values, dx, dy = outcome(fusedloss.batch_all_triplet_loss, "split", rows, 512, dict(margin=0.3))
+    leaf = x.clone().requires_grad_()
+    refs = y.clone().requires_grad_()
+    want = fusedloss.reference.batch_all_triplet_loss(leaf, rows[1], refs, y_labels, margin=0.3, reduction="sum")
+    want.backward()
+    torch.testing.assert_close(values.sum().double(), want.detach(), rtol=1e-5, atol=0)
+    torch.testing.assert_close((dx.double(), dy.double()), (leaf.grad, refs.grad), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["all", "hard", "semihard", "nearest"])
+def test_nan_shows_in_every_anchor_that_is_compared_with_it_and_no_other(kind):
+    x, labels = batch(23, 5, classes=3)  # the last is alone in its class
+    x[4] = torch.nan
+    loss = fusedloss.batch_semihard_triplet_loss if kind == "nearest" else fusedloss.batch_all_triplet_loss
+    options = dict(margin=0.3) if kind == "nearest" else dict(margin=0.3, triplets=kind)
+    values, grad = outcome(loss, "sorted", (x, labels), 512, options)
+    assert values[:-1].isnan().all() and values[-1] == 0 and grad[4].isnan().all()

@@ -1,4 +1,8 @@
-"""The choice of backend, `triton` or `blocked` (PyTorch). Both have the same functions, of the records in `request`."""
+"""The choice of backend, `triton` or `blocked` (PyTorch).
+
+Both have the same functions, of the records in `request`. Only `triton` has those that compute a loss of mined pairs up
+to the mean (`triton/hinges.py`), see `ops.closes`.
+"""
 
 from __future__ import annotations
 

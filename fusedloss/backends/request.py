@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checks import Batch
+from ..kernels import configs
 from .dtypes import state_dtype
 
 MOVED = ("euclidean", "sqeuclidean")  # metrics that do not change when all rows are moved
@@ -121,12 +122,13 @@ CLOSINGS = {
 
 
 class Close(NamedTuple):
-    """A loss from row states: the sum of what a closing formula makes of each anchor's states, or their mean."""
+    """A loss from row states: the sum of what a closing formula makes of each anchor's states, or their mean. Without a
+    closing formula the states themselves, see `Fold`."""
 
     fold: Fold
-    closing: str  # a name of CLOSINGS
-    constants: tuple[float, ...]  # the numbers of the closing formula
-    mean: bool
+    closing: str = ""  # a name of CLOSINGS
+    constants: tuple[float, ...] = ()  # the numbers of the closing formula
+    mean: bool = False
     divisor: int | Tensor | None = None  # of the mean of "sums"
     classes: Tensor | None = None  # of the rows, IGNORED or WRONG where they have none [N]
     weights: Tensor | None = None  # how much the rows count [N]
@@ -172,43 +174,82 @@ class Others(NamedTuple):
 NO_OTHERS = Others((), ())
 
 
-STORED = 32  # how many semi-hard negatives per anchor are kept for the backward, which mines any others again
+# Of how many positives of an anchor the forward keeps for the backward what it found, at most. Where semi-hard
+# negatives were not kept, kernels mine them again in turns, so that they keep all for which there is memory.
+STORED = {("triton", "all"): 512, ("triton", "nearest"): 1 << 30, ("blocked", "all"): 0, ("blocked", "nearest"): 32}
 
 
 class Triplets(NamedTuple):
-    """States of every anchor: the sum of its triplets' terms, how many are chosen, how many cost something and, if
-    `sloped`, the sum of their slopes, which is the derivative by the margin. [3 or 4, N]
+    """States of every anchor: the sum of its triplets' terms, what is counted, and the sum of the slopes, which is the
+    derivative by the margin. [3, N]
 
-    For "nearest" (one triplet for each positive) there are also the rows of the negatives of every anchor's first
-    positives in the order of the labels, -1 for triplets that cost nothing. [STORED, N]
+    For its backward a backend also returns what it has found of some positives: `new_places` and `new_kept`.
     """
 
     batch: Batch
     margin: Tensor  # [1]
     metric: str
-    triplets: str  # "all", "hard", "semihard", "easy" or "nearest"
+    triplets: str  # "all", "hard", "semihard", "easy" or "nearest": one for each positive, with a semi-hard negative
     soft: bool
-    sloped: bool  # for soft terms; the slopes of others are 1 where they cost something
+    counted: str  # "chosen": the triplets; "active": those that cost something; "none"
+    stored: int  # of how many positives something is kept, at most
 
     @property
     def use(self) -> str:
         """The name of what kernels are compiled for."""
         return f"{self.metric} {self.triplets}{' soft' if self.soft else ''}"
 
+    @property
+    def splits(self) -> int:
+        """How many programs share the columns of some rows, so that few rows fill a device too."""
+        N, M = self.batch.x.shape[0], self.batch.y_labels.shape[0]
+        return at_least_one(torch.sym_min(8, torch.sym_min(configs.SPLIT_TARGET // at_least_one(N // 64), M // 16)))
+
+    @property
+    def width(self) -> int:
+        """Of how many positives something is kept."""
+        N, M = self.batch.x.shape[0], self.batch.y_labels.shape[0]
+        each = 8 if self.triplets == "nearest" else 10 * self.splits
+        room = configs.WORKSPACE // (each * at_least_one(N))
+        some = torch.sym_min(torch.sym_min(self.stored, M), at_least_one(room))
+        return (some + configs.POSITIVES - 1) // configs.POSITIVES * configs.POSITIVES
+
+    @property
+    def lanes(self) -> int:
+        """As many as `kernels.triplets.lanes` of the anchors."""
+        return (self.batch.x.shape[0] + 255) // 256 * 256
+
     def new_states(self) -> Tensor:
         x = self.batch.x
-        return torch.zeros(3 + self.sloped, x.shape[0], dtype=state_dtype(x), device=x.device)
+        return torch.zeros(3, x.shape[0], dtype=state_dtype(x), device=x.device)
 
-    def new_negatives(self) -> Tensor:
-        x, kept = self.batch.x, STORED if self.triplets == "nearest" else 0
-        return torch.full((kept, x.shape[0]), -1, dtype=torch.int32, device=x.device)
+    def new_places(self) -> Tensor:
+        """For "nearest", the column of each positive's negative, -1 where it costs nothing [width, N]; else the place
+        of each positive among the anchor's sorted positives [splits, width, lanes]."""
+        x = self.batch.x
+        if self.triplets == "nearest":
+            return torch.empty(self.width, x.shape[0], dtype=torch.int32, device=x.device)
+        return torch.empty(self.splits, self.width, self.lanes, dtype=torch.int16, device=x.device)
+
+    def new_kept(self) -> Tensor:
+        """The sorted positives' scores, and the sums of the slopes of their triplets; only where it is for all.
+        [2, splits, width, lanes]"""
+        kinds = 0 if self.triplets == "nearest" else 2
+        size = (kinds, self.splits, self.width, self.lanes)
+        return torch.empty(size, dtype=torch.float32, device=self.batch.x.device)
+
+
+def at_least_one(n: int) -> int:
+    """The larger of 1 and a number, which may be symbolic."""
+    return torch.sym_max(1, n)
 
 
 class TripletsGrad(NamedTuple):
     """dx and dy from the derivatives dsums [N] by the sums; empty tensors where not wanted."""
 
     forward: Triplets
-    negatives: Tensor  # for "nearest", the negatives that the forward found
+    places: Tensor  # what the forward kept
+    kept: Tensor
     dsums: Tensor
     want_x: bool
     want_y: bool
@@ -275,6 +316,48 @@ class ListedDistancesGrad(NamedTuple):
 
     forward: ListedDistances
     ddistances: Tensor
+    want_x: bool
+    want_y: bool
+
+
+class HardTriplets(NamedTuple):
+    """The loss of every anchor's mined positive and negative, closed by the backend: a scalar.
+
+    With it come what its backward needs: the derivatives of the loss by the sum of the terms and by the margin [2], the
+    index of the pairs [2, N], and the slopes of their distances [3, 2, N].
+    """
+
+    batch: Batch
+    margin: Tensor  # [1]
+    metric: str
+    positives: str  # as in `Mining`
+    negatives: str
+    soft: bool
+    reduction: str  # "mean", "sum" or "active"
+
+
+class ToCenters(NamedTuple):
+    """Half the squared distance of every row to one of the centers, reduced by the backend: a scalar.
+
+    With it come what its backward needs beside the classes, as in `HardTriplets`. [2], [3, 1, N]
+    """
+
+    x: Tensor
+    centers: Tensor
+    classes: Tensor  # the class of every row, as from `checks.class_indices` [N]
+    reduction: str  # "mean" or "sum"
+
+
+class MinedGrad(NamedTuple):
+    """dx and dy of a loss that the backend has closed; empty tensors where not wanted."""
+
+    x: Tensor
+    y: Tensor | None
+    others: Tensor  # the rows of y in the pairs of each row of x, negative for none [K, N]
+    slopes: Tensor  # [3, K, N]
+    factors: Tensor  # [2]
+    dloss: Tensor  # the derivative by the loss, a scalar
+    metric: str
     want_x: bool
     want_y: bool
 

@@ -82,6 +82,7 @@ class Loss(NamedTuple):
     products: float | None = None  # the fewest full products of all pairs, forward and backward; None: memory bounds it
     pieces: tuple[str, ...] = ()  # the functions of `kernels/losses.py` that it folds
     variants: tuple[dict[str, Any], ...] = ()  # options for which it uses other kernels or other pieces
+    emits: bool = False  # its gradient comes with the forward, for the reductions "mean" and "sum"
 
     def named(self, role: Role) -> list[str]:
         """The names of its tensors that have a role."""
@@ -103,7 +104,7 @@ class Loss(NamedTuple):
         return anchors, C if self.named(Role.CLASSES) else anchors
 
 
-# Function, family, tensors, products, pieces and variants.
+# Function, family, tensors, products, pieces, variants, and whether the gradient comes with the forward.
 _LOSSES = (
     Loss(pairs.contrastive_loss, "rows", GIVEN_PAIRS),
     Loss(pairs.euclidean_distance_loss, "rows", GIVEN_PAIRS),
@@ -111,8 +112,8 @@ _LOSSES = (
     Loss(pairs.cosine_embedding_loss, "rows", GIVEN_PAIRS),
     Loss(pairs.cosent_loss, "rows", GIVEN_PAIRS | {"target": Role.GRADES}),
     Loss(margins.pairwise_contrastive_loss, "folds", IN_BATCH, 1.5, ("contrastive", "linear_contrastive"),
-         ({"power": 1},)),
-    Loss(margins.margin_loss, "folds", IN_BATCH, 1.5, ("linear_contrastive",)),
+         ({"power": 1},), emits=True),
+    Loss(margins.margin_loss, "folds", IN_BATCH, 1.5, ("linear_contrastive",), emits=True),
     Loss(triplets.triplet_margin_loss, "rows", {"anchor": Role.ROWS, "positive": Role.ROWS, "negative": Role.ROWS}),
     Loss(triplets.batch_hard_triplet_loss, "mined", IN_BATCH, 1, variants=({"negatives": "semihard"},)),
     Loss(triplets.batch_semihard_triplet_loss, "triplets", IN_BATCH, 1),
@@ -122,7 +123,8 @@ _LOSSES = (
     Loss(softmax.nt_xent_loss, "folds", {"z1": Role.ROWS, "z2": Role.VIEW}, 3, ("softmax",)),
     Loss(softmax.decoupled_contrastive_loss, "folds", {"z1": Role.ROWS, "z2": Role.KEYS}, 7, ("softmax",)),
     Loss(towers.clip_loss, "folds", IMAGE_TEXT | TEXT_IDS, 4, ("softmax",)),
-    Loss(towers.siglip_loss, "folds", IMAGE_TEXT | {"logit_bias": Role.BIAS} | TEXT_IDS, 3, ("sigmoid",)),
+    Loss(towers.siglip_loss, "folds", IMAGE_TEXT | {"logit_bias": Role.BIAS} | TEXT_IDS, 3, ("sigmoid",),
+         emits=True),
     Loss(softmax.supcon_loss, "folds", IN_BATCH, 3, ("softmax",)),
     Loss(towers.n_pair_loss, "folds", {"anchor": Role.ROWS, "positive": Role.KEYS}, 3, ("softmax",)),
     Loss(softmax.pairwise_nt_xent_loss, "folds", IN_BATCH, 3, ("softmax", "sigmoid")),

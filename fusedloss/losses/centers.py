@@ -51,8 +51,7 @@ def center_loss(
         >>> center_loss(torch.eye(2), torch.zeros(2, 2), torch.tensor([0, 1]))
         tensor(0.5000)
     """
-    x, c, index = _classified(embeddings, centers, target, ignore_index)
-    return reduce_rows(_to_centers(x, c, index), reduction, index, x)
+    return _to_centers(*_classified(embeddings, centers, target, ignore_index), reduction)
 
 
 def _classified(
@@ -66,11 +65,14 @@ def _classified(
     return x, c, index
 
 
-def _to_centers(x: Tensor, c: Tensor, index: Tensor) -> Tensor:
-    """Half the squared distance of every row to its center, computed as that of a mined pair. [N]"""
+def _to_centers(x: Tensor, c: Tensor, index: Tensor, reduction: str) -> Tensor:
+    """Half the squared distances of the rows to their centers, computed as those of mined pairs."""
+    if ops.closes(x, reduction):
+        return ops.to_centers(x, c, index, reduction)
     mined = torch.stack([index, torch.full_like(index, -1)])
     classes = torch.arange(c.shape[0], device=c.device, dtype=torch.int64)
-    return ops.mined_distances(checks.Batch(x, c, index, classes, None), mined, "sqeuclidean")[0] / 2
+    d = ops.mined_distances(checks.Batch(x, c, index, classes, None), mined, "sqeuclidean")[0]
+    return reduce_rows(d / 2, reduction, index, x)
 
 
 @options(weight=number(), ignore_index=optional(label), reduction=one_of(*REDUCTIONS))
@@ -120,7 +122,7 @@ def island_loss(
     """
     x, c, index = _classified(embeddings, centers, target, ignore_index)
     C = c.shape[0]
-    own = c.to(loss_dtype(c)).clone(memory_format=torch.contiguous_format)  # gradients add up in one order
+    own = c.to(loss_dtype(c), copy=True, memory_format=torch.contiguous_format)  # gradients add up in one order
     directions = F.normalize(own, eps=1e-8)
     apart = directions.sum(0).square().sum() - directions.square().sum() + C * (C - 1)
-    return reduce_rows(_to_centers(x, c, index), reduction, index, x) + weight * apart
+    return _to_centers(x, c, index, reduction) + weight * apart

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
+from ..backends.dtypes import loss_dtype
 from ..options import label, learnable, one_of, optional, options
 from . import closings
 from .classified import class_gap, class_of, classified, compared, cosine_logits
@@ -125,7 +126,8 @@ def proxy_anchor_loss(
     (x, index), p = compared(c), c.classes
     batch = checks.Batch(p, x, class_of(c), index, None, None if ignore_index is None else checks.IGNORED)
     pos, neg = ops.of("lse", scale=-alpha, bias=alpha * margin), ops.of("lse", scale=alpha, bias=alpha * margin)
-    wrong = torch.zeros((), device=x.device).masked_fill((index == checks.WRONG).any(), torch.nan)
+    none = torch.zeros((), dtype=loss_dtype(x), device=x.device)
+    wrong = none.masked_fill((index == checks.WRONG).any(), torch.nan)
     if reduction == "mean":
         loss = closed(
             batch, "softmax", "similarity", closings.proxy_anchor, reduction, p.shape[0], pos=pos, neg=neg

@@ -17,6 +17,7 @@ from .reduce import OF_HINGES, reduce, softplus
 POSITIVES = {"hardest": "farthest", "easiest": "nearest"}
 NEGATIVES = {"hardest": "nearest", "easiest": "farthest", "semihard": "beyond"}
 TRIPLETS = ("all", "hard", "semihard", "easy")
+COUNTED = {"mean": "chosen", "active": "active"}  # which triplets a reduction counts
 
 
 class HardestPairs(NamedTuple):
@@ -223,12 +224,15 @@ def batch_hard_triplet_loss(
         tensor([0., 1., 0.])
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
-    batch = ops.minable(batch, NEGATIVES[negatives])
-    index = ops.mine(batch, metric, POSITIVES[positives], NEGATIVES[negatives])
+    batch, margin = ops.minable(batch, NEGATIVES[negatives]), _margin(margin, 0.2, soft_margin)
+    mined = POSITIVES[positives], NEGATIVES[negatives]
+    if ops.closes(batch.x, reduction):
+        return ops.hard_triplets(batch, metric, *mined, margin, soft_margin, reduction)
+    index = ops.mine(batch, metric, *mined)
     d_ap, d_an = _to_compare(lambda of: ops.mined_distances(batch, index, of), metric)
     counts = (index >= 0).all(0)
     gap = torch.where(counts, d_ap - d_an, 0.0)
-    terms = torch.where(counts, _hinge(gap, _margin(margin, 0.2, soft_margin), soft_margin), 0.0)
+    terms = torch.where(counts, _hinge(gap, margin, soft_margin), 0.0)
     return reduce(terms, reduction, counts.sum(), batch.x)
 
 
@@ -293,8 +297,8 @@ def batch_all_triplet_loss(
             "that is 0 then, got None"
         )
     margin = _margin(margin, 0.2, soft_margin)
-    total, chosen, active = ops.fold_triplets(batch, margin, metric, triplets, soft_margin)
-    return reduce(total, reduction, chosen.detach().sum(), batch.x, active)
+    total, count = ops.fold_triplets(batch, margin, metric, triplets, soft_margin, COUNTED.get(reduction, "none"))
+    return reduce(total, reduction, count.detach().sum(), batch.x, count)
 
 
 @options(
@@ -349,5 +353,5 @@ def batch_semihard_triplet_loss(
         tensor([0.7500, 0.0000, 2.0000, 0.2500])
     """
     batch = checks.batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
-    total, chosen, active = ops.fold_triplets(batch, margin, metric, "nearest")
-    return reduce(total, reduction, chosen.detach().sum(), batch.x, active)
+    total, count = ops.fold_triplets(batch, margin, metric, "nearest", counted=COUNTED.get(reduction, "none"))
+    return reduce(total, reduction, count.detach().sum(), batch.x, count)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..backends import resolve_backend
 from ..backends.dtypes import loss_dtype, state_dtype
-from ..backends.request import FOLDS, PIECES, Fold, FoldGrad
+from ..backends.request import FOLDS, PIECES, Close, Fold, FoldGrad
 from ..checks import Batch
-from . import shared
+from . import direct, shared
 from .registration import Operation
 from .shared import group_of
 
@@ -78,7 +78,12 @@ def fold(
     """
     request = requested(batch, loss, metric, pos, neg, columns, offsets, offsets_of, weights, group)
     backend, processes = resolve_backend(batch.x), group_of(batch)
-    return (fold_op(request, backend) if processes is None else shared.fold(request, processes, backend)).unbind()
+    if processes is not None:
+        return shared.fold(request, processes, backend).unbind()
+    if direct.possible(direct.tensors_in(request), backend):
+        return direct.apply(Close(request), backend).unbind()
+    states: Tensor = fold_op(request, backend)
+    return states.unbind()
 
 
 def requested(

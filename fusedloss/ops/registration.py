@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import filterfalse
 from typing import Any, get_type_hints
 
@@ -50,10 +50,11 @@ def flat(record: Any) -> list[Any]:
 
 def rebuilt(kind: Any, values: Sequence[Any]) -> Any:
     """The record that has these leaves."""
-    if inner(kind) is None:
+    first = inner(kind)
+    if first is None:
         return kind(*values)
-    own = len(kind._fields) - 1
-    return kind(rebuilt(inner(kind), values[: len(values) - own]), *values[len(values) - own :])
+    own = len(values) - len(kind._fields) + 1  # where its own leaves begin
+    return kind(rebuilt(first, values[:own]), *values[own:])
 
 
 def schema(kind: Any, returns: str) -> str:
@@ -65,14 +66,14 @@ def plain(values: Sequence[Any]) -> bool:
     """Whether a call is eager, and its tensors have values and are not of a subclass."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    if torch._C._dispatch_tls_is_dispatch_key_included("VmapMode"):  # for is_grads_batched, which looks into Functions
+    if torch._C._dispatch_tls_is_dispatch_key_included(VMAP):
         return False
-    return all(
-        not isinstance(value, Tensor) or (type(value) in (Tensor, torch.nn.Parameter) and not value.is_meta)
-        for value in values
-    )
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return not any(type(tensor) not in PLAIN or tensor.is_meta for tensor in tensors)
 
 
+VMAP = torch._C._dispatch_key_parse("VmapMode")  # is_grads_batched, which looks into Functions; parsed once
+PLAIN = (Tensor, torch.nn.Parameter)
 unwrap = torch._C._functorch.unwrap_if_dead
 
 
@@ -81,13 +82,15 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-@contextmanager
-def on_device_of(x: Tensor) -> Iterator[None]:
+def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     """Kernels launch on the current device; products inside a backend keep their precision under autocast."""
-    with (
-        torch.cuda.device_of(x) if x.is_cuda else nullcontext(),
-        torch.autocast(x.device.type, enabled=False) if checks.autocast(x.device) else nullcontext(),
-    ):
+    device = torch.cuda.device_of(x) if x.is_cuda else nullcontext()
+    return without_autocast(x.device.type, device) if checks.autocast(x.device) else device
+
+
+@contextmanager
+def without_autocast(kind: str, device: AbstractContextManager[Any]) -> Iterator[None]:
+    with device, torch.autocast(kind, enabled=False):
         yield
 
 
@@ -194,14 +197,18 @@ class Operation:
         if self.backward is None:
             return
         outputs = output if isinstance(output, tuple) else (output,)
+        ctx.set_materialize_grads(False)  # zeros for what is kept for the backward would take as much memory again
         ctx.mark_non_differentiable(*filterfalse(torch.is_floating_point, outputs))
+        ctx.set_materialize_grads(False)  # no zeros for outputs that serve the backward only
         keep(ctx, inputs, outputs if self.saves_outputs else ())
 
-    def gradients(self, ctx: Any, *derivatives: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(self, ctx: Any, *derivatives: Tensor | None) -> tuple[Tensor | None, ...]:
         if self.backward is None:
             raise RuntimeError("fusedloss losses can be differentiated once: double backward is not implemented")
         (*values, backend), outputs = kept(ctx)
         *needed, _ = ctx.needs_input_grad
+        if all(d is None for d in derivatives):
+            return (None,) * len(ctx.needs_input_grad)
         found = self.backward(rebuilt(self.kind, values), rebuilt(self.kind, needed), backend, outputs, derivatives)
         by_leaf = [found.get(name) if wanted else None for name, wanted in zip(leaves(self.kind), needed, strict=True)]
         return (*by_leaf, None)

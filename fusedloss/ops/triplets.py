@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..backends import resolve_backend
-from ..backends.request import RankingGrad, Triplets, TripletsGrad
+from ..backends.request import STORED, RankingGrad, Triplets, TripletsGrad
 from ..checks import Batch
 from .folds import as_tensor
 from .registration import Operation
@@ -24,26 +24,27 @@ fold_triplets_grad_op = Operation("fold_triplets_grad", TripletsGrad, "(Tensor, 
 
 
 def _backward(t: Triplets, wanted: Any, backend: str, outputs: Any, derivatives: Any) -> dict[str, Tensor]:
-    """Recomputes the tiles. Only the sums have a derivative; the other states are counts."""
-    (states, negatives), dsums = outputs, derivatives[0][0]
-    dx, dy = fold_triplets_grad_op(TripletsGrad(t, negatives, dsums, wanted.batch.x, wanted.batch.y), backend)
+    """Only the sums of the terms have a derivative."""
+    (states, places, kept), dsums = outputs, derivatives[0][0]
+    dx, dy = fold_triplets_grad_op(TripletsGrad(t, places, kept, dsums, wanted.batch.x, wanted.batch.y), backend)
     found = {"x": dx, "y": dy}
-    if wanted.margin:  # a term grows with the margin as with its gap: the last state is the sum of these slopes
-        found["margin"] = (dsums * states[-1]).sum().reshape(1).to(t.margin)
+    if wanted.margin:  # a term grows with the margin as with its gap
+        found["margin"] = (dsums * states[2]).sum().reshape(1).to(t.margin)
     return found
 
 
-def _fake(t: Triplets) -> tuple[Tensor, Tensor]:
-    return t.new_states(), t.new_negatives()
+def _fake(t: Triplets) -> tuple[Tensor, Tensor, Tensor]:
+    return t.new_states(), t.new_places(), t.new_kept()
 
 
-fold_triplets_op = Operation("fold_triplets", Triplets, "(Tensor, Tensor)", _fake, _backward)
+fold_triplets_op = Operation("fold_triplets", Triplets, "(Tensor, Tensor, Tensor)", _fake, _backward)
 
 
 def fold_triplets(
-    batch: Batch, margin: float | Tensor, metric: str, triplets: str, soft: bool = False
-) -> tuple[Tensor, ...]:
-    """For every anchor, the sum of its triplets' terms, how many are chosen, and how many terms are above 0. [N] each
+    batch: Batch, margin: float | Tensor, metric: str, triplets: str, soft: bool = False, counted: str = "none"
+) -> tuple[Tensor, Tensor]:
+    """For every anchor, the sum of its triplets' terms, and how many are counted: the "chosen" ones, the "active" ones,
+    whose terms are above 0, or "none". [N] each
 
     The sums are differentiable by x, y and the margin.
 
@@ -52,7 +53,8 @@ def fold_triplets(
     """
     group = group_of(batch)
     batch = batch if group is None else gathered(batch, group)
-    sloped = soft and isinstance(margin, Tensor)
-    request = Triplets(batch, as_tensor([margin], batch.x), metric, triplets, soft, sloped)
-    states, _ = fold_triplets_op(request, resolve_backend(batch.x))
-    return states[:3].unbind()
+    backend = resolve_backend(batch.x)
+    stored = STORED[backend, "nearest" if triplets == "nearest" else "all"]
+    request = Triplets(batch, as_tensor([margin], batch.x), metric, triplets, soft, counted, stored)
+    states, *_ = fold_triplets_op(request, backend)
+    return states[0], states[1]

@@ -24,7 +24,7 @@ import torch
 from ..backends.triton.tuning import cache_directory
 from .sass import loops
 
-INSPECTION = 3  # to be raised with every change of what is read from a binary
+INSPECTION = 4  # to be raised with every change of what is read from a binary
 
 
 Target = tuple[str, "int | str", int]  # of a compiler: backend, architecture, threads of a warp

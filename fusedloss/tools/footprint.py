@@ -20,7 +20,15 @@ from ..backends.triton.launch import recording
 from ..ops.registration import OPERATIONS
 from .workloads import Workload, arguments, step
 
-NO_LAUNCH = ("empty", "empty_like", "new_empty", "detach", "alias", "_unsafe_view", "_reshape_alias")  # beside the views
+NO_LAUNCH = (
+    "empty",
+    "empty_like",
+    "new_empty",
+    "detach",
+    "alias",
+    "_unsafe_view",
+    "_reshape_alias",
+)  # beside the views
 
 
 class Footprint(NamedTuple):

@@ -6,6 +6,7 @@ are. Registers, spills, shared memory and what the loops issue come from the bin
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -14,13 +15,13 @@ from typing import Any, NamedTuple
 
 from ..backends import use_backend
 from ..backends.triton import tuning
-from ..backends.triton.launch import Launch, recording
+from ..backends.triton.launch import Launch, Product, Recorded, recording
 from ..kernels import configs
 from .compiling import Source, compile_all, source, target, triton_version
 from .console import progress, show
 from .footprint import Footprint, footprint
 from .gpus import GPUS, occupancy, resident
-from .roofline import Parts, floor_seconds, kernel_parts, walked
+from .roofline import Parts, added, floor_seconds, kernel_parts, product_parts, walked
 from .sass import summary
 from .workloads import Workload, step, workloads
 
@@ -34,16 +35,20 @@ class Compiled(NamedTuple):
     work: Workload
     metric: str  # its option, or the name of its scores
     arch: str
-    launch: Launch
+    launches: list[Launch]  # that are compiled alike
     source: Source
     default: bool  # its tile is the default one
+
+    @property
+    def launch(self) -> Launch:
+        return self.launches[0]
 
     @property
     def job(self) -> tuple[Source, Any]:
         return self.source, target(self.arch)
 
 
-def launches(work: Workload, arch: str) -> list[Launch]:
+def launches(work: Workload, arch: str) -> Recorded:
     """Those of a forward and backward."""
     with use_backend("triton"), tuning.defaults(), recording(arch) as recorded:
         step(work, "meta")()
@@ -60,7 +65,9 @@ def distinct(work: Workload, arch: str, candidates: bool) -> Iterable[Compiled]:
     def add(recorded: list[Launch], default: bool) -> None:
         for launch in recorded:
             code = source(launch)
-            kept.setdefault(code, Compiled(work, metric, arch, launch, code, default))
+            alike = kept.setdefault(code, Compiled(work, metric, arch, [], code, default))
+            if alike.default == default:
+                alike.launches.append(launch)
 
     add(recorded, True)
     for key in {launch.key for launch in recorded if candidates and launch.key}:
@@ -85,10 +92,28 @@ def row(compiled: Compiled, found: dict[str, Any], step: Footprint) -> dict[str,
     }  # fmt: skip
 
 
+def library_row(like: dict[str, Any], products: Sequence[Product]) -> dict[str, Any]:
+    """The same for PyTorch's products of a step, all together; nothing of them is compiled here."""
+    parts = added(product_parts(product, like["arch"]) for product in products)
+    nothing = dict.fromkeys((*TENSOR.values(), "registers", "spills", "shared_bytes"), 0)
+    return like | nothing | timed(parts) | {
+        "kernel": "addmm", "config": {}, "default": True, "programs": 1, "occupancy": 1.0, "issued": None, "loops": {},
+        **dict.fromkeys(("loop_spills", "loop_groups", "loop_waits")),
+    }  # fmt: skip
+
+
+def timed(parts: Parts) -> dict[str, Any]:
+    return {
+        "parts_us": {name: round(seconds * 1e6, 1) for name, seconds in parts.parts.items()},
+        "bound": parts.bound, "roofline_us": round(parts.total * 1e6, 1),
+    }  # fmt: skip
+
+
 def modelled(compiled: Compiled, found: dict[str, Any]) -> dict[str, Any]:
     """What the model makes of a launch; and its loops, of which the one that most pairs are in has names of its own."""
     launch, work, arch = compiled.launch, compiled.work, compiled.arch
-    parts, tiles = kernel_parts(launch, found, work, arch), walked(launch, found, work)
+    parts = added(kernel_parts(one, found, work, arch) for one in compiled.launches)
+    tiles = walked(launch, found, work)
     read = [t for t in tiles if t.loop["classes"]]
     main = summary(read[0].loop) if read else {}
     return {
@@ -97,9 +122,7 @@ def modelled(compiled: Compiled, found: dict[str, Any]) -> dict[str, Any]:
         "issued": round(read[0].a_pair(launch.options, arch), 1) if read else None,
         **{f"loop_{name}": main.get(name) for name in ("spills", "groups", "waits")},
         "loops": {t.name: summary(t.loop) for t in read},
-        "parts_us": {name: round(seconds * 1e6, 1) for name, seconds in parts.parts.items()},
-        "bound": parts.bound, "roofline_us": round(parts.total * 1e6, 1),
-    }  # fmt: skip
+    } | timed(parts)  # fmt: skip
 
 
 def report(works: Sequence[Workload], archs: Sequence[str], candidates: bool = False) -> list[dict[str, Any]]:
@@ -108,7 +131,12 @@ def report(works: Sequence[Workload], archs: Sequence[str], candidates: bool = F
     with progress("compiling") as advance:
         done = compile_all((c.job for c in todo), advance)
     steps = {(work, arch): footprint(work, arch) for arch in archs for work in works}
-    return [row(c, done[c.job], steps[c.work, c.arch]) for c in todo]
+    rows: list[dict[str, Any]] = []
+    for which, of_step in itertools.groupby(todo, key=lambda c: (c.work, c.arch)):
+        rows += [row(c, done[c.job], steps[which]) for c in of_step]
+        if products := launches(*which).products:
+            rows.append(library_row(rows[-1], products))
+    return rows
 
 
 SHARED = ("loss", "metric", "kernel", "arch", "dtype", "D")
@@ -118,7 +146,7 @@ COLUMNS = (*SHARED, *TILES.values(), "blocks", "registers", "spills", "shared", 
 NOTE = (
     "BM: rows of a program, BN: columns of a tile, BD: dimensions of a chunk, near: columns of a tile where labels may "
     "be equal, maxnreg: most registers of a thread, blocks: other sizes. As compiled: registers of a thread, spills "
-    "(instructions), shared memory of a program, tensor-core instructions."
+    "(instructions), shared memory of a program, tensor-core instructions. addmm: products of PyTorch's library."
 )
 MODEL = (*SHARED, "programs", "issued", *(f"{part} ms" for part in Parts._fields[:-1]), "bound", "roofline")
 MODEL_NOTE = (

@@ -7,8 +7,8 @@ data sheet has were chosen by far loops alone on an H200 (tests/test_roofline.py
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from .sass import counted, issued
 from .workloads import ROWS_OF_A_CLASS, Workload
 
 if TYPE_CHECKING:
-    from ..backends.triton.launch import Launch  # which needs Triton
+    from ..backends.triton.launch import Launch, Product  # which needs Triton
 
 # A multiprocessor issues to 128 lanes a cycle, and has so many times fewer for these instructions together.
 PIPES = ((2, ("select", "integer")), (8, ("mufu",)), (4, ("shared", "shuffle")))
@@ -29,6 +29,8 @@ HIDDEN = 0.4  # share of all but its longest part that one more program hides: t
 AHEAD = 2  # tiles ahead that rows are asked for (stages, less one) if they are to be there in time
 IMPROVED = 0.32  # of the tiles, a row finds a better pair in, of 65,536 rows in random order: an estimate
 LAUNCH = 2e-6  # seconds that a kernel takes at least: an estimate
+LIBRARY = 0.85  # of the matrix products' rate that a library reaches for those of panels; 0.80 to 0.92 on an H200
+SORTING = ("fold_triplets", "mine_semihard")  # kernels that sort thresholds before they walk tiles
 UNREAD: dict[str, Any] = dict(classes={}, groups=0, waits=0, skippable=0, inner=[])  # a loop of unknown instructions
 
 
@@ -92,6 +94,20 @@ def kernel_parts(launch: Launch, found: dict[str, Any], work: Workload, arch: st
     return Parts(products, l2, issue, max(wait, LAUNCH), memory, max(total, memory, LAUNCH))
 
 
+def product_parts(product: Product, arch: str) -> Parts:
+    """Of a product of PyTorch's library, which reads and writes the sum that it adds to."""
+    gpu, (out, a, b) = GPUS[arch], product
+    rate = LIBRARY * (gpu.fp32_library if a.dtype == torch.float32 else gpu.flops)
+    products = 2.0 * a.shape[0] * a.shape[1] * b.shape[1] / rate
+    memory = sum(t.numel() * t.element_size() for t in (out, out, a, b)) / gpu.bandwidth
+    return Parts(products=products, memory=memory, wait=LAUNCH, total=max(products, memory, LAUNCH))
+
+
+def added(of: Iterable[Parts]) -> Parts:
+    """Of several launches one after the other."""
+    return Parts(*map(sum, zip(*of, strict=True)))
+
+
 def tile_cycles(launch: Launch, tiles: Tiles, D: int, gpu: GPU) -> tuple[float, float, float]:
     """Of a multiprocessor for a tile: its products, its reading from L2, its instructions."""
     o, rows = launch.options, launch.args[0].rows
@@ -99,7 +115,9 @@ def tile_cycles(launch: Launch, tiles: Tiles, D: int, gpu: GPU) -> tuple[float, 
     fp32, each = rows.dtype == torch.float32, rows.element_size()
     groups = max(1, warps // 4 * 64 // BM)  # of four warps, which share the columns of 64 rows
     D = BD * math.ceil(D / BD)
-    slab = BD * o.get("SLAB", 0)
+    slab = BD * o.get("SLAB", 0)  # dimensions of the gradient that the program owns
+    if launch.kernel.fn.__name__ == "grad":
+        slab = BD if o["PRECISION"] == "manhattan" else D
     flop = 2 * BM * BN * (D * narrow(BN / groups, gpu) + slab * narrow(BD / groups, gpu))
     rate = (gpu.fp32_flops if fp32 else gpu.flops) / gpu.multiprocessors / gpu.clock
     products = 0.0 if o["PRECISION"] == "manhattan" else flop / rate
@@ -115,45 +133,49 @@ def narrow(columns: float, gpu: GPU) -> float:
 
 
 def walked(launch: Launch, found: dict[str, Any], work: Workload) -> list[Tiles]:
-    """The tiles of a program, those first that most pairs are in: far and near ones of sorted rows, or all alike; with
-    thresholds, all of them for each group of K."""
-    o, given = launch.options, arguments(launch)
+    """The tiles of a program, those first that most pairs are in: far and near ones of sorted rows; of ranks all alike,
+    for each group of K thresholds. Each anchor has as many positives as others have its label; those beyond what a
+    kernel keeps are none."""
+    o, given, kernel = launch.options, arguments(launch), launch.kernel.fn.__name__
     if "BN" not in o:
         return []
     M, mates, first = given["M"], columns_of_a_label(work), given.get("first", 0)
     splits = launch.grid[1] if len(launch.grid) > 1 else 1
     near = min(M, o["BM"] * M / given["N"] + 2 * (mates - 1))  # columns that share a label with a program's rows
+    if "low" in given:  # of a panel
+        M, near = given["high"] - given["low"], near * (given["high"] - given["low"]) / M
     loops = found.get("loops") or [UNREAD]
 
-    def tiles(name: str, columns: float, width: int, stages: int, loop: dict[str, Any], share: float) -> Tiles:
-        turns = turns_inside(loop, launch, work, share)
+    def tiles(name: str, columns: float, width: int, stages: int, loop: dict[str, Any]) -> Tiles:
+        turns = turns_inside(loop, launch, work)
         waits = max(1.0, counted(loop, "waits", turns))
         instructions = issued(loop, turns)
-        if launch.kernel.fn.__name__ == "mine":  # where no row finds a better pair, its place is not looked for
+        if kernel == "mine":  # where no row finds a better pair, its place is not looked for
             kept = 1 - (1 - IMPROVED) * loop["skippable"] / max(1, sum(instructions.values()))
             instructions = {name: kept * count for name, count in instructions.items()}
         return Tiles(name, columns / width, width, stages, loop, instructions, waits)
 
-    if "K" in o:
-        shares = splits if launch.kernel.fn.__name__ == "rank" else 1  # of the groups; of others splits share columns
+    if kernel == "rank":  # programs share the groups
         groups, inner = max(0, math.ceil((min(given["last"], mates) - first) / o["K"])), loops[0]["inner"] or [UNREAD]
         return [
-            tiles("all", groups * M / splits, o["BN"], o["num_stages"], inner[-1], 0),
-            tiles("thresholds", groups * near / shares, o["BN"], o["num_stages"], inner[0], 0),
+            tiles("all", groups * M / splits, o["BN"], o["num_stages"], inner[-1]),
+            tiles("thresholds", groups * near / splits, o["BN"], o["num_stages"], inner[0]),
         ]
-    if "NEAR" not in o:  # the kernels of a turn that finds nothing to do walk none
-        return [tiles("all", M / splits if first < mates else 0, o["BN"], o["num_stages"], loops[0], near / M)]
+    if kernel in SORTING:  # the loop over groups of positives that memory has room for: here one
+        loops = [loop for loop in loops[0]["inner"] if counted(loop, "groups")][1:] or [UNREAD]
+    if first >= mates:  # it finds nothing to do
+        return [tiles("all", 0, o["BN"], o["num_stages"], loops[0])]
     near = near if given["x"].near else M
     apart = M - near if "neg" not in given or given["neg"].kinds else 0  # no far pair is positive
-    far = tiles("far", apart / splits, o["BN"], o["num_stages"], loops[0], 0)
-    return sorted((far, tiles("near", near / splits, o["NEAR"], 1, loops[-1], 1)), key=lambda t: -t.number * t.columns)
+    far = tiles("far", apart / splits, o["BN"], o["num_stages"], loops[0])
+    return sorted((far, tiles("near", near / splits, o["NEAR"], 1, loops[-1])), key=lambda t: -t.number * t.columns)
 
 
-def turns_inside(loop: dict[str, Any], launch: Launch, work: Workload, near: float) -> list[float]:
-    """Of the loops in that over tiles: they walk D, or an anchor's thresholds; `near` of the tiles hold positives."""
-    o, kernel, mates = launch.options, launch.kernel.fn.__name__, columns_of_a_label(work)
-    last = len(loop["inner"]) - (o["SLAB"] if kernel in GRADIENTS else 0)
-    of_thresholds = itertools.cycle((mates, mates * near) if kernel == "triplets_grad" else (1,))
+def turns_inside(loop: dict[str, Any], launch: Launch, work: Workload) -> list[float]:
+    """Of the loops in that over tiles: they walk D, or an anchor's thresholds."""
+    o, mates = launch.options, columns_of_a_label(work)
+    last = len(loop["inner"]) - (o.get("SLAB", 1) if launch.kernel.fn.__name__ in GRADIENTS else 0)
+    thresholds = 1.0 if "K" not in o else mates if o.get("KIND") in ("nearest", "rank") else math.ceil(mates / o["K"])
     turns: list[float] = []
     for place, inner in enumerate(loop["inner"]):
         if o["PRECISION"] == "manhattan" and (place == 0 or place >= last):
@@ -161,7 +183,7 @@ def turns_inside(loop: dict[str, Any], launch: Launch, work: Workload, near: flo
         elif inner["classes"].get("tensor"):
             turns.append(math.ceil(work.D / o["BD"]))
         else:
-            turns.append(next(of_thresholds))  # against negatives, against positives
+            turns.append(thresholds)
     return turns
 
 

@@ -92,8 +92,9 @@ def outermost(bodies: dict[int, set[int]], inside: set[int] | None = None) -> li
 
 
 def useful(heads: list[int], bodies: dict[int, set[int]], lines: Lines) -> list[int]:
+    """Those with products; else those with loops in them, since what is no product walks D one by one; else all."""
     with_products = [h for h in heads if any(kind(lines[i]) == "tensor" for i in bodies[h])]
-    return with_products or heads
+    return with_products or [h for h in heads if outermost(bodies, bodies[h])] or heads
 
 
 def kind(text: str) -> str:

@@ -4,6 +4,7 @@ Memory is O((N + M) D) plus one tile. On a CPU the rows are sorted by label firs
 pair and need no masks, and tiles that contribute nothing are skipped early. The files correspond to those of `kernels`.
 """
 
+from .closings import CLOSED, fold_close, fold_close_grad
 from .folds import fold, fold_grad
 from .logits import elements_grad, fold_elements, fold_logits, logits_grad
 from .mining import mine
@@ -12,8 +13,11 @@ from .rows import listed_distances, listed_distances_grad, row_distances, row_di
 from .triplets import fold_triplets, fold_triplets_grad
 
 __all__ = [
+    "CLOSED",
     "elements_grad",
     "fold",
+    "fold_close",
+    "fold_close_grad",
     "fold_elements",
     "fold_grad",
     "fold_logits",

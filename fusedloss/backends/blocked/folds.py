@@ -220,6 +220,17 @@ class Met(NamedTuple):
 
 @single_threaded(lambda g: g.fold.batch)
 def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    b = g.fold.batch
+    return derivatives(g, others, b.x, b.y)
+
+
+def derivatives(
+    g: FoldGrad, others: Others, like_x: Tensor, like_y: Tensor | None, total: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """`fold_grad`, with dx and dy in the dtypes of the given tensors.
+
+    total: the sum of all states, which are sums, is added to it.
+    """
     f, b = g.fold, g.fold.batch
     numbers, folds = listed(f.numbers), [*f.pos, *f.neg]
     xs, ys = sides(b, f.metric, sort=several(b), group=f.group, box=others.box)
@@ -231,6 +242,7 @@ def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, 
     if g.want_y_offsets and w is not None and xs is not ys:
         of_y.offsets = ys.rows.new_zeros(ys.rows.shape[0])
     by_numbers = torch.zeros(len(xs.blocks), *f.numbers.shape, dtype=f.numbers.dtype, device=f.numbers.device)
+    sums = by_numbers.new_zeros(len(xs.blocks), dtype=state_dtype(b.x), device=b.x.device)
     sparse = PIECES[f.loss].sparse and several(b)
     of_rows, of_columns = g.of_sides
     rows = None if of_rows is None else Anchors(xs, of_rows, folds)
@@ -248,6 +260,8 @@ def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, 
                     anchors.append(Met(columns, t.j, (t.c,)))
                 parts: dict[bool, Tensor] = {}
                 for kind in kinds(f, t, s, numbers, weights):
+                    if total is not None:
+                        sums[i] += summed(kind) * (1 + t.mirrored)
                     into = by_numbers[i, int(not kind.positive)] if g.want_numbers else None
                     part = kind_grad(kind, anchors, s, into, 0.5 * once if t.diagonal else once)
                     if part is not None:
@@ -271,14 +285,23 @@ def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, 
     for block, facing_it, side, offsets in facing(f, xs, others):
         columns = None if block.states is None else Anchors(side, block.states, folds)
         over(facing_it, Gradient(side, False), offsets, columns, 0.5 if b.y is None else 1.0)
+    if total is not None:
+        total += sums.sum()
     none = b.x.new_empty
     shifted = [of for of in ([of_x] if xs is ys else [of_x, of_y]) if of.offsets is not None]
     return (
-        of_x.finish(b.x),
-        none(0) if b.y is None else of_y.finish(b.y),
+        of_x.finish(like_x),
+        none(0) if like_y is None else of_y.finish(like_y),
         by_numbers.sum(0) if g.want_numbers else none(0),
         torch.cat([of.side.restore(of.offsets, 0) for of in shifted]) if shifted else none(0),  # type: ignore[arg-type]
     )
+
+
+def summed(kind: Kind) -> Tensor:
+    """The sum of the terms of a tile."""
+    terms = (term.value() for _, term in zip(kind.folds, kind.terms, strict=False))
+    values = [value if kind.mask is None else torch.where(kind.mask, value, 0.0) for value in terms]
+    return torch.stack([value.sum(1).to(torch.float64).sum() for value in values]).sum()
 
 
 def kind_grad(kind: Kind, anchors: Sequence[Met], s: Tensor, by_numbers: Any, once: float) -> Tensor | None:

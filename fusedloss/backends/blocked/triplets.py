@@ -287,11 +287,11 @@ def of_request(t: Triplets) -> tuple[Sorted, Any, str, bool]:
 
 
 @single_threaded(lambda t: t.batch)
-def fold_triplets(request: Triplets) -> tuple[Tensor, Tensor]:
+def fold_triplets(request: Triplets) -> tuple[Tensor, Tensor, Tensor]:
     b, m, triplets, soft = of_request(request)
-    out, index = request.new_states(), request.new_negatives()
+    out, index, counted = request.new_states(), request.new_places(), request.counted
     positives, negatives = b.counts
-    if triplets in ("all", "nearest"):
+    if counted == "chosen" and triplets in ("all", "nearest"):
         out[1] = positives * (negatives if triplets == "all" else negatives.clamp(max=1))
 
     def of_rows(i: int) -> None:
@@ -306,15 +306,15 @@ def fold_triplets(request: Triplets) -> tuple[Tensor, Tensor]:
             return
         reached = p.s.new_zeros(len(p.s), p.s.shape[1] + 1)
         for t in b.tiles(i):
-            if triplets != "all":
+            if counted == "chosen" and triplets != "all":
                 out[1, r] += chosen(p, t, m, triplets)
             if soft:
                 for h in soft_triplets(p, t, m, triplets):
-                    if request.sloped:
-                        out[3, r] += h.sigmoid().sum(1)
+                    out[2, r] += h.sigmoid().sum(1)
                     terms = F.logsigmoid(h.neg_()).neg_()  # unlike softplus it is exact for every gap
                     out[0, r] += terms.sum(1)
-                    out[2, r] += (terms > 0).sum(1)
+                    if counted == "active":
+                        out[1, r] += (terms > 0).sum(1)
             else:
                 places = hinge_slopes(p, t, m, triplets, reached).to(out.dtype)
                 out[2, r] += places.sum(1)
@@ -324,12 +324,14 @@ def fold_triplets(request: Triplets) -> tuple[Tensor, Tensor]:
             out[0, r] += slopes.mul_(p.s.to(out.dtype) + m).masked_fill_(~p.present, 0.0).sum(1)
 
     spread(len(b.x.blocks), of_rows)
-    return b.x.restore(out, 1), index
+    if counted == "active" and not soft:
+        out[1] = out[2]
+    return b.x.restore(out, 1), index, request.new_kept()
 
 
 @single_threaded(lambda g: g.forward.batch)
 def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
-    (b, m, triplets, soft), index = of_request(g.forward), g.negatives
+    (b, m, triplets, soft), index = of_request(g.forward), g.places
     grads = Gradients(b, g)
     d = b.x.ordered(g.dsums)[:, None].to(b.x.rows.dtype)
 

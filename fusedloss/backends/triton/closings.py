@@ -9,10 +9,32 @@ from torch import Tensor
 
 from ...kernels import attention, closings, configs, engine, folds, tiles
 from ..dtypes import loss_dtype, state_dtype
-from ..request import CLOSINGS, Close, Fold, Wants
-from .folds import folded_parts, folded_sides, gradients, has_row_share, kinds_of, new_anchors, planned, results
-from .launch import Launch, cdiv, optional
+from ..request import CLOSINGS, Close, Fold, FoldGrad, Wants
+from .folds import (
+    fold_grad,
+    folded,
+    folded_parts,
+    folded_sides,
+    gradients,
+    has_row_share,
+    is_wide,
+    kinds_of,
+    new_anchors,
+    planned,
+    results,
+)
+from .launch import Launch, Total, cdiv, merge_all, optional
 from .sides import Side
+
+CLOSED = (*CLOSINGS, "")  # the names of the closing formulas that `fold_close` takes
+
+
+class Open(NamedTuple):
+    """What the backward of states needs that no formula has closed."""
+
+    x: Side
+    y: Side
+    states: Tensor
 
 
 class Saved(NamedTuple):
@@ -27,29 +49,39 @@ class Saved(NamedTuple):
 Emitted = tuple[Tensor, Tensor, Tensor, Tensor]  # derivatives that lack only dL/dloss, as `folds.results` gives them
 
 
-def fold_close(c: Close, wants: Wants) -> tuple[Tensor, Saved | Emitted]:
-    """The loss, and what its backward needs."""
+def fold_close(c: Close, wants: Wants) -> tuple[Tensor, Open | Saved | Emitted]:
+    """The loss or the states, and what the backward needs."""
     x, y = folded_sides(c.fold)
+    if not c.closing:
+        states = folded(c.fold, x, y)
+        return states, Open(x, y, states)
     loss = torch.empty((), dtype=loss_dtype(c.fold.batch.x), device=c.fold.batch.x.device)
     return loss, emitted(c, x, y, wants, loss) if c.closing == "sums" else finished(c, x, y, wants, loss)
 
 
-def emitted(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Emitted:
-    """Every term has the same derivative, so one pass gives the loss and its gradient.
+def emitted(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Saved | Emitted:
+    """Every term has the same derivative, so one pass gives the loss and its gradient; but if rows are too wide for a
+    program to hold, the backward gives the gradient.
 
     Without y, a row is an anchor of as many pairs as it is a column of, so its gradient as an anchor counts twice.
     """
-    f = c.fold
+    f, every = c.fold, x._replace(anchors=folds.EVERY)
     self_batch = f.batch.y is None
     divisor, times = c.divisor if c.mean and c.divisor is not None else 1, 2.0 if self_batch else 1.0
-    if isinstance(divisor, Tensor):
-        share = torch.ones_like(loss) / divisor.clamp(min=1)
-        sums = tiles.Numbers((), (times * share, share))
-    else:
-        sums = tiles.Numbers((times / max(divisor, 1), 1.0 / max(divisor, 1)), ())
-    x = x._replace(anchors=folds.EVERY)
-    of_x, of_y = gradients(f, x, x if self_batch else y, wants, engine.Scales(sums), torch.float32, loss)
+    share = torch.ones_like(loss) / divisor.clamp(min=1) if isinstance(divisor, Tensor) else 1.0 / max(divisor, 1)
+    if is_wide(f, x, y):
+        parts, kinds = folded_parts(f, x, y)[0], kinds_of(f)
+        merge_all([], kinds, [], Total(parts, loss, scalars(share)))
+        by_state = torch.ones(len(kinds), dtype=torch.float32, device=loss.device) * share
+        return Saved(every, every if self_batch else y, by_state)
+    scales = engine.Scales(scalars(times * share, share))
+    of_x, of_y = gradients(f, every, y, wants, scales, torch.float32, loss)
     return results(torch.empty_like(x.rows.rows[:0, :0], dtype=torch.float32), wants, of_x, of_y, f.numbers)
+
+
+def scalars(*given: Any) -> tiles.Numbers:
+    """Numbers of a kernel, which are all tensors on the device or all none."""
+    return tiles.Numbers((), given) if isinstance(given[0], Tensor) else tiles.Numbers(given, ())
 
 
 def finished(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Saved:
@@ -92,13 +124,15 @@ def attended(c: Close, x: Side, y: Side, wants: Wants) -> tuple[list[Tensor], Te
     more = wants.x_offsets or (wants.numbers and not (wants.y or wants.y_offsets))
     if not pulled or f.batch.y is None or not x.rows.near or not wants.x or more:
         return None
+    if x.precision == "manhattan" or is_wide(f, x, y):
+        return None
     chosen, terms, options = planned("attend", f, x, y)
-    if chosen.splits(x.n, y.n) > 1 or chosen.slab * chosen.tile.BD < x.D:
+    if chosen.splits(x.n, y.n) > 1:
         return None
     states = torch.empty(1, 2, x.n, dtype=state_dtype(f.batch.x), device=f.batch.x.device)
     dx = torch.empty(x.n, x.D, dtype=torch.float32, device=f.batch.x.device)
     args = (x.rows, y.rows, *terms, states, dx, optional(f.batch.ref_offset), x.n, y.n, x.D)
-    options |= chosen.options | dict(SLAB=chosen.slab, ROW_SHARE=has_row_share(f.metric))
+    options |= chosen.options | dict(ROW_SHARE=has_row_share(f.metric))
     Launch(attention.attend, (cdiv(x.n, chosen.tile.BM),), args, options, chosen.key).run()
     return [states], dx
 
@@ -107,13 +141,16 @@ def closed(side: Side, parts: Tensor) -> closings.Closed:
     return closings.Closed(parts, side.anchors, side.rows.order, side.rows.counted)
 
 
-def fold_close_grad(f: Fold, saved: Saved | Emitted, dloss: Tensor, wants: Wants) -> Emitted:
-    """dx, dy, and the derivatives by numbers and offsets; empty where not wanted."""
+def fold_close_grad(f: Fold, saved: Open | Saved | Emitted, derivative: Tensor, wants: Wants) -> Emitted:
+    """dx, dy, and the derivatives by numbers and offsets, from the one by the result; empty where not wanted."""
     b = f.batch
-    dtypes = b.x.dtype, b.x.dtype if b.y is None else b.y.dtype, f.numbers.dtype, torch.float32
+    if isinstance(saved, Open):
+        anchors = "both" if f.columns else "rows"
+        return fold_grad(FoldGrad(f, saved.states, derivative, *wants, anchors), prepared=(saved.x, saved.y))
     if not isinstance(saved, Saved):
-        return tuple(map(multiplied, saved, (dloss,) * 4, dtypes))  # type: ignore[return-value]
-    scales = engine.Scales(tiles.Numbers((1.0, 0.5 if b.y is None else 1.0), ()), (saved.by_state, dloss))
+        dtypes = b.x.dtype, b.x.dtype if b.y is None else b.y.dtype, f.numbers.dtype, torch.float32
+        return tuple(map(multiplied, saved, (derivative,) * 4, dtypes))  # type: ignore[return-value]
+    scales = engine.Scales(tiles.Numbers((1.0, 0.5 if b.y is None else 1.0), ()), (saved.by_state, derivative))
     if saved.dx is None:
         return results(b.x, wants, *gradients(f, saved.x, saved.y, wants, scales, b.x.dtype), f.numbers)
     others = wants._replace(x=False)
@@ -121,7 +158,7 @@ def fold_close_grad(f: Fold, saved: Saved | Emitted, dloss: Tensor, wants: Wants
     dx, *rest = results(b.x, others, *of_sides, f.numbers)
     if wants.x:
         dstates, _ = saved.x.anchors
-        by_positive = dstates[0, : saved.x.n] * (saved.by_state[0] * dloss)
+        by_positive = dstates[0, : saved.x.n] * (saved.by_state[0] * derivative)
         dx = multiplied(saved.dx, saved.x.restore(by_positive, 0)[:, None], b.x.dtype)
     return dx, *rest  # type: ignore[return-value]
 

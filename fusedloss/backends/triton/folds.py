@@ -12,19 +12,32 @@ from ...kernels import configs, engine, folds, losses, scores, tiles
 from ...kernels.folds import KINDS
 from ..dtypes import state_dtype
 from ..request import NO_OTHERS, PIECES, Block, Fold, FoldGrad, Others, States, Wants
+from . import panels
 from .launch import Launch, Plan, Total, cdiv, merge, merge_all, numbers, optional, padded, plan
-from .sides import SCORES, Side, met, reorder, side, sides
+from .sides import SCORES, Side, met, on_chip, reorder, side, sides
 
 
 def planned(kernel: str, f: Fold, x: Side, y: Side) -> tuple[Plan, tuple[engine.Terms, engine.Terms], dict[str, Any]]:
-    """The plan of a kernel, what it folds over positives and over negatives, and its pieces."""
-    terms = "" if PIECES[f.loss].sparse else "exp"
-    costly = PIECES[f.loss].costly or f.group > 1
-    terms = "costly" if costly else "lifted" if x.rows.offsets and y.rows.offsets else terms
+    """The plan of a kernel, what it folds over positives and over negatives, and its pieces; for a gradient that is not
+    on chip, the plan of its panels."""
+    terms = terms_of(f, x, y)
+    kernel = "panel" if kernel == "grad" and is_wide(f, x, y) else kernel
     pos = engine.Terms(tuple(map(KINDS.__getitem__, f.pos)), numbers(f.numbers[0]))
     neg = engine.Terms(tuple(map(KINDS.__getitem__, f.neg)), numbers(f.numbers[1]))
     options = dict(SCORE=SCORES[f.metric], LOSS=getattr(losses, f.loss))
     return plan(kernel, terms, f"{f.loss} {f.metric} {'+'.join(f.pos)}/{'+'.join(f.neg)}", x), (pos, neg), options
+
+
+def terms_of(f: Fold, x: Side, y: Side) -> str:
+    """The terms as `configs.Work` names them."""
+    if PIECES[f.loss].costly or f.group > 1:
+        return "costly"
+    return "lifted" if x.rows.offsets and y.rows.offsets else "" if PIECES[f.loss].sparse else "exp"
+
+
+def is_wide(f: Fold, x: Side, y: Side) -> bool:
+    """Whether the gradient takes panels."""
+    return not on_chip(terms_of(f, x, y), x)
 
 
 def folded_sides(f: Fold, box: tuple[Tensor, ...] = ()) -> tuple[Side, Side]:
@@ -82,17 +95,19 @@ def folded_parts(f: Fold, x: Side, y: Side) -> list[Tensor]:
 def fold(f: Fold, others: Others = NO_OTHERS) -> Tensor:
     """Row states of every anchor: [folds, N], or [folds, N + M] if the columns are anchors too."""
     xs, ys = folded_sides(f, others.box)
-    kinds = kinds_of(f)
-    parts = folded_parts(f, xs, ys)
-    found = merge_all(parts, kinds, [state_dtype(f.batch.x)] * len(parts))
-    if f.columns:
-        return torch.cat(found, 1)
-    (states,) = found
+    states, kinds = folded(f, xs, ys), kinds_of(f)
     one_by_one = f._replace(batch=f.batch._replace(ref_offset=None))
     for _, x, y in facing(f, xs, others):
         (parts_of_block,) = folded_parts(one_by_one, x, y)
         states = merge(torch.cat([states[None], parts_of_block]), kinds)
     return states
+
+
+def folded(f: Fold, x: Side, y: Side) -> Tensor:
+    """`fold` of prepared sides."""
+    parts = folded_parts(f, x, y)
+    found = merge_all(parts, kinds_of(f), [state_dtype(f.batch.x)] * len(parts))
+    return torch.cat(found, 1) if f.columns else found[0]
 
 
 def kinds_of(f: Fold) -> tuple[Any, ...]:
@@ -113,15 +128,19 @@ def gradients(
     """The derivatives by the rows and by the columns, through their anchors, in one launch.
 
     scales: what multiplies the derivatives, see `engine.grad`.
-    loss: the sum of all states is stored in it, multiplied as the derivatives by numbers are.
+    loss: the sum of all states is stored in it, multiplied as the derivatives by numbers are. The derivatives by y
+        then have x_dtype too, since they are rounded after dL/dloss is known.
     """
     chosen, (pos, neg), options = planned("grad", f, x, y)
+    if chosen.key.work.kernel == "panel":
+        shared = panels.Request(chosen, (pos, neg), options, f.metric, x, y, f.batch.ref_offset, scales.states)
+        return wide_gradients(f, shared, wants, scales, x_dtype)
     apart = getattr(scores, f"{f.metric}_apart") if PIECES[f.loss].sparse and f.neg else None
-    options |= chosen.options | dict(SLAB=chosen.slab, APART=apart, ROW_SHARE=has_row_share(f.metric))
+    options |= chosen.options | dict(APART=apart, ROW_SHARE=has_row_share(f.metric))
     b, precise = f.batch, torch.float32
     of_y = b.y is not None and (wants.y or wants.y_offsets)
     of_x = wants.x or wants.x_offsets or not of_y
-    dtypes = [x_dtype, b.x.dtype if b.y is None else b.y.dtype]
+    dtypes = [x_dtype, x_dtype if b.y is None or loss is not None else b.y.dtype]
 
     def new(side: Side, facing: Side, offsets: bool, dtype: torch.dtype, first: bool) -> engine.Gradients:
         """The first side sees every pair, so it has what is summed over all pairs too."""
@@ -141,8 +160,9 @@ def gradients(
     made = [out for out in outs if out]
     parts = [len(out.rows) if out else 0 for out in outs]
     sizes = [side.n for side, out in zip((x, y), outs, strict=True) if out]
-    grid = (cdiv(max(sizes), chosen.tile.BM), max(parts), len(made) * cdiv(x.D, chosen.slab * chosen.tile.BD))
-    args = (x.rows, y.rows, pos, neg, x.anchors, y.anchors, *outs, scales, optional(b.ref_offset))
+    chunks = cdiv(x.D, chosen.tile.BD) if x.precision == "manhattan" else 1
+    grid = (cdiv(max(sizes), chosen.tile.BM), max(parts), len(made) * chunks)
+    args = (x.rows, y.rows, pos, neg, (x.anchors, y.anchors), tuple(outs), scales, optional(b.ref_offset))
     role = "self" if b.y is None else "x and y" if len(made) == 2 else "x" if of_x else "y"
     Launch(engine.grad, grid, (*args, x.n, y.n, x.D, *parts), options, chosen.key, role).run()
 
@@ -158,6 +178,24 @@ def gradients(
         by_offsets = out.offsets[0].sum(0) if out.offsets else None
         found.append(Found(rows.pop(0).view(out.rows.shape[1:]), by_numbers, by_offsets))
     return found[0], found[1]
+
+
+def wide_gradients(
+    f: Fold, shared: panels.Request, wants: Wants, scales: engine.Scales, x_dtype: torch.dtype
+) -> tuple[Found | None, Found | None]:
+    """`gradients` of rows that are not on chip, but without the sum of the states and a scale of dx and dy."""
+    b, count = f.batch, f.numbers.numel() if wants.numbers else 0
+    of_x = panels.Wanted(x_dtype if wants.x else None, wants.x_offsets, count)
+    of_y = panels.NOTHING
+    if b.y is not None:
+        of_y = panels.Wanted(b.y.dtype if wants.y else None, wants.y_offsets)
+    found = []
+    for of in panels.gradients(shared, of_x, of_y):
+        by_numbers = None
+        if of.by_numbers.numel():
+            by_numbers = of.by_numbers.sum(1, dtype=state_dtype(b.x)).view_as(f.numbers) * scales.sums.given[1]
+        found.append(Found(of.rows, by_numbers, of.by_offset if of.by_offset.numel() else None))
+    return found[0], found[1] if b.y is not None else None
 
 
 def has_row_share(metric: str) -> bool:
@@ -188,9 +226,12 @@ def new_anchors(x: Side, kinds: tuple[Any, ...], device: torch.device) -> folds.
     return folds.Anchors(*torch.empty(2, len(kinds), padded(x.n), dtype=torch.float32, device=device))
 
 
-def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fold_grad(
+    g: FoldGrad, others: Others = NO_OTHERS, prepared: tuple[Side, Side] | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The derivatives; sides that the forward has prepared are not prepared again."""
     f, b, kinds = g.fold, g.fold.batch, kinds_of(g.fold)
-    xs, ys = folded_sides(f, others.box)
+    xs, ys = prepared or folded_sides(f, others.box)
     of_rows, of_columns = g.of_sides
     xs = xs if of_rows is None else anchored(of_rows, kinds, xs)
     if b.y is None:
@@ -219,13 +260,13 @@ def results(
     like: Tensor, wants: Wants, of_x: Found | None, of_y: Found | None, numbers: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, dy, and the derivatives by numbers and offsets; empty where not wanted."""
-    none = like.new_empty(0)
+    none = [like.new_empty(0) for _ in range(4)]  # a custom op may not return one twice
     sides = [found for found in (of_x, of_y) if found is not None]
     by_numbers = [found.numbers for found in sides if found.numbers is not None]
     shifts = [found.offsets for found in sides if found.offsets is not None]
     return (
-        of_x.rows.to(like.dtype) if of_x is not None and wants.x else none,
-        of_y.rows if of_y is not None and wants.y else none,
-        by_numbers[0].to(numbers) if by_numbers else none,
-        shifts[0] if len(shifts) == 1 else torch.cat(shifts) if shifts else none,
+        of_x.rows.to(like.dtype) if of_x is not None and wants.x else none[0],
+        of_y.rows if of_y is not None and wants.y else none[1],
+        by_numbers[0].to(numbers) if by_numbers else none[2],
+        shifts[0] if len(shifts) == 1 else torch.cat(shifts) if shifts else none[3],
     )

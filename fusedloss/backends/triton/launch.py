@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...kernels import configs, folds, tiles
 from . import tuning
+from .kept import start
 
 
 class Launch(NamedTuple):
@@ -28,18 +29,49 @@ class Launch(NamedTuple):
         if 0 in self.grid:
             return
         if _recording is None:
-            self.kernel[self.grid](*self.args, **self.options)
+            start(self.kernel, self.grid, self.args, self.options)
         else:
             _recording.append(self if _kept else self._replace(args=()))
 
 
-_recording: list[Launch] | None = None
+class Product(NamedTuple):
+    """out += a b, a product of PyTorch's library; `recording` keeps it too."""
+
+    out: Tensor  # float32
+    a: Tensor  # of these two, float32 ones are multiplied as precisely as PyTorch is told to
+    b: Tensor
+
+    def run(self) -> None:
+        out, a, b = self
+        if _recording is not None:
+            if _kept:
+                _recording.products.append(self)
+            if not out.is_meta:  # where nothing is computed, but operators and their memory are counted
+                return
+        with torch.no_grad():
+            if a.dtype == out.dtype:
+                torch.addmm(out, a, b, out=out)
+            elif (a.is_cuda or a.is_meta) and hasattr(torch.ops.aten.addmm, "dtype_out"):  # from PyTorch 2.8 on
+                torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+            else:
+                torch.addmm(out, a.to(out.dtype), b.to(out.dtype), out=out)
+
+
+class Recorded(list[Launch]):
+    """Launches in their order, and the products between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[Product] = []
+
+
+_recording: Recorded | None = None
 _absent: str | None = None  # the architecture for which launches are recorded, if the device is absent
 _kept = True  # whether recorded launches keep their tensors
 
 
 @contextmanager
-def recording(arch: str | None = None, *, kept: bool = True) -> Iterator[list[Launch]]:
+def recording(arch: str | None = None, *, kept: bool = True) -> Iterator[Recorded]:
     """Collect the launches of a block instead of starting them.
 
     There is no host sync, so no launch depends on results of another one, and the launches are those of a real run.
@@ -50,7 +82,7 @@ def recording(arch: str | None = None, *, kept: bool = True) -> Iterator[list[La
     """
     global _recording, _absent, _kept
     before = _recording, _absent, _kept
-    _recording, _absent, _kept = [], arch, kept
+    _recording, _absent, _kept = Recorded(), arch, kept
     try:
         yield _recording
     finally:
@@ -73,7 +105,7 @@ def present_architecture() -> str:
 
 def numbers(given: Tensor) -> tiles.Numbers:
     """A loss's numbers as kernels take them: values if they are on the CPU, else pointers to scalars on the device."""
-    if given.device.type == "cpu":
+    if given.is_cpu:
         return tiles.Numbers(tuple(given.tolist()), ())
     return tiles.Numbers((), tuple(given.unbind()))
 
@@ -161,5 +193,7 @@ def merge(parts: Tensor, kinds: tuple[Any, ...]) -> Tensor:
 
 def total(parts: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The sum of parts [parts, ...], in their dtype or another one."""
+    if parts.shape[0] == 1:
+        return parts[0].to(dtype or parts.dtype)
     flat = parts.flatten(1).unsqueeze(1)
     return merge_all([flat], (folds.KINDS["sum"],), [dtype or parts.dtype])[0].view(parts.shape[1:])

@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from ...kernels import mining
+from ...kernels import configs, mining
 from ..request import Mining
 from .launch import Launch, cdiv, optional, plan
 from .sides import SCORES, sides
 
-SIGNS = {"farthest": 1, "nearest": -1, "beyond": -2, "": 0}
+SIGNS = {"farthest": 1, "nearest": -1, "beyond": -2}
+
+
+class Mined(NamedTuple):
+    """The best positive and negative that each program has found in its part of the columns. [parts, 2, N]"""
+
+    best: Tensor
+    places: Tensor
+
+
+def mine_parts(m: Mining) -> Mined:
+    metric = "sqeuclidean" if m.metric == "euclidean" else m.metric  # the same order without square roots
+    xs, ys = sides(m.batch, metric)
+    chosen, device = plan("mine", "", metric, xs), m.batch.x.device
+    shape = (chosen.splits(xs.n, ys.n) if ys.n else 0, 2, xs.n)
+    found = Mined(*(torch.empty(shape, dtype=dtype, device=device) for dtype in (torch.float32, torch.int32)))
+    args = (xs.rows, ys.rows, *found, optional(m.batch.ref_offset), xs.n, ys.n, xs.D)
+    negative = SIGNS[m.negatives]
+    for wanted in (0, negative) if m.negatives == "beyond" else (negative,):  # first the positives, then what is beyond
+        pieces = dict(SCORE=SCORES[metric], POSITIVE=SIGNS[m.positives], NEGATIVE=wanted)
+        grid = (cdiv(xs.n, chosen.tile.BM), shape[0])
+        Launch(mining.mine, grid, args, chosen.options | pieces, chosen.key).run()
+    return found
 
 
 def mine(m: Mining) -> Tensor:
-    metric = "sqeuclidean" if m.metric == "euclidean" else m.metric  # the same order without square roots
-    xs, ys = sides(m.batch, metric)
-    chosen, N, device = plan("mine", "", metric, xs), xs.n, m.batch.x.device
-    parts = chosen.splits(N, ys.n)
-
-    def select(floor: Tensor, positives: str, negatives: str) -> tuple[Tensor, Tensor]:
-        best = torch.empty(parts, 2, N, dtype=torch.float32, device=device)
-        index = torch.empty(parts, 2, N, dtype=torch.int32, device=device)
-        args = (xs.rows, ys.rows, floor, best, index, optional(m.batch.ref_offset), N, ys.n, xs.D)
-        pieces = dict(SCORE=SCORES[metric], POSITIVE=SIGNS[positives], NEGATIVE=SIGNS[negatives])
-        grid = (cdiv(N, chosen.tile.BM), parts)
-        Launch(mining.mine, grid, args, chosen.options | pieces, chosen.key).run()
-        if parts == 1:
-            return best[0], index[0]
-        most = best.amax(0)
-        there = (best == most) & (index >= 0)
-        lowest = torch.where(there, index, mining.NO_PLACE.value).amin(0)  # the lowest index among equal ones
-        return most, torch.where(there.any(0), lowest, -1)
-
-    if N == 0 or ys.n == 0:
-        return torch.full((2, N), -1, dtype=torch.int64, device=device)
-    if m.negatives != "beyond":
-        return select(xs.rows.norms[0], m.positives, m.negatives)[1].long()
-    best, index = select(xs.rows.norms[0], m.positives, "")
-    _, beyond = select(best[0] * SIGNS[m.positives], "", m.negatives)
-    return torch.stack([index[0], torch.where(index[0] >= 0, beyond[1], -1)]).long()
+    found, N = mine_parts(m), m.batch.x.shape[0]
+    index = torch.empty(2, N, dtype=torch.int64, device=m.batch.x.device)
+    options = dict(BEYOND=m.negatives == "beyond", BM=configs.MERGED, BP=configs.PARTS, num_warps=4)
+    args = (*found, index, N, found.places.shape[0])
+    Launch(mining.merge_mined, (cdiv(N, configs.MERGED),), args, options).run()
+    return index

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -13,7 +11,8 @@ from ..dtypes import state_dtype
 from ..request import Ranking, RankingGrad
 from .launch import Launch, Plan, cdiv, total
 from .sides import reorder
-from .triplets import Sorted, Turn, gradients
+from .triplet_grads import Gradients
+from .triplets import Sorted
 
 
 def launch(
@@ -27,27 +26,25 @@ def launch(
 
 def rank(q: Ranking) -> Tensor:
     s = Sorted.of(q)
-    N, M, chosen = s.x.n, s.y.n, s.plan("rank")
+    (N, M, _), chosen = s.sizes, s.plan("rank")
     parts = torch.empty(chosen.splits(N, M), q.terms, N, dtype=state_dtype(q.batch.x), device=q.batch.x.device)
     launch(s, q, chosen, len(parts), kernels.Terms(parts), 0, M).run()
-    positives, _ = s.counts
+    start, stop, ref_column = s.ranges
+    positives = stop - start - (ref_column >= 0).int()
     return s.x.restore(torch.cat([total(parts), positives[None].to(parts.dtype)]), 1)
 
 
-def turns(s: Sorted, q: Ranking, dstates: Tensor) -> Iterator[Turn]:
-    """The turns of the positives, as for triplets."""
-    N, M, chosen = s.x.n, s.y.n, s.plan("rank")
-    width = min(M, max(1, configs.WORKSPACE // (16 * N)))
-    weights = dstates.new_empty(4, width, N)
-    outs, ranked = kernels.Weights(dstates, weights), kernels.Ranked(*s.ranges, weights)
-    for first in range(0, M, width):
-        launch(s, q, chosen, chosen.splits(N, M), outs, first, first + width).run()
-        yield Turn(first, width, 1, ranked)
-
-
 def rank_grad(g: RankingGrad) -> tuple[Tensor, Tensor]:
+    """In turns, as for triplets."""
     q = g.forward
     s = Sorted.of(q)
-    all_turns = turns(s, q, reorder(g.dstates, s.x.order).float())
-    options = dict(ANCHORS=kernels.rank_grad, KIND="rank", SOFT=False)
-    return gradients(g, s, all_turns, s.plan("triplets_grad", "rank"), tiles.Numbers((q.scale,), ()), options)
+    (N, M, _), chosen = s.sizes, s.plan("rank")
+    grads, dstates = Gradients(g, s, "rank"), reorder(g.dstates, s.x.order).float()
+    width = min(M, max(1, configs.WORKSPACE // (16 * max(1, N))))
+    weights = dstates.new_empty(4, width, N)
+    outs, ranked = kernels.Weights(dstates, weights), kernels.Ranked(*s.ranges, weights)
+    options = dict(KIND="rank", SOFT=False, PUSH=kernels.push_ranks, PULL=kernels.pull_ranks)
+    for first in range(0, M, width):
+        launch(s, q, chosen, chosen.splits(N, M), outs, first, first + width).run()
+        grads.add(ranked, tiles.Numbers((q.scale,), ()), options, first, width)
+    return grads.of_sides()

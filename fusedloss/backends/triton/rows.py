@@ -2,90 +2,122 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...kernels import configs, rows
-from ..request import ListedDistances, ListedDistancesGrad, RowDistances, RowDistancesGrad
+from ..request import ListedDistances, ListedDistancesGrad, MinedGrad, RowDistances, RowDistancesGrad
 from .launch import Launch, cdiv
 
 
-def launch(kernel: Any, r: RowDistances, anchors: Tensor | None, others: Tensor | None, *outs: Tensor) -> None:
-    """Launch a kernel on rows (a_i, b_i, c_i), or on the rows of b and c with the indices `others` [pairs, N] and those
-    of a with the indices `anchors` [N]."""
-    D = r.a.shape[1]
-    N = r.a.shape[0] if others is None else others.shape[1]
-    indexed = "" if others is None else "others" if anchors is None else "all"
-    index = (r.a if anchors is None else anchors, *((r.a,) if others is None else others))
-    BM, BD = configs.ROWS_PER_PROGRAM, configs.ROW_CHUNK
-    options = dict(METRIC=r.metric, PAIRS=r.pairs, INDEXED=indexed, BM=BM, BD=BD, num_warps=4)
-    args = (r.a, r.b, r.b if r.c is None else r.c, *index[:2], index[-1], *outs, N, D, r.eps)
-    Launch(kernel, (cdiv(N, BM),), args, options).run()
+def blocks() -> dict[str, int]:
+    """The options of kernels whose programs have a block of rows each."""
+    return dict(BM=configs.ROWS_PER_PROGRAM, BD=configs.ROW_CHUNK, num_warps=4)
 
 
 def row_distances(r: RowDistances) -> Tensor:
-    out = torch.empty(r.pairs, len(r.a), dtype=torch.float32, device=r.a.device)
-    launch(rows.row_distances, r, None, None, out)
+    N, D = r.a.shape
+    out = torch.empty(r.pairs, N, dtype=torch.float32, device=r.a.device)
+    args = (r.a, r.b, r.b if r.c is None else r.c, r.a, r.a, r.a, out, N, D, r.eps)
+    options = dict(METRIC=r.metric, PAIRS=r.pairs, INDEXED="") | blocks()
+    Launch(rows.row_distances, (cdiv(N, configs.ROWS_PER_PROGRAM),), args, options).run()
     return out
 
 
 def row_distances_grad(g: RowDistancesGrad) -> tuple[Tensor, ...]:
-    a, b, c = g.forward.a, g.forward.b, g.forward.c
+    a, b, c, metric, eps, pairs = g.forward
     grads = torch.empty_like(a), torch.empty_like(b), a.new_empty(0) if c is None else torch.empty_like(c)
-    launch(rows.row_distances_grad, g.forward, None, None, g.ddistances, *grads)
+    args = (a, b, b if c is None else c, g.ddistances, *grads, *a.shape, eps)
+    options = dict(METRIC=metric, PAIRS=pairs) | blocks()
+    Launch(rows.row_distances_grad, (cdiv(len(a), configs.ROWS_PER_PROGRAM),), args, options).run()
     return grads
 
 
-def listed(of: ListedDistances) -> RowDistances:
-    y = of.x if of.y is None else of.y
-    return RowDistances(of.x, y, y, of.metric, 0.0, of.others.shape[0])
+def of_listed(of: ListedDistances) -> tuple[tuple[Tensor, ...], dict[str, Any], int]:
+    """The rows (a, b, c) of listed pairs and their indices, as kernels take them, their options, and the grid."""
+    x, y, anchors, others, metric = of
+    refs = x if y is None else y
+    index = (others if anchors is None else anchors, others[0], others[-1])
+    options = dict(METRIC=metric, PAIRS=len(others), INDEXED="others" if anchors is None else "all") | blocks()
+    return (x, refs, refs, *index), options, cdiv(others.shape[1], configs.ROWS_PER_PROGRAM)
 
 
 def listed_distances(of: ListedDistances) -> Tensor:
     out = torch.empty(of.others.shape, dtype=torch.float32, device=of.x.device)
-    launch(rows.row_distances, listed(of), of.anchors, of.others, out)
+    given, options, grid = of_listed(of)
+    Launch(rows.row_distances, (grid,), (*given, out, out.shape[1], of.x.shape[1], 0.0), options).run()
     return out
 
 
 def listed_distances_grad(g: ListedDistancesGrad) -> tuple[Tensor, Tensor]:
     x, y, anchors, others, metric = g.forward
-    slopes = torch.empty(2, 2, others.shape[1], dtype=torch.float32, device=x.device)  # alphas and betas
-    nothing = x.new_empty(0)
+    # alphas, betas of the ends, betas of the anchors
+    slopes = torch.empty(3, *others.shape, dtype=torch.float32, device=x.device)
+    given, options, grid = of_listed(g.forward)
+    Launch(rows.row_slopes, (grid,), (*given, g.ddistances, slopes, others.shape[1], x.shape[1]), options).run()
     if anchors is None:
-        dx = torch.empty_like(x, dtype=torch.float32 if y is None else x.dtype)
-        launch(rows.row_distances_grad, listed(g.forward), None, others, g.ddistances, dx, slopes, slopes)
-        if y is None:
-            return gather_grad(x, x, others.flatten(), None, slopes.flatten(1), metric, dx), nothing
-        dy = gather_grad(y, x, others.flatten(), None, slopes.flatten(1), metric) if g.want_y else nothing
-        return dx if g.want_x else nothing, dy
-    launch(rows.row_distances_grad, listed(g.forward), anchors, others, g.ddistances, nothing, slopes, slopes)
-    (ends,) = others
+        return pulled_both_ways(x, y, others, slopes, metric, (), g.want_x, g.want_y)
+    (ends,), nothing = others, x.new_empty(0)
+    alpha, of_ends, of_anchors = slopes.flatten(1)
     if y is None:
         either, opposite = torch.cat([anchors, ends]), torch.cat([ends, anchors])
-        return gather_grad(x, x, either, opposite, slopes.flatten(1), metric), nothing
-    dx = gather_grad(x, y, anchors, ends, slopes[:, 0], metric) if g.want_x else nothing
-    return dx, gather_grad(y, x, ends, anchors, slopes[:, 1], metric) if g.want_y else nothing
+        pairs = Pairs(either, torch.cat([alpha, alpha]), torch.cat([of_anchors, of_ends]), opposite)
+        return gather_grad(x, x, pairs, metric), nothing
+    dx = gather_grad(x, y, Pairs(anchors, alpha, of_anchors, ends), metric) if g.want_x else nothing
+    return dx, gather_grad(y, x, Pairs(ends, alpha, of_ends, anchors), metric) if g.want_y else nothing
+
+
+def mined_grad(g: MinedGrad) -> tuple[Tensor, Tensor]:
+    return pulled_both_ways(
+        g.x, g.y, g.others, g.slopes, g.metric, (g.dloss.reshape(1), g.factors), g.want_x, g.want_y
+    )  # fmt: skip
+
+
+class Pairs(NamedTuple):
+    """Pairs of rows on one side, as `kernels.rows.gather_grad` takes them."""
+
+    rows: Tensor  # the row of this side, negative for none; [K, N] or [P]
+    alpha: Tensor
+    beta: Tensor
+    ends: Tensor | None = None  # the row of the other side; None: pair e is of row e % N
+    own: Tensor | None = None  # the betas of the rows of this side as anchors of these very pairs
+
+
+def pulled_both_ways(
+    x: Tensor, y: Tensor | None, index: Tensor, slopes: Tensor, metric: str, factors: tuple[Tensor, ...],
+    want_x: bool, want_y: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dx and dy of mined pairs with their index [K, N] and slopes [3, K, N]; empty where not wanted."""
+    (alpha, of_ends, of_anchors), nothing = slopes, x.new_empty(0)
+    if y is None:
+        return gather_grad(x, x, Pairs(index, alpha, of_ends, own=of_anchors), metric, factors), nothing
+    own = Pairs(index, alpha, of_anchors, own=of_anchors)
+    dx = gather_grad(x, y, own, metric, factors, of_others=False) if want_x else nothing
+    return dx, gather_grad(y, x, Pairs(index, alpha, of_ends), metric, factors) if want_y else nothing
 
 
 def gather_grad(
-    rows_of: Tensor, others: Tensor, index: Tensor, ends: Tensor | None, slopes: Tensor, metric: str,
-    base: Tensor | None = None,
+    rows_of: Tensor, others: Tensor, pairs: Pairs, metric: str, factors: tuple[Tensor, ...] = (), *,
+    of_others: bool = True,
 ) -> Tensor:  # fmt: skip
-    """The gradient by the rows of one side, plus a base. Pair e is of row index[e] (-1: none) with row ends[e] of the
-    others or, without ends, with row e modulo their number."""
-    out, (M, D) = torch.empty_like(rows_of), rows_of.shape
-    entries, starts = runs(index, M)
-    options = dict(METRIC=metric, LISTED=ends is not None, ADD=base is not None, BE=configs.ENTRIES)
-    options |= dict(BD=configs.ROW_CHUNK, num_warps=4)
-    ends, base = entries if ends is None else ends, out if base is None else base
-    args = (others, rows_of, entries, starts, ends, *slopes, base, out, len(others), D)
-    Launch(rows.gather_grad, (M, cdiv(D, configs.ROW_CHUNK)), args, options).run()
+    """The gradient by the rows of one side from their pairs with others, if `of_others`, and from their own pairs."""
+    (M, D), P, N = rows_of.shape, pairs.rows.numel(), pairs.rows.shape[-1]
+    out = torch.empty(M, D, dtype=rows_of.dtype, device=rows_of.device)
+    walk = "" if not of_others else "scan" if M * P < configs.SORT_PAIRS_FROM else "runs"
+    entries, starts = runs(pairs.rows, M) if walk == "runs" else (pairs.rows, pairs.rows)
+    ends, own = (pairs.rows if pairs.ends is None else pairs.ends), (pairs.beta if pairs.own is None else pairs.own)
+    options = dict(METRIC=metric, OWN=0 if pairs.own is None else len(pairs.rows), OTHERS=walk)
+    BD = min(configs.ROW_CHUNK, max(16, 1 << (D - 1).bit_length()))  # a wider chunk would be masked
+    options |= dict(LISTED=pairs.ends is not None, SCANNED=configs.SCANNED, BE=configs.ENTRIES, BD=BD)
+    args = (others, rows_of, pairs.rows, entries, starts, ends, pairs.alpha, pairs.beta, own, factors, out, N, P, D)
+    grid = (M, cdiv(D, BD))
+    Launch(rows.gather_grad, grid, args, options | dict(num_warps=4 if walk == "runs" else 1)).run()
     return out
 
 
 def runs(index: Tensor, M: int) -> tuple[Tensor, Tensor]:
-    """The order of the pairs by row, and where the run of each row begins [M + 1]."""
-    found, entries = torch.where(index < 0, M, index).sort(stable=True)
-    return entries, torch.searchsorted(found, torch.arange(M + 1, device=index.device))
+    """The order of the pairs by row, those without a row first, and where the run of each row begins [M + 1]."""
+    found, entries = index.flatten().sort(stable=True)
+    return entries, torch.searchsorted(found, torch.arange(M + 1, dtype=found.dtype, device=index.device))

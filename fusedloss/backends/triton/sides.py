@@ -54,7 +54,7 @@ def sides(
     sort: None if the kernels do not need sorted rows; then batches of few pairs are not sorted.
     """
     if sort is None:
-        sort = b.ignored is not None or len(b.x) * len(b.y_labels) > configs.SORT_FROM
+        sort = b.ignored is not None or b.x.shape[0] * b.y_labels.shape[0] > configs.SORT_FROM
     both = [arranged(b.x, b.x_labels, b.x_sorted, sort, b.ignored)]
     if b.y is not None:
         both.append(arranged(b.y, b.y_labels, b.y_sorted, sort, b.ignored))
@@ -126,7 +126,8 @@ def prepare(both: Sequence[Arranged], metric: str, box: tuple[Tensor, ...] = ())
     for of in both:
         norms = torch.empty(2, padded(len(of.given)), dtype=torch.float32, device=first.device)
         rounded = torch.empty_like(of.given, dtype=dtype) if rounding else of.given
-        made.append(tiles.Given(of.given, () if of.order is None else (of.order.int(),), rounded, norms))
+        order = () if of.order is None else (of.order.int(),)
+        made.append(tiles.Given(of.given, order, of.rows.counted, rounded, norms))
     BM, most = configs.ROWS_PER_PROGRAM, max(len(of.given) for of in both)
     options = dict(ROUND=rounding, UNIT=metric in UNIT, BM=BM, BD=configs.ROW_CHUNK, num_warps=4)
     args = (made[0], made[1] if len(made) > 1 else (), box, len(both[0].given), len(both[-1].given), D)
@@ -149,6 +150,12 @@ def compute_format(x: Tensor) -> tuple[str, str]:
     if tiles.INTERPRETED or not architecture().startswith("sm_") or x.device.type == "xpu":
         return ("tf32", "tf32") if mode == "high" and tiles.INTERPRETED else ("", "ieee")
     return ("tf32", "tf32") if mode == "high" else ("", "tf32x3")
+
+
+def on_chip(terms: str, side: Side) -> bool:
+    """Whether programs of the kernel `grad` hold all dimensions of their rows; of manhattan they hold a chunk."""
+    work = configs.Work("grad", terms, side.rows.rows.element_size())
+    return side.precision == "manhattan" or configs.on_chip(work, side.D, architecture())
 
 
 def reorder(t: Tensor, order: Tensor | None) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -84,9 +83,11 @@ class TripletMarginLoss(OfTriplets, library.TripletMarginLoss):
             raise NotFused("swap of all triplets of a batch")
         if self.margin < 0:
             raise NotFused("a margin below 0")
-        terms, chosen, active = ops.fold_triplets(given.batch, float(self.margin), metric, "all", self.smooth_loss)
-        sums = Sums(terms, chosen.detach(), partial(Tensor.detach, active))
-        return {"loss": summed(reducer_of(self, "loss"), sums, given.batch.x, labels, triplets=True)}
+        reducer = reducer_of(self, "loss")
+        counted = "active" if type(reducer) is reducers.AvgNonZeroReducer else "chosen"
+        terms, count = ops.fold_triplets(given.batch, float(self.margin), metric, "all", self.smooth_loss, counted)
+        sums = Sums(terms, count.detach(), count.detach)
+        return {"loss": summed(reducer, sums, given.batch.x, labels, triplets=True)}
 
     def listed(self, c: Compared, triplets: tuple[Tensor, Tensor, Tensor], labels: Tensor | None) -> Losses:
         a, p, n = triplets

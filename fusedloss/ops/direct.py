@@ -1,0 +1,118 @@
+"""Folds that are called without a custom op, so that the backward has what the forward prepared.
+
+That is every eager call on plain tensors; calls of other kinds go through the operations of `folds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ..backends.request import Close, Fold, Wants
+from .registration import Function, flat, keep, kept, on_device_of, rebuilt, transformed
+
+
+def possible(tensors: Sequence[Tensor], backend: str, closing: str = "") -> bool:
+    """Whether the backend has the closing formula, the call is eager and its tensors are plain, so that kernels can be
+    launched; or only recorded."""
+    if torch.compiler.is_compiling() or transformed() or closing not in backends.module(backend).CLOSED:
+        return False
+    if torch.autograd.forward_ad._current_level >= 0:
+        return False
+    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
+        return False
+    if tensors[0].is_meta:
+        return backend == "triton"
+    return not torch._C._len_torch_dispatch_stack()
+
+
+def apply(c: Close, backend: str) -> Tensor:
+    """The loss, or the states if there is no closing formula."""
+    f = c.fold
+    found: Tensor = Direct.apply(f.batch.x, f.batch.y, f.numbers, f.offsets, c, backend)
+    return found
+
+
+def called(backend: str, name: str, x: Tensor, *given: Any) -> Any:
+    """What a function of a backend returns."""
+    function = getattr(backends.module(backend), name)
+    with on_device_of(x):
+        found = function(*given)
+        if backends.after_call is not None:
+            backends.after_call(function, given)
+    return found
+
+
+class Direct(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor | None, numbers: Tensor, offsets: Tensor | None, c: Close, backend: str
+    ) -> Tensor:  # fmt: skip
+        values = [t.detach().contiguous() if isinstance(t, Tensor) else t for t in flat(c.fold)]
+        c = c._replace(fold=rebuilt(Fold, values))
+        found, saved = called(backend, "fold_close", x, c, wants(c.fold, ctx.needs_input_grad))
+        ctx.backend, ctx.saved = backend, without_tensors(saved)
+        keep(ctx, [x, y, numbers, offsets, *values], tensors_in(saved))
+        result: Tensor = found
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, derivative: Tensor) -> Any:
+        (x, y, numbers, offsets, *values), tensors = kept(ctx)
+        f, saved = rebuilt(Fold, values), with_tensors(ctx.saved, iter(tensors))
+        with torch.no_grad():
+            of = wants(f, ctx.needs_input_grad)
+            found = called(ctx.backend, "fold_close_grad", f.batch.x, f, saved, derivative, of)
+        needed = ctx.needs_input_grad[:4]
+        found = [t if wanted else None for t, wanted in zip(found, needed, strict=True)]
+        if torch.is_grad_enabled():
+            found = Once.apply(derivative, x, y, numbers, offsets, *found)
+        return (*found, None, None)
+
+
+def wants(f: Fold, needed: tuple[bool, ...]) -> Wants:
+    x, y, numbers, offsets = needed[:4]
+    of_x, of_y = (t is not None and offsets for t in f.split_offsets)
+    return Wants(x, y, numbers, of_x, of_y and f.batch.y is not None)
+
+
+class Once(torch.autograd.Function):
+    """Derivatives that have none by anything that they were made from."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Tensor | None) -> Any:
+        return tuple(None if t is None else t.view_as(t) for t in given[5:])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError("fusedloss losses can be differentiated once: double backward is not implemented")
+
+
+# Nested tuples with and without their tensors, which autograd saves apart.
+HERE = object()
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for inner in value for t in tensors_in(inner)] if isinstance(value, tuple) else []
+
+
+def without_tensors(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return mapped(value, [without_tensors(inner) for inner in value])
+    return HERE if isinstance(value, Tensor) else value
+
+
+def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
+    if isinstance(value, tuple):
+        return mapped(value, [with_tensors(inner, tensors) for inner in value])
+    return next(tensors) if value is HERE else value
+
+
+def mapped(like: tuple[Any, ...], values: list[Any]) -> tuple[Any, ...]:
+    return type(like)(*values) if hasattr(like, "_fields") else tuple(values)
