@@ -17,7 +17,6 @@ from tests.grid import batch, running
 pytest.importorskip("triton")
 
 from fusedloss.backends.triton.launch import Launch, recording
-from fusedloss.kernels import tiles
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 N, M, D = 19, 27, 19  # ragged, with several tiles, far ones among them, and two chunks of dimensions
@@ -66,7 +65,8 @@ def test_it_is_as_exact_as_eager(metric, dtype):
             dtype, device, roundings=3, constant=["key_bias"] if dtype == torch.float32 else [],
             oracle=lambda **given: fusedloss.reference.info_nce_loss(temperature=0.2, offset=3, metric=metric, **given),
         )  # fmt: skip
-    assert kernels["attend"] == kernels["grad"] == 1 and not kernels["fold"]
+    first = "fold" if metric == "manhattan" else "attend"  # the sum of |x - y| is no matrix product
+    assert kernels["grad"] == kernels[first] == 1 and kernels["fold"] + kernels["attend"] == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -176,9 +176,9 @@ def test_where_it_is_taken():
         assert launched(loss) == ["attend", "grad"]
         assert launched(loss, reduction="sum", dimensions=256) == ["attend", "grad"]
         assert launched(loss, rows=1024) == ["fold", "grad"], "the rows alone do not fill the device"
-        assert launched(loss, dimensions=512) == ["fold", "grad"], "no program has a row's whole gradient"
+        assert "attend" not in launched(loss, dimensions=512), "no program has a row's whole gradient"
     assert launched(info_nce, temperature=learned) == ["attend", "grad"]
     assert launched(info_nce, temperature=learned, keys=False) == ["fold", "grad"]
     assert launched(info_nce, reduction="none") == ["fold", "grad"]
     assert "attend" not in launched(info_nce, symmetric=True)
-    assert not tiles.INTERPRETED or launched(info_nce, dtype=torch.float32, metric="manhattan") == ["fold", "grad"]
+    assert "attend" not in launched(info_nce, dtype=torch.float32, metric="manhattan")
