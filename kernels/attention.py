@@ -13,8 +13,9 @@ their slope is one number, which multiplies the sums and not the tiles.
 import triton
 import triton.language as tl
 
-from .engine import add_gradient, shift, store_gradient
+from .engine import shift
 from .folds import empty_folds, exp, fold_tile, larger, store_folds
+from .gradients import add_gradient, store_gradient
 from .tiles import LOWEST, accumulate, load, load_chunks, load_norms, load_numbers
 from .walks import both, column, count, counting, pair_masks, place, walks
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .engine import load_upstream, shift, tile_grad, weighed, zeros
+from .engine import shift, weighed
 from .folds import larger, load_anchors
+from .gradients import load_upstream, tile_grad, zeros
 from .tiles import (
     LOWEST,
     accumulate,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .engine import zeros
+from .gradients import zeros
 from .tiles import load, load_chunks, load_norms, score_tile
 from .triplet_grads import along, load_left
 from .triplets import load_ranges

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .engine import store_gradient
 from .folds import larger
+from .gradients import store_gradient
 from .tiles import (
     LOWEST,
     accumulate,

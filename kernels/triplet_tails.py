@@ -7,7 +7,7 @@ program computes them again for its tiles: that takes far less than to compare t
 import triton
 import triton.language as tl
 
-from .engine import store_gradient
+from .gradients import store_gradient
 from .tiles import LOWEST, accumulate, accumulate_grad, load, load_norms, load_numbers, round_weights, score_tile
 from .triplets import farther, lifted, triplet
 from .walks import count, place
