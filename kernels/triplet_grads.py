@@ -93,12 +93,12 @@ def pull_triplets(s, anchors, a, others, margin, n, first, width, parts, AXIS: t
     """dL/ds of a tile through the anchors along one axis, for the pairs that are positive. [BM, BN]"""
     number = along(others, 1 - AXIS) - along(load(anchors.start, a, n) + first, AXIS)
     kept = (number >= 0) & (number < along(load_left(anchors, a, n, first, width), AXIS))
-    step, a_tile = lanes(n), along(a, AXIS)
-    rank = tl.load(anchors.ranks + number * step + a_tile, mask=kept, other=0)
-    at = anchors.slopes + rank * step + a_tile
-    slope = tl.load(at, mask=kept, other=0.0)
+    step, a_tile = lanes(n).to(tl.int32), along(a, AXIS)  # there is a constant number of bytes, below 2^31
+    rank = tl.load(anchors.ranks + (number * step + a_tile), mask=kept, other=0).to(tl.int32)
+    at = rank * step + a_tile
+    slope = tl.load(anchors.slopes + at, mask=kept, other=0.0)
     for part in range(1, parts):
-        slope += tl.load(at + part * width * step, mask=kept, other=0.0)
+        slope += tl.load(anchors.slopes + part * width * step + at, mask=kept, other=0.0)
     return slope * along(load(anchors.du, a, n), AXIS)
 
 
@@ -120,7 +120,7 @@ def push_mined(
 def pull_mined(s, anchors, a, others, margin, n, first, width, parts, AXIS: tl.constexpr):
     number = along(others, 1 - AXIS) - along(load(anchors.start, a, n) + first, AXIS)
     kept = (number >= 0) & (number < along(load_left(anchors, a, n, first, width), AXIS))
-    negative = tl.load(anchors.negatives + number * n.to(tl.int64) + along(a, AXIS), mask=kept, other=-1)
+    negative = tl.load(anchors.negatives + (number * n + along(a, AXIS)), mask=kept, other=-1)
     return tl.where(negative >= 0, along(load(anchors.du, a, n), AXIS), 0.0)
 
 

@@ -24,7 +24,7 @@ def numbers(work: Workload) -> int:
 
 
 # At a million rows these take thousands of launches.
-OF_TRIPLETS = ("batch_all_triplet_loss", "smooth_ap_loss", "recall_at_k_loss")
+OF_TRIPLETS = ("batch_semihard_triplet_loss", "smooth_ap_loss", "recall_at_k_loss")
 SIZES = [(name, N) for N in (1024, 1_048_576) for name in CATALOG]
 SIZES = [size for size in SIZES if size not in [(name, 1_048_576) for name in OF_TRIPLETS] or FULL]
 
@@ -45,6 +45,12 @@ def test_launches_and_operators_are_counted():
     assert found.kernels == 3  # prepare, grad and merge
     assert 5 <= found.operators <= 25
     assert all(footprint(Workload("supcon_loss", 1024, 64, "fp32"), arch).operators for arch in GPUS)
+
+
+@pytest.mark.parametrize(("kind", "N", "kernels"), [("all", 4096, 5), ("all", 65_536, 5), ("semihard", 4096, 6)])
+def test_triplets_take_few_launches_however_large_a_class_may_be(kind, N, kernels):
+    """Of all triplets: prepare, fold; prepare, grad, tail. Of semi-hard ones the splits are settled, parts merged."""
+    assert footprint(Workload(f"batch_{kind}_triplet_loss", N, 128, "bf16"), "sm_90").kernels == kernels
 
 
 def test_memory_is_counted_while_it_is_held_and_views_share_it():
