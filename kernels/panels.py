@@ -87,15 +87,16 @@ def halve(e):
 
 
 @triton.jit
-def in_parts(e, TIMES: tl.constexpr):
-    """A tile halved several times, from left to right: of a part of it a thread has fewer numbers of the columns."""
+def in_parts(e, WIDTH: tl.constexpr):
+    """A tile in parts of WIDTH columns, from left to right: for a part a thread holds fewer numbers of columns."""
     parts = (e,)
-    for _ in tl.static_range(TIMES):
-        halves = ()
-        for k in tl.static_range(len(parts)):
-            left, right = halve(parts[k])
-            halves = halves + (left, right)
-        parts = halves
+    for _ in tl.static_range(5):
+        if parts[0].shape[1] > WIDTH:
+            halves = ()
+            for k in tl.static_range(len(parts)):
+                left, right = halve(parts[k])
+                halves = halves + (left, right)
+            parts = halves
     return parts
 
 
@@ -176,12 +177,12 @@ def panel(
     anchors: for either side its `Anchors`, or () if its rows are not anchors.
     Weights of ignored rows and columns are not written: they are those of rows of zeros.
     """
+    low = low // 16 * 16  # which it is: so that weights are stored in vectors
     r0 = first_row + tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
-    own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
+    own = load_norms(x.norms, r, N, 1)
     xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS, False, EVEN)
     numbers = (load_numbers(pos.numbers), load_numbers(neg.numbers))
-    row_up = load_anchors(anchors[0], pos.kinds, 0, r, N, True, 1)
     row_down = load_anchors(anchors[0], neg.kinds, len(pos.kinds), r, N, False, 1)
     BY: tl.constexpr = len(numbers[0]) if len(of_x.numbers) > 0 else 0
     no_numbers = zeros(BY, BM) if BY > 0 else ()
@@ -189,7 +190,6 @@ def panel(
     of_rows = (tl.zeros([BM], tl.float32), tl.zeros([BM], tl.float32))
     rows, columns = count(x, N), count(y, M)
     start, end = split_columns(tl.maximum(tl.minimum(high, columns) - low, 0), BN)
-    PARTS: tl.constexpr = 0 if BN == NEAR else 1 if BN == 2 * NEAR else 2 if BN == 4 * NEAR else 3
     far, near = walks_between(x, r0, rows, low + start, low + end, BM, BN, True)
 
     for at in range(far[0], far[1], BN):
@@ -199,18 +199,20 @@ def panel(
             e = accumulate(x.rows, y.rows, xs, ys, r0, c0, N, M, D, BM, BN, BD, PRECISION, True, EVEN)
         else:  # no pair has a gradient
             e = tl.zeros([BM, BN], tl.float32)
-        parts = in_parts(e, PARTS)
+        parts = in_parts(e, NEAR)
         for k in tl.static_range(len(parts)):
             c = c0 + k * NEAR + tl.arange(0, NEAR)
             if len(neg.kinds) > 0:
                 g, w, shares, by = weigh(
-                    parts[k], x, y, pos, neg, own, xl, (row_up, row_down), anchors[1], numbers, by, r, c, rows, columns,
+                    parts[k], x, y, pos, neg, own, 0, ((), row_down), anchors[1], numbers, by, r, c, rows, columns,
                     ref_offset, N, M, SCORE, LOSS, True,
                 )  # fmt: skip
             else:
                 g, w, shares = parts[k], parts[k], (1.0, 1.0)
             of_rows = add_tile(of_rows, of_x, of_y, g, w, shares, x, r, c, first_row, low, high, N, M, PRECISION, True)
 
+    # Not loaded before: they would be in registers through the first loop.
+    xl, row_up = load(x.labels, r, N), load_anchors(anchors[0], pos.kinds, 0, r, N, True, 1)
     for at in tl.range(near[0], near[1], NEAR):
         c0 = column(at, near, NEAR)
         c = c0 + tl.arange(0, NEAR)

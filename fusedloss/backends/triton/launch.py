@@ -51,7 +51,8 @@ class Product(NamedTuple):
     def run(self) -> None:
         out, a, b = self
         if _recording is not None:
-            _recording.products.append(self)
+            if _kept:
+                _recording.products.append(self)
             if not out.is_meta:  # where nothing is computed, but operators and their memory are counted
                 return
         with torch.no_grad():
