@@ -138,7 +138,7 @@ def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, 
         of_rows = total(sums) if summed else sums[0]
         return Found(total(rows, dtype), of_rows[:-1], of_rows[-1])
 
-    def wide(x: Side, y: Side, offset: int | None, of_y: Wanted) -> tuple[Found, Found]:
+    def on_panels(x: Side, y: Side, offset: int | None, of_y: Wanted) -> tuple[Found, Found]:
         of_x = Wanted(dtype if g.want_x else None, by_rows, f.numbers.numel() if g.want_numbers else 0)
         return panels.gradients(panels.Request(chosen, (pos, neg), options, f.metric, x, y, offset), of_x, of_y)
 
@@ -148,7 +148,8 @@ def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, 
     with_x = g.want_x or by_rows or (g.want_numbers and not with_y)
     of_x = of_y = None
     if chosen.key.work.kernel == "panel":
-        of_x, of_y = wide(xs, ys, offset, Wanted(b.x.dtype if g.want_y else None, by_columns) if with_y else NOTHING)
+        wanted = Wanted(b.x.dtype if g.want_y else None, by_columns) if with_y else NOTHING
+        of_x, of_y = on_panels(xs, ys, offset, wanted)
     else:
         if with_x:
             of_x = gradient(xs, ys, "self" if b.y is None else "x", offset, g.want_numbers, dtype)
@@ -157,7 +158,7 @@ def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, 
     for block, x, y in facing(f, xs, others):
         y = y if block.states is None else anchors(block.states, kinds, y)
         if chosen.key.work.kernel == "panel":
-            part, _ = wide(x, y, None, NOTHING)
+            part, _ = on_panels(x, y, None, NOTHING)
         else:
             part = gradient(x, y, "x", None, g.want_numbers, torch.float32)
         of_x = part if of_x is None else Found(*map(torch.add, of_x, part))
@@ -170,10 +171,10 @@ def fold_grad(g: FoldGrad, others: Others = NO_OTHERS) -> tuple[Tensor, Tensor, 
         summed = either.by_numbers.sum(1, dtype=state_dtype(b.x)) / twice
         by_numbers = summed.view_as(f.numbers).to(f.numbers)
     shifts = [of_x.by_offset] if of_x is not None and by_rows else []
-    shifts += [of_y.by_offset] if of_y is not None and with_y and by_columns else []
+    shifts += [of_y.by_offset] if of_y is not None and by_columns else []
     return (
         of_x.rows.to(b.x.dtype) if of_x is not None and g.want_x else none(0),
-        of_y.rows if of_y is not None and with_y and g.want_y else none(0),
+        of_y.rows if of_y is not None and g.want_y else none(0),
         by_numbers,
         torch.cat(shifts) if shifts else none(0),
     )
