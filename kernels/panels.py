@@ -89,7 +89,7 @@ def halve(e):
 
 @triton.jit
 def in_parts(e, WIDTH: tl.constexpr):
-    """A tile in parts of WIDTH columns, from left to right: of a part a thread has fewer numbers of the columns."""
+    """A tile in parts of WIDTH columns, from left to right: for a part a thread holds fewer numbers of columns."""
     parts = (e,)
     for _ in tl.static_range(5):
         if parts[0].shape[1] > WIDTH:
@@ -181,11 +181,10 @@ def panel(
     low = low // 16 * 16  # which it is: so that weights are stored in vectors
     r0 = first_row + tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
-    own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
+    own = load_norms(x.norms, r, N, 1)
     xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS, False, EVEN)
     numbers = (load_numbers(pos.numbers), load_numbers(neg.numbers))
     upstream = load_upstream(scales, len(pos.kinds) + len(neg.kinds))
-    row_up = load_anchors(anchors[0], pos.kinds, 0, r, N, upstream, True, 1)
     row_down = load_anchors(anchors[0], neg.kinds, len(pos.kinds), r, N, upstream, False, 1)
     BY: tl.constexpr = len(numbers[0]) if len(of_x.numbers) > 0 else 0
     no_numbers = zeros(BY, BM) if BY > 0 else ()
@@ -207,13 +206,15 @@ def panel(
             c = c0 + k * NEAR + tl.arange(0, NEAR)
             if len(neg.kinds) > 0:
                 g, w, shares, by = weigh(
-                    parts[k], x, y, pos, neg, own, xl, (row_up, row_down), anchors[1], upstream, numbers, by, r, c,
-                    rows, columns, ref_offset, N, M, SCORE, LOSS, True,
+                    parts[k], x, y, pos, neg, own, 0, ((), row_down), anchors[1], upstream, numbers, by, r, c, rows,
+                    columns, ref_offset, N, M, SCORE, LOSS, True,
                 )  # fmt: skip
             else:
                 g, w, shares = parts[k], parts[k], (1.0, 1.0)
             of_rows = add_tile(of_rows, of_x, of_y, g, w, shares, x, r, c, first_row, low, high, N, M, PRECISION, True)
 
+    # Not loaded before: they would be in registers through the first loop.
+    xl, row_up = load(x.labels, r, N), load_anchors(anchors[0], pos.kinds, 0, r, N, upstream, True, 1)
     for at in tl.range(near[0], near[1], NEAR):
         c0 = column(at, near, NEAR)
         c = c0 + tl.arange(0, NEAR)

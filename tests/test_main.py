@@ -106,7 +106,7 @@ def test_doctor_names_the_cache_without_a_gpu(tuning, capsys, monkeypatch, tmp_p
 
 def test_doctor_says_what_to_do_next(tuning, capsys, monkeypatch, tmp_path):
     """Of everything that is not as it should be."""
-    tuning.file().write_text('{"format": 3, "device": "Test GPU 9000", "triton": "1.0"}')
+    tuning.file().write_text('{"format": 4, "device": "Test GPU 9000", "triton": "1.0"}')
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(sys.modules["triton"], "__version__", "3.2.0")
     monkeypatch.setattr(torch.distributed, "is_available", lambda: False)

@@ -349,6 +349,6 @@ def test_kept_tiles_are_listed_and_deleted(gpu, monkeypatch, capsys):
 
 
 def test_a_list_says_why_tiles_are_not_used(gpu):
-    tuning.file().write_text('{"format": 3, "device": "Test GPU 9000", "triton": "1.0", "tiles": []}')
+    tuning.file().write_text('{"format": 4, "device": "Test GPU 9000", "triton": "1.0", "tiles": []}')
     with pytest.raises(SystemExit, match=r"not used: .*triton must be"):
         main(["tune", "--list"])

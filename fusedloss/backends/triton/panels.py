@@ -99,9 +99,14 @@ class Sums(NamedTuple):
 
     def outputs(self, panel: Tensor, parts: int, n: int) -> Outputs:
         """Where n rows of a panel are written; 0 stays where nothing is, as for ignored rows."""
-        weights, offsets, numbers = (given(t.new_zeros(parts, *t.shape[:-1], n * bool(t.numel()))) for t in self[1:4])
-        stored = (panel,) if self.products.numel() else ()
-        return Outputs(stored, (), weights, offsets, numbers, given(self.largest))
+
+        def new(t: Tensor) -> tuple[Tensor, ...]:
+            return (t.new_zeros(parts, *t.shape[:-1], n),) if t.numel() else ()
+
+        return Outputs(
+            (panel,) if self.products.numel() else (), (), new(self.weights), new(self.offsets), new(self.numbers),
+            given(self.largest),
+        )  # fmt: skip
 
     def add(self, out: Outputs, span: Span) -> None:
         for total, parts in zip(self[1:4], (out.sums, out.offsets, out.numbers), strict=True):

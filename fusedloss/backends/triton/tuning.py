@@ -25,7 +25,7 @@ from ...kernels import configs
 from ...kernels.configs import Tile, Work
 
 BUCKETS = (64, 128, 256, 512)  # the largest D of each bucket
-FORMAT = 3
+FORMAT = 4
 
 
 class Key(NamedTuple):
