@@ -252,6 +252,7 @@ def test_nan_shows(kernel_device, name, kind):
     if kind >= len(formula.folds) or formula.folds[kind] == "count" or (name, kind) == ("nca", 1):
         pytest.skip("no state, or one that is not used")
     parts = torch.ones(2, len(formula.folds), 20, dtype=torch.float64) / 2
+    parts[:, [of == "count" for of in formula.folds]] = 1.0  # of two, so that a mean is taken
     parts[1, kind, 17] = torch.nan
     for programs in (1, 3):
         loss, _ = finished(name, formula, [plain(parts)], True, programs, kernel_device)
