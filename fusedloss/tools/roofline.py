@@ -116,7 +116,7 @@ def tile_cycles(launch: Launch, tiles: Tiles, D: int, gpu: GPU) -> tuple[float, 
     groups = max(1, warps // 4 * 64 // BM)  # of four warps, which share the columns of 64 rows
     D = BD * math.ceil(D / BD)
     slab = BD * o.get("SLAB", 0)  # dimensions of the gradient that the program owns
-    if launch.kernel.fn.__name__ == "grad":
+    if launch.kernel.fn.__name__ in ("grad", "attend"):
         slab = BD if o["PRECISION"] == "manhattan" else D
     flop = 2 * BM * BN * (D * narrow(BN / groups, gpu) + slab * narrow(BD / groups, gpu))
     rate = (gpu.fp32_flops if fp32 else gpu.flops) / gpu.multiprocessors / gpu.clock
@@ -163,8 +163,8 @@ def walked(launch: Launch, found: dict[str, Any], work: Workload) -> list[Tiles]
         ]
     if kernel in SORTING:  # the loop over groups of positives that memory has room for: here one
         loops = [loop for loop in loops[0]["inner"] if counted(loop, "groups")][1:] or [UNREAD]
-    if first >= mates:  # it finds nothing to do
-        return [tiles("all", 0, o["BN"], o["num_stages"], loops[0])]
+    if "NEAR" not in o or first >= mates:  # one walk, or none where a kernel finds nothing to do
+        return [tiles("all", 0 if first >= mates else M / splits, o["BN"], o["num_stages"], loops[0])]
     near = near if given["x"].near else M
     apart = M - near if "neg" not in given or given["neg"].kinds else 0  # no far pair is positive
     far = tiles("far", apart / splits, o["BN"], o["num_stages"], loops[0])
