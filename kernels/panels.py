@@ -3,7 +3,7 @@
     dx = W y  and  dy = W^T x,   w_ij = dL/ds_ij ds_ij/de_ij
 
 `panel` computes the scores of a part of W and writes its weights, in the format of the rows. Both sides are products of
-the same weights. `finish` takes from a sum of such products the share of the rows themselves.
+the same weights. `finish_rows` takes from a sum of such products the share of the rows themselves.
 
 fp16 has too narrow a range for weights. They are scaled by powers of two: those of a row, for dx, so that the row's
 largest is below 2^15, and those of a column, for dy, likewise. The largest come from a first launch of `panel`.
@@ -242,7 +242,7 @@ def panel(
 
 
 @triton.jit(do_not_specialize=["N"])
-def finish(
+def finish_rows(
     x, acc_ptr, sums, largest, out_ptr, N, D, SCORE: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,11 +34,8 @@ def wide(plan, workspace=4096):
 
 
 def request(N, M, BM=16, BN=32):
-    def side(n):
-        return launch.Side(None, "ieee", n, D, None)
-
-    tile = configs.Tile(BM, BN, 16, 4, 1, 0)
-    return panels.Request(launch.Plan(tile, None, 0, {}), (), {}, "dot", side(N), side(M), None)
+    chosen = SimpleNamespace(tile=configs.Tile(BM, BN, 16, 4, 1, 0))
+    return panels.Request(chosen, (), {}, "dot", SimpleNamespace(n=N), SimpleNamespace(n=M), None)
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -172,7 +170,7 @@ def test_one_panel_serves_both_sides(loss, sides):
     for N in (4096, 65_536):
         recorded = launches(Workload(loss, N, 512, "bf16"), "sm_90")
         names = [one.kernel.fn.__name__ for one in recorded]
-        assert "grad" not in names and names.count("finish") == sides
+        assert "grad" not in names and names.count("finish_rows") == sides
         count = names.count("panel")
         assert count == (1 if N == 4096 else 32 if sides == 1 else 36) and len(recorded.products) == sides * count
         flop = sum(2 * p.a.numel() * p.b.shape[1] for p in recorded.products)

@@ -91,7 +91,7 @@ def tile(**sizes):
         (lambda path: path.write_bytes(b"\xff\xfe"), "codec"),
         (broken(lambda content: content.update(device="Other GPU")), "device must be 'Test GPU 9000', got 'Other GPU'"),
         (broken(lambda content: content.update(triton="1.0")), "triton must be"),
-        (broken(lambda content: content.update(format=99)), "format must be 3, got 99"),
+        (broken(lambda content: content.update(format=99)), "format must be 4, got 99"),
         (broken(lambda content: content.pop("tiles")), "tiles"),
         (tile(BM=100), "BM of 'fold' must be one of .*, got 100"),
         (tile(BN=True), "BN of 'fold' must be one of .*, got True"),

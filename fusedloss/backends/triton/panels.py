@@ -120,7 +120,7 @@ class Sums(NamedTuple):
             args = (side.rows, self.products, given(self.weights), given(self.largest), rows, side.n, side.D)
             options = dict(SCORE=SCORES[metric], UNIT=metric in UNIT)
             options |= dict(BM=configs.ROWS_PER_PROGRAM, BD=configs.ROW_CHUNK, num_warps=4)
-            Launch(kernels.finish, (cdiv(side.n, configs.ROWS_PER_PROGRAM),), args, options).run()
+            Launch(kernels.finish_rows, (cdiv(side.n, configs.ROWS_PER_PROGRAM),), args, options).run()
         numbers, offsets = (side.restore(t, -1) if t.numel() else t for t in (self.numbers, self.offsets))
         return Found(rows, numbers, offsets)
 
