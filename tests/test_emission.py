@@ -8,6 +8,7 @@ import fusedloss
 from fusedloss import checks, ops
 from fusedloss.backends import use_backend
 from fusedloss.losses.catalog import CATALOG
+from tests.compare import accumulated
 from tests.grid import DTYPES, METRICS, batch, covering, reductions, references, running
 
 pytest.importorskip("triton")
@@ -37,9 +38,8 @@ def outcome(loss, arguments, device, dtype=torch.float32, upstream=1.0, frozen=(
     own = {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in arguments.items()}
     for name, v in own.items():
         if isinstance(v, torch.Tensor) and v.is_floating_point():
-            own[name] = (
-                v.to(dtype if v.dim() > 1 else torch.float32).detach().clone().requires_grad_(name not in frozen)
-            )
+            stored = v.detach().to(dtype if v.dim() > 1 else accumulated(dtype), copy=True)
+            own[name] = stored.requires_grad_(name not in frozen)
     value = loss(**own)
     value.backward(torch.tensor(upstream, device=device))
     grads = {name: v.grad for name, v in own.items() if isinstance(v, torch.Tensor) and v.grad is not None}
@@ -162,6 +162,13 @@ def test_siglip(backend, case):
     with running(backend, case["plan"]) as device:
         how = dict(dtype=case["dtype"], upstream=case["upstream"], frozen=case["frozen"])
         both_ways(fusedloss.siglip_loss, arguments, device, **how)
+
+
+def test_boundaries_of_float64_rows_have_their_gradient_in_float64():
+    case = dict(loss="margin by label", margins="usual", metric="euclidean", refs="self", ignored=None, N=21)
+    loss, arguments = hinges(case | dict(reduction="mean"))
+    found = both_ways(loss, arguments, "cpu", dtype=torch.float64, upstream=0.7)
+    assert found["beta"].dtype == torch.float64 and found["beta"].count_nonzero()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

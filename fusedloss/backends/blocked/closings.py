@@ -31,6 +31,6 @@ def fold_close(c: Close, wants: Wants) -> tuple[Tensor, Emitted]:
 def fold_close_grad(f: Fold, saved: Emitted, derivative: Tensor, wants: Wants) -> Emitted:
     """dx, dy, and the derivatives by numbers and offsets, from the one by the loss; empty where not wanted."""
     b = f.batch
-    dtypes = b.x.dtype, b.x.dtype if b.y is None else b.y.dtype, f.numbers.dtype, torch.float32
+    dtypes = b.x.dtype, b.x.dtype if b.y is None else b.y.dtype, f.numbers.dtype, loss_dtype(b.x)
     dx, dy, *others = ((t * derivative.to(t.device)).to(dtype) for t, dtype in zip(saved, dtypes, strict=True))
     return dx, dy, others[0], others[1]
