@@ -58,7 +58,7 @@ def test_a_launch_that_is_watched_is_left_to_triton():
 @compiled
 def test_the_benchmark_of_the_host_has_a_cell_for_every_column():
     positive, loss, N, launches, *times = launched()["table"]
-    assert positive and (loss, N, int(launches) >= 5) == ("pairwise_contrastive_loss", "64", True)
+    assert positive and (loss, N, int(launches) >= 3) == ("pairwise_contrastive_loss", "64", True)
     assert len([loss, N, launches, *times]) == len(COLUMNS)
 
 

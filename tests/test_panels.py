@@ -35,7 +35,7 @@ def wide(plan, workspace=4096):
 
 def request(N, M, BM=16, BN=32):
     chosen = SimpleNamespace(tile=configs.Tile(BM, BN, 16, 4, 1, 0))
-    return panels.Request(chosen, (), {}, "dot", SimpleNamespace(n=N), SimpleNamespace(n=M), None)
+    return panels.Request(chosen, (), {}, "dot", SimpleNamespace(n=N), SimpleNamespace(n=M), None, ())
 
 
 @pytest.mark.parametrize("both", [False, True])
