@@ -119,6 +119,8 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
             (0, Tile(64, 64, 64, 4, 3, 0)),
         ],
         Work("fold_triplets", "", 4): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 32, 8, 3, 0))],
+        Work("fold_triplets", "exp", 2): [(128, Tile(64, 32, 128, 4, 2, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        Work("fold_triplets", "exp", 4): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 32, 8, 3, 0))],
         Work("mine_semihard", "", 2): [
             (64, Tile(64, 64, 64, 4, 3, 64)),
             (128, Tile(64, 64, 128, 4, 2, 128)),
@@ -134,7 +136,7 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("triplets_grad", "", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
         Work("triplets_grad", "exp", 2): [
             (64, Tile(64, 32, 64, 4, 2, 64)),
-            (128, Tile(64, 32, 128, 4, 2, 128)),
+            (128, Tile(64, 32, 64, 4, 2, 128)),
             (0, Tile(128, 16, 64, 8, 2, 128)),
         ],
         Work("triplets_grad", "exp", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
@@ -175,6 +177,8 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("grad", "lifted", 2): [(128, Tile(64, 16, 64, 4, 2, 128)), (0, Tile(64, 32, 64, 8, 2, 128))],
         Work("grad", "lifted", 4): [(0, Tile(64, 16, 32, 4, 2, 64))],
         Work("fold_triplets", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        Work("fold_triplets", "exp", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        Work("fold_triplets", "exp", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
         Work("mine_semihard", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
         Work("fold_triplets", "", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
         Work("mine_semihard", "", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
