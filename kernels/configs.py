@@ -130,6 +130,8 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
             (0, Tile(64, 64, 64, 4, 3, 0)),
         ],
         Work("fold_triplets", "", 4): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 32, 8, 3, 0))],
+        Work("fold_triplets", "exp", 2): [(128, Tile(64, 32, 128, 4, 2, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        Work("fold_triplets", "exp", 4): [(128, Tile(128, 32, 64, 8, 3, 128)), (0, Tile(128, 32, 32, 8, 3, 0))],
         Work("mine_semihard", "", 2): [
             (64, Tile(64, 64, 64, 4, 3, 64)),
             (128, Tile(64, 64, 128, 4, 2, 128)),
@@ -145,7 +147,7 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("triplets_grad", "", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
         Work("triplets_grad", "exp", 2): [
             (64, Tile(64, 32, 64, 4, 2, 64)),
-            (128, Tile(64, 32, 128, 4, 2, 128)),
+            (128, Tile(64, 32, 64, 4, 2, 128)),
             (0, Tile(128, 16, 64, 8, 2, 128)),
         ],
         Work("triplets_grad", "exp", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
@@ -188,6 +190,8 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         **for_all("panel", 2, (0, Tile(64, 64, 64, 4, 3, 0, 64))),
         **for_all("panel", 4, (0, Tile(64, 64, 32, 8, 3, 0, 64))),
         Work("fold_triplets", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        Work("fold_triplets", "exp", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
+        Work("fold_triplets", "exp", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
         Work("mine_semihard", "", 2): [(128, Tile(64, 32, 64, 4, 3, 128)), (0, Tile(64, 32, 64, 4, 3, 0))],
         Work("fold_triplets", "", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],
         Work("mine_semihard", "", 4): [(0, Tile(64, 32, 32, 8, 3, 0))],

@@ -222,10 +222,12 @@ def test_a_row_in_more_triplets_than_float16_holds_has_its_gradient(wide):
 KINDS_OF_LOSS = {kind: dict(triplets=kind, soft_margin=soft) for kind, soft in (("all", False), ("hard", True))}
 
 
-def outcome(loss, plan, rows, stored, options):
+def outcome(loss, plan, rows, stored, options, numbers=()):
     """The losses of the anchors and the gradients of their sum, if the forward keeps so many positives."""
     pytest.importorskip("triton")
     with running("triton", plan) as device, pytest.MonkeyPatch.context() as patch:
+        for name, value in dict(numbers).items():
+            patch.setattr(f"fusedloss.kernels.configs.{name}", value)
         for kind in ("all", "nearest"):
             patch.setitem(request.STORED, ("triton", kind), stored)
         leaves = [t.float().to(device).requires_grad_() if t.is_floating_point() else t.to(device) for t in rows]
@@ -257,14 +259,18 @@ def test_tiles_in_which_nothing_or_everything_costs(kind, distance, costs):
     check(loss, dict(embeddings=x, labels=labels, margin=0.0 if not costs else 9.0), device="cpu", roundings=WEIGHTS)
 
 
-@pytest.mark.parametrize("positives", [1, 2, 16, 600])
+@pytest.mark.parametrize("positives", [1, 2, 16, 600 if FULL else 150])
 def test_an_anchor_with_few_or_many_positives(positives):
     """Its negatives are as far as they are, and the positives beyond those kept are in the tail."""
+    configs = pytest.importorskip("fusedloss.kernels.configs")
+    tile = configs.Tile(BM=16, BN=128, BD=16, num_warps=4, num_stages=1, held=16, near=128)
     generator = torch.Generator().manual_seed(positives)
     x, y = torch.randn(1, 3, generator=generator).double(), torch.randn(positives + 9, 3, generator=generator).double()
     y_labels = (torch.arange(len(y)) >= positives).long()
     rows = x, torch.zeros(1, dtype=torch.int64), y, y_labels
-    values, dx, dy = outcome(fusedloss.batch_all_triplet_loss, "split", rows, 512, dict(margin=0.3))
+    kept = 512 if FULL else 128
+    wide = dict(choose=lambda *_: tile, POSITIVES=16, SPLIT_TARGET=1)
+    values, dx, dy = outcome(fusedloss.batch_all_triplet_loss, "default", rows, kept, dict(margin=0.3), wide)
     leaf = x.clone().requires_grad_()
     refs = y.clone().requires_grad_()
     want = fusedloss.reference.batch_all_triplet_loss(leaf, rows[1], refs, y_labels, margin=0.3, reduction="sum")

@@ -52,7 +52,7 @@ class Sorted(NamedTuple):
 
 def fold(s: Sorted, t: Triplets, places: Tensor, kept: Tensor) -> Tensor:
     """The states of all triplets."""
-    chosen, (thresholds, slopes), (N, _, _) = s.plan("fold_triplets"), kept, s.sizes
+    chosen, (thresholds, slopes), (N, _, _) = s.plan("fold_triplets", "exp" if t.soft else ""), kept, s.sizes
     states = torch.empty(len(slopes), 3, N, dtype=state_dtype(t.batch.x), device=t.batch.x.device)
     options = chosen.options | dict(KIND=t.triplets, SOFT=t.soft, COUNT=t.counted, K=configs.POSITIVES)
     outs = kernels.Kept(thresholds, places, slopes)
