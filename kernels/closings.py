@@ -14,7 +14,6 @@ import triton.language as tl
 
 from .folds import larger, store_anchors
 from .losses import logistic, minus, relu, softplus
-from .tiles import load_numbers
 from .walks import count
 
 
@@ -111,7 +110,7 @@ def arcface(states, numbers):
     scale, cos, sin, straight = numbers  # of the margin; straight is margin sin(margin), or inf for margins below 0
     squared = 1.0 - own * own
     sine = tl.sqrt(larger(squared, 0.0))
-    within = (own >= minus(cos)) | (straight == float("inf"))
+    within = own >= tl.where(straight == float("inf"), float("-inf"), minus(cos))
     bent = cos + tl.where(squared > 0.0, own / tl.where(squared > 0.0, sine, 1.0), 0.0) * sin
     z = others - scale * tl.where(within, own * cos - sine * sin, own - straight)
     slope = logistic(z)
@@ -202,10 +201,19 @@ def conclude(loss_ptr, scales_ptr, sums, STATES: tl.constexpr, MEAN: tl.constexp
         count = sums[2 * mean + 1]
         count = tl.where(count == 0.0, 1.0, count) if MEAN else 0.0 * count + 1.0
         loss += sums[2 * mean] / count
-        of_mean: tl.constexpr = STATES // (len(sums) // 2)
-        for k in tl.static_range(of_mean):
-            tl.store(scales_ptr + mean * of_mean + k, (1.0 / count).to(scales_ptr.dtype.element_ty))
+        for k in tl.static_range(STATES // (len(sums) // 2)):
+            at = scales_ptr + mean * (STATES // (len(sums) // 2)) + k
+            tl.store(at, (1.0 / count).to(scales_ptr.dtype.element_ty))
     tl.store(loss_ptr, loss.to(loss_ptr.dtype.element_ty))
+
+
+@triton.jit
+def whole(numbers, DTYPE: tl.constexpr):
+    """Numbers that are given in two parts, since an argument of a kernel is fp32."""
+    found = ()
+    for k in tl.static_range(len(numbers) // 2):
+        found = found + (tl.cast(numbers[2 * k], DTYPE) + tl.cast(numbers[2 * k + 1], DTYPE),)
+    return found
 
 
 @triton.jit(do_not_specialize=["P", "Q", "N", "M"])
@@ -218,12 +226,13 @@ def finish(
     Grid: (programs,). One program does all of it; several write their sums to parts [programs, 2 means], of which
     `finish_parts` makes the loss.
     x, y: `Closed`; y is () if only the rows of x are anchors. P, Q: parts of either.
+    numbers: those of the closing formula, see `whole`.
     """
     state: tl.constexpr = x.parts.dtype.element_ty
     sums = ()
     for _ in tl.static_range(2 * MEANS):
         sums = sums + (tl.zeros([BLOCK], state),)
-    numbers = load_numbers(numbers)
+    numbers = whole(numbers, state)
     sums = close_side(x, sums, kinds, numbers, P, N, CLOSING, BLOCK)
     if len(y) > 0:
         sums = close_side(y, sums, kinds, numbers, Q, M, CLOSING, BLOCK)

@@ -43,7 +43,7 @@ def highest(best_ptr, r, inside, N, P, BM: tl.constexpr):
     best = tl.full([BM], float("-inf"), tl.float32)
     for part in range(0, P):
         at = best_ptr + tl.cast(part, tl.int64) * 2 * N + r
-        best = tl.maximum(best, tl.load(at, mask=inside, other=float("-inf")))
+        best = larger(best, tl.load(at, mask=inside, other=float("-inf")))
     return best
 
 

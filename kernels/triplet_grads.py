@@ -154,14 +154,24 @@ def pull_both(s, x_anchors, y_anchors, r, c, number, N, M, first, width, parts, 
 
 
 @triton.jit
-def add_gradient(
-    acc, row_share, top, x, y, xs, own, xl, x_anchors, y_anchors, number, r0, c0, slab, N, M, D, columns, first, width,
-    parts, SCORE: tl.constexpr, PUSH: tl.constexpr, PULL: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr,
+def add_tile_gradient(
+    acc, row_share, top, sides, held, anchors, number, at, sizes, positives,
+    SCORE: tl.constexpr, PUSH: tl.constexpr, PULL: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr,
     K: tl.constexpr, FAR: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """The gradient after a tile, of which all pairs are negative if it is FAR. Where no pair has a part in the loss,
-    its products are left out; which pairs are mined does not depend on their scores."""
+    its products are left out; which pairs are mined does not depend on their scores.
+
+    held: of the own rows the chunks, the norms and the labels. at: the first row, column and dimension.
+    sizes: N, M, D and how many columns count. positives: `first`, `width` and `parts` of `triplets_grad`.
+    """
+    x, y = sides
+    xs, own, xl = held
+    x_anchors, y_anchors = anchors
+    r0, c0, slab = at
+    N, M, D, columns = sizes
+    first, width, parts = positives
     MINED: tl.constexpr = KIND == "nearest"
     r, c = r0 + tl.arange(0, BM), c0 + tl.arange(0, BN)
     g = tl.zeros([BM, BN], tl.float32)
@@ -199,7 +209,7 @@ def add_gradient(
 
 @triton.jit(do_not_specialize=["N", "M", "first", "width", "parts"])
 def triplets_grad(
-    x, y, x_anchors, y_anchors, out_ptr, number, longest_ptr, N, M, D, first, width, parts,  # out [splits, N, D]
+    x, y, anchors, outs, number, N, M, D, first, width, parts,
     SCORE: tl.constexpr, PUSH: tl.constexpr, PULL: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr,
     K: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, NEAR: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, SLAB: tl.constexpr,
@@ -210,12 +220,13 @@ def triplets_grad(
     PUSH, PULL: the functions for dL/ds of negative and of positive pairs through the anchors of one side:
     `push_triplets` and `pull_triplets`, `push_mined` and `pull_mined` (KIND "nearest"), or those of `ranking.py`; they
     take one number of the loss (`tiles.Numbers`).
-    x_anchors, y_anchors: `Anchors`, `Mined` or `ranking.Ranked` of the own rows and of the other side, or () if they
-    are not anchors. parts: of the slopes.
+    anchors: `Anchors`, `Mined` or `ranking.Ranked` of the own rows and of the other side, or () if they are not
+    anchors. parts: of the slopes.
+    outs: dx [splits, N, D], and how many rows have the label of most.
     ADD: add to what earlier programs wrote. Then nothing is done if no anchor has more than `first` positives.
     """
     if ADD:
-        if tl.load(longest_ptr) <= first:
+        if tl.load(outs[1]) <= first:
             return
     r0 = tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
@@ -232,20 +243,20 @@ def triplets_grad(
     far, near = walks(x, rows, columns, BM, BN, False)
 
     for at in range(far[0], far[1], BN):
-        acc, row_share, top = add_gradient(
-            acc, row_share, top, x, y, xs, own, xl, x_anchors, y_anchors, number, r0, column(at, far, BN), slab, N, M,
-            D, columns, first, width, parts, SCORE, PUSH, PULL, KIND, SOFT, K, True, PRECISION, EVEN, BM, BN, BD,
-            CHUNKS,
+        acc, row_share, top = add_tile_gradient(
+            acc, row_share, top, (x, y), (xs, own, xl), anchors, number, (r0, column(at, far, BN), slab),
+            (N, M, D, columns), (first, width, parts), SCORE, PUSH, PULL, KIND, SOFT, K, True, PRECISION, EVEN, BM,
+            BN, BD, CHUNKS,
         )  # fmt: skip
     for at in tl.range(near[0], near[1], NEAR, num_stages=1):
-        acc, row_share, top = add_gradient(
-            acc, row_share, top, x, y, xs, own, xl, x_anchors, y_anchors, number, r0, column(at, near, NEAR), slab, N,
-            M, D, columns, first, width, parts, SCORE, PUSH, PULL, KIND, SOFT, K, False, PRECISION, EVEN, BM, NEAR, BD,
-            CHUNKS,
+        acc, row_share, top = add_tile_gradient(
+            acc, row_share, top, (x, y), (xs, own, xl), anchors, number, (r0, column(at, near, NEAR), slab),
+            (N, M, D, columns), (first, width, parts), SCORE, PUSH, PULL, KIND, SOFT, K, False, PRECISION, EVEN, BM,
+            NEAR, BD, CHUNKS,
         )  # fmt: skip
 
     own = load_norms(x.norms, r, N, 1)  # loaded again rather than held in registers through the loops
     _s, _d, _t, f = SCORE(own[0], own, own)
     store_gradient(
-        out_ptr, acc, row_share, top, f, 1.0, x, r0, rows, slab, N, D, PRECISION, PRECISION != "manhattan", ADD, BD
+        outs[0], acc, row_share, top, f, 1.0, x, r0, rows, slab, N, D, PRECISION, PRECISION != "manhattan", ADD, BD
     )

@@ -17,8 +17,9 @@ from tests.grid import example, running
 
 pytest.importorskip("triton")
 
+from fusedloss.backends.triton.closings import in_two
 from fusedloss.backends.triton.launch import padded
-from fusedloss.kernels import closings, configs, folds, tiles
+from fusedloss.kernels import closings, configs, folds
 
 
 class Formula(NamedTuple):
@@ -126,7 +127,7 @@ def finished(name, formula, sides, mean, programs, device, BLOCK=16):
     y = made[1] if len(made) > 1 else ()
     options = dict(MEANS=means, MEAN=mean, BLOCK=BLOCK)
     sizes = (len(sides[0][0]), len(sides[-1][0]), ends[0], ends[-1])
-    numbers = tiles.Numbers(formula.constants, ())
+    numbers = in_two(formula.constants)
     closings.finish[(programs,)](
         made[0], y, numbers, kinds, loss, by_state, sums, *sizes, CLOSING=getattr(closings, name), **options
     )  # fmt: skip

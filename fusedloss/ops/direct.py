@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends.request import Close, Fold, Wants
-from .registration import Function, flat, keep, kept, on_device_of, rebuilt, transformed
+from ..backends.request import Close, Fold, FoldGrad, Wants
+from .registration import OPERATIONS, VMAP, Function, flat, keep, kept, on_device_of, rebuilt, transformed
 
 
 def possible(tensors: Sequence[Tensor], backend: str, closing: str = "") -> bool:
@@ -64,14 +64,28 @@ class Direct(Function):
     def backward(ctx: Any, derivative: Tensor) -> Any:
         (x, y, numbers, offsets, *values), tensors = kept(ctx)
         f, saved = rebuilt(Fold, values), with_tensors(ctx.saved, iter(tensors))
+        of = wants(f, ctx.needs_input_grad)
         with torch.no_grad():
-            of = wants(f, ctx.needs_input_grad)
-            found = called(ctx.backend, "fold_close_grad", f.batch.x, f, saved, derivative, of)
+            found = derivatives(f, saved, derivative, of, ctx.backend)
         needed = ctx.needs_input_grad[:4]
-        found = [t if wanted else None for t, wanted in zip(found, needed, strict=True)]
+        given: list[Tensor | None] = [t if wanted else None for t, wanted in zip(found, needed, strict=True)]
         if torch.is_grad_enabled():
-            found = Once.apply(derivative, x, y, numbers, offsets, *found)
-        return (*found, None, None)
+            given = Once.apply(derivative, x, y, numbers, offsets, *given)
+        return (*given, None, None)
+
+
+def derivatives(f: Fold, saved: Any, derivative: Tensor, of: Wants, backend: str) -> Sequence[Tensor]:
+    """Those that are wanted, from that of the result."""
+    if not torch._C._dispatch_tls_is_dispatch_key_included(VMAP):
+        found: Sequence[Tensor] = called(backend, "fold_close_grad", f.batch.x, f, saved, derivative, of)
+        return found
+    if derivative.dim():  # states; the operation takes a batch of their derivatives
+        states, anchors = tensors_in(saved)[-1], "both" if f.columns else "rows"
+        found = OPERATIONS["fusedloss::fold_grad"](FoldGrad(f, states, derivative, *of, anchors), backend)
+        return found
+    one = torch.ones((), dtype=derivative.dtype, device=f.batch.x.device)
+    found = called(backend, "fold_close_grad", f.batch.x, f, saved, one, of)
+    return [(derivative * t).to(t.dtype) for t in found]
 
 
 def wants(f: Fold, needed: tuple[bool, ...]) -> Wants:

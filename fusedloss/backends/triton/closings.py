@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -102,7 +104,7 @@ def finished(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Saved:
     args = (
         sides[0],
         sides[1] if f.columns else (),
-        tiles.Numbers(c.constants, ()),
+        in_two(c.constants),
         kinds,
         loss,
         by_state,
@@ -115,6 +117,13 @@ def finished(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Saved:
     if programs > 1:
         Launch(closings.finish_parts, (1,), (sums, kinds, loss, by_state, programs), options).run()
     return Saved(x, y, by_state, dx)
+
+
+def in_two(constants: tuple[float, ...]) -> tuple[float, ...]:
+    """Every number as two of which the first has the digits of a float32, and the second those that are left."""
+    high = [ctypes.c_float(c).value for c in constants]
+    low = [c - h if math.isfinite(h) else 0.0 for c, h in zip(constants, high, strict=True)]
+    return tuple(part for both in zip(high, low, strict=True) for part in both)
 
 
 def attended(c: Close, x: Side, y: Side, wants: Wants) -> tuple[list[Tensor], Tensor] | None:

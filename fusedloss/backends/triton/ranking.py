@@ -11,8 +11,8 @@ from ..dtypes import state_dtype
 from ..request import Ranking, RankingGrad
 from .launch import Launch, Plan, cdiv, total
 from .sides import reorder
+from .sorted import Sorted
 from .triplet_grads import Gradients
-from .triplets import Sorted
 
 
 def launch(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +11,7 @@ from ...kernels import configs, tiles, triplet_tails
 from ...kernels import triplet_grads as kernels
 from ..request import RankingGrad, Triplets, TripletsGrad
 from .launch import Launch, cdiv, total
-
-if TYPE_CHECKING:
-    from .triplets import Sorted
+from .sorted import Sorted
 
 
 class Gradients:
@@ -42,7 +40,7 @@ class Gradients:
         for (rows, others, role), out in zip(self.runs, self.outs, strict=False):
             of_sides = [anchors if role in of else () for of in (("x", "self"), ("y", "self"))]
             sizes = (rows.n, others.n, rows.D, first, width, parts)
-            args = (rows.rows, others.rows, *of_sides, out, number, self.longest, *sizes)
+            args = (rows.rows, others.rows, tuple(of_sides), (out, self.longest), number, *sizes)
             grid = (cdiv(rows.n, tile.BM), len(out), cdiv(rows.D, slab * tile.BD))
             Launch(kernels.triplets_grad, grid, args, options, self.chosen.key, role).run()
 
