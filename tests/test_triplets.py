@@ -189,7 +189,7 @@ def wide(backend):
         if backend == "triton" and device == "cpu":
             from fusedloss.kernels import configs
 
-            tile = configs.Tile(BM=1, BN=16384, BD=16, num_warps=4, num_stages=1, held=16)
+            tile = configs.Tile(BM=1, BN=16384, BD=16, num_warps=4, num_stages=1, held=16, near=16384)
             patch.setattr(configs, "choose", lambda *_: tile)
             patch.setattr(configs, "POSITIVES", 16)
             patch.setattr(configs, "ROWS_PER_PROGRAM", 1 << 14)
