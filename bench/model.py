@@ -1,8 +1,8 @@
-"""What a model says of every loss on a GPU that is not there: `python -m bench.model [FILE]`.
+"""What a model says of losses on a GPU that is not there: `python -m bench.model FILE [--loss LOSS ...]`.
 
-Without a file it records the launches of a step of every loss, has them compiled, and writes what the model of
-`python -m fusedloss report` makes of them to bench/results/model-DATE.json. Either way it writes the tables of
-docs/model.md; a test compares them with the file.
+It records the launches of a step of every loss. Those of the given losses it has compiled, and adds what the model of
+`python -m fusedloss report` makes of them to the file; without --loss nothing is recorded. It writes the tables of
+docs/model.md, which a test compares with the file.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ DIMENSIONS = (128, 256, 512, 768, 1024)
 LOSSES = [name for name, loss in CATALOG.items() if loss.products is not None]
 
 
-def works(N: int, dimensions: tuple[int, ...]) -> list[Workload]:
-    return list(workloads(LOSSES, [N], dimensions, [DTYPE], None, CLASSES))
+def works(N: int, dimensions: tuple[int, ...], losses: list[str] = LOSSES) -> list[Workload]:
+    return list(workloads(losses, [N], dimensions, [DTYPE], None, CLASSES))
 
 
-def shares() -> list[dict[str, Any]]:
-    """For every loss and D, the floor and the model's time of a step of 65,536 rows."""
+def shares(losses: list[str]) -> list[dict[str, Any]]:
+    """For every one of these losses and every D, the floor and the model's time of a step of 65,536 rows."""
     found: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
-    for row in report(works(LARGE, DIMENSIONS), [ARCH]):
+    for row in report(works(LARGE, DIMENSIONS, losses), [ARCH]):
         if "error" in row:
             raise RuntimeError(f"{row['kernel']} of {row['loss']} does not compile: {row['error']}")
         found[row["loss"], row["D"]].append(row)
@@ -63,10 +63,13 @@ def launches() -> list[dict[str, Any]]:
     ]
 
 
-def measured() -> dict[str, Any]:
+def recorded(path: Path, losses: list[str]) -> dict[str, Any]:
+    """The content of the file after the losses are recorded; those of others stay."""
     meta = {"date": str(datetime.datetime.now(datetime.timezone.utc).date()), "triton": triton_version()}
-    return {"meta": meta | {"arch": ARCH, "dtype": DTYPE, "classes": CLASSES, "N": LARGE}, "shares": shares(),
-            "launches": launches()}  # fmt: skip
+    before = json.loads(path.read_text())["shares"] if path.exists() else []
+    kept = [row for row in before if row["loss"].partition(",")[0] not in losses]
+    return {"meta": meta | {"arch": ARCH, "dtype": DTYPE, "classes": CLASSES, "N": LARGE},
+            "shares": kept + shares(losses), "launches": launches()}  # fmt: skip
 
 
 def text(results: dict[str, Any]) -> str:
@@ -95,17 +98,14 @@ def text(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, nargs="?", help="a file that was written before")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page with the markers (docs/model.md)")
+    parser.add_argument("file", type=Path, help="bench/results/model-DATE.json")
+    parser.add_argument("--loss", nargs="+", choices=LOSSES, default=[], metavar="LOSS", help="losses to record")
     args = parser.parse_args()
-    if args.file is None:
-        results = measured()
-        args.file = files.ROOT / "bench" / "results" / f"model-{results['meta']['date']}.json"
-        files.save(args.file, results)
-    else:
-        results = json.loads(args.file.read_text())
-    args.page.write_text(MARKERS.sub(lambda _: text(results), args.page.read_text()))
-    print(args.file, args.page, sep="\n")
+    if args.loss:
+        files.save(args.file, recorded(args.file, args.loss))
+    results = json.loads(args.file.read_text())
+    PAGE.write_text(MARKERS.sub(lambda _: text(results), PAGE.read_text()))
+    print(args.file, PAGE, sep="\n")
 
 
 if __name__ == "__main__":

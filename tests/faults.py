@@ -330,7 +330,7 @@ FAULTS = (
           "a positive is ranked behind itself", "test_ranking.py:exact_as"),
     Fault("kernels/losses.py", "slope = minus(logistic_slope(z) / numbers[0])", "slope = minus(logistic_slope(z))",
           "the gradient of recall at k does not know its temperature", "test_ranking.py:recall"),
-    Fault("fusedloss/backends/triton/triplets.py", "[xs.order + offset]", "[xs.order]",
+    Fault("fusedloss/backends/triton/sorted.py", "[xs.order + offset]", "[xs.order]",
           "of a batch among its references the wrong pair is left out", "test_triplets.py:exact_as"),
     # ------------------------------------------------------------------------------------- host code of the kernels
     Fault("fusedloss/backends/triton/folds.py", "back = None if offset is None else -offset", "back = offset",

@@ -40,7 +40,7 @@ def rank_grad(g: RankingGrad) -> tuple[Tensor, Tensor]:
     s = Sorted.of(q)
     (N, M, _), chosen = s.sizes, s.plan("rank")
     grads, dstates = Gradients(g, s, "rank"), reorder(g.dstates, s.x.order).float()
-    width = min(M, max(1, configs.WORKSPACE // (16 * max(1, N))))
+    width = max(1, min(M, configs.WORKSPACE // (16 * max(1, N))))
     weights = dstates.new_empty(4, width, N)
     outs, ranked = kernels.Weights(dstates, weights), kernels.Ranked(*s.ranges, weights)
     options = dict(KIND="rank", SOFT=False, PUSH=kernels.push_ranks, PULL=kernels.pull_ranks)
