@@ -196,17 +196,18 @@ def side_gradient(
     x, y, pos, neg, x_anchors, y_anchors, out, scales, ref_offset, N, M, D, parts,
     SCORE: tl.constexpr, LOSS: tl.constexpr, APART: tl.constexpr, ROW_SHARE: tl.constexpr,
     PRECISION: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, NEAR: tl.constexpr,
-    BD: tl.constexpr, CHUNKS: tl.constexpr,
+    BD: tl.constexpr, CHUNKS: tl.constexpr, SIDE: tl.constexpr,
 ):  # fmt: skip
-    """dx of the rows that this program owns. The arguments are those of `grad`."""
+    """dx of the rows that this program owns. The arguments are those of `grad`; SIDE keeps
+    the calls for either side apart, see `folds`."""
     r0 = tl.program_id(0) * BM
     r = r0 + tl.arange(0, BM)
     own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
     xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS, False, EVEN)
     up, down = load_numbers(pos.numbers), load_numbers(neg.numbers)
     upstream = load_upstream(scales.states, len(pos.kinds) + len(neg.kinds))
-    row_up = load_anchors(x_anchors, pos.kinds, 0, r, N, upstream, True, 1)
-    row_down = load_anchors(x_anchors, neg.kinds, len(pos.kinds), r, N, upstream, False, 1)
+    row_up = load_anchors(x_anchors, pos.kinds, 0, r, N, upstream, True, 1, False, SIDE)
+    row_down = load_anchors(x_anchors, neg.kinds, len(pos.kinds), r, N, upstream, False, 1, False, SIDE)
     chunks = tl.cdiv(D, BD) if PRECISION == "manhattan" else 1
     first = tl.program_id(2) % chunks * BD
     acc = ()
@@ -237,12 +238,12 @@ def side_gradient(
             if not skipped:
                 s, d_e, t, _f = SCORE(e, own, other)
                 s, shares = shift(s, x, y, r, c, N, M, True)
-                column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, upstream, False, 0, True)
+                column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, upstream, False, 0, True, SIDE)
                 terms = weighed(LOSS(s, down, False), neg.kinds, x, y, r, c, N, M, True)
                 counts = counting(s, x, y)
                 if EMITS:
                     neg_folds = fold_tile(neg_folds, terms, counts, False, 1)
-                g, by_down = tile_grad(terms, counts, row_down, column_down, by_down, False)
+                g, by_down = tile_grad(terms, counts, row_down, column_down, by_down, False, SIDE)
                 acc, row_share, top, by_offset = add_gradient(
                     acc, row_share, top, by_offset, g, d_e, t, shares, x, y, ys, r0, c0, first, N, M, D,
                     ROW_SHARE, PRECISION, BD, True, EVEN,
@@ -260,17 +261,17 @@ def side_gradient(
         counts = counting(s, x, y)
         g = tl.zeros([BM, NEAR], tl.float32)
         if len(neg.kinds) > 0:
-            column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, upstream, False, 0)
+            column_down = load_anchors(y_anchors, neg.kinds, len(pos.kinds), c, M, upstream, False, 0, False, SIDE)
             terms = weighed(LOSS(s, down, False), neg.kinds, x, y, r, c, N, M, False)
             if EMITS:
                 neg_folds = fold_tile(neg_folds, terms, both(negative, counts), False, 1)
-            g, by_down = tile_grad(terms, both(negative, counts), row_down, column_down, by_down, False)
+            g, by_down = tile_grad(terms, both(negative, counts), row_down, column_down, by_down, False, SIDE)
         if len(pos.kinds) > 0:
-            column_up = load_anchors(y_anchors, pos.kinds, 0, c, M, upstream, True, 0)
+            column_up = load_anchors(y_anchors, pos.kinds, 0, c, M, upstream, True, 0, False, SIDE)
             terms = LOSS(s, up, True)
             if EMITS:
                 pos_folds = fold_tile(pos_folds, terms, both(positive, counts), True, 1)
-            pull, by_up = tile_grad(terms, both(positive, counts), row_up, column_up, by_up, True)
+            pull, by_up = tile_grad(terms, both(positive, counts), row_up, column_up, by_up, True, SIDE)
             g += pull
         acc, row_share, top, by_offset = add_gradient(
             acc, row_share, top, by_offset, g, d_e, t, shares, x, y, ys, r0, c0, first, N, M, D,
@@ -319,20 +320,20 @@ def grad(
             if (tl.program_id(0) * BM < N) & (tl.program_id(1) < x_parts):
                 side_gradient(
                     x, y, pos, neg, anchors[0], anchors[1], outs[0], scales, ref_offset, N, M, D, x_parts, SCORE, LOSS,
-                    APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS,
+                    APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS, 0,
                 )  # fmt: skip
         elif (tl.program_id(0) * BM < M) & (tl.program_id(1) < y_parts):
             side_gradient(
                 y, x, pos, neg, anchors[1], anchors[0], outs[1], scales, swapped(ref_offset), M, N, D, y_parts, SCORE,
-                LOSS, APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS,
+                LOSS, APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS, 1,
             )  # fmt: skip
     elif len(outs[0]) > 0:
         side_gradient(
             x, y, pos, neg, anchors[0], anchors[1], outs[0], scales, ref_offset, N, M, D, x_parts, SCORE, LOSS, APART,
-            ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS,
+            ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS, 0,
         )  # fmt: skip
     else:
         side_gradient(
             y, x, pos, neg, anchors[1], anchors[0], outs[1], scales, swapped(ref_offset), M, N, D, y_parts, SCORE,
-            LOSS, APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS,
+            LOSS, APART, ROW_SHARE, PRECISION, EVEN, BM, BN, NEAR, BD, CHUNKS, 1,
         )  # fmt: skip

@@ -124,12 +124,21 @@ def prepare_anchors(states_ptr, dstates_ptr, order, anchors, kinds, n, BLOCK: tl
 
 @triton.jit
 def load_anchors(
-    anchors, kinds, first, rows, n, upstream, POSITIVE: tl.constexpr, AXIS: tl.constexpr, WHOLE: tl.constexpr = False
+    anchors,
+    kinds,
+    first,
+    rows,
+    n,
+    upstream,
+    POSITIVE: tl.constexpr,
+    AXIS: tl.constexpr,
+    WHOLE: tl.constexpr = False,
+    SIDE: tl.constexpr = 0,
 ):
     """(dL/dstate,) for sums and (dL/dstate, state) for log sum exps, for the folds from `first` on; () without anchors.
 
     They are shaped for a tile whose rows (AXIS 1) or columns (AXIS 0) are the anchors.
-    upstream: what multiplies dL/dstate, one number a fold; or ().
+    upstream: what multiplies dL/dstate, one number a fold; or (). SIDE keeps calls apart, as POSITIVE does.
     """
     loaded = ()
     if len(anchors) == 1:

@@ -9,7 +9,7 @@ from .walks import place
 
 
 @triton.jit
-def both_weights(term, row, column, k, slope):
+def both_weights(term, row, column, k, slope, SIDE: tl.constexpr):
     """dL/dterm times the slope, for fold k, summed over the anchors of both sides."""
     if len(row) == 0:
         return term_weight(term[0], column[k], slope)
@@ -20,20 +20,20 @@ def both_weights(term, row, column, k, slope):
 
 
 @triton.jit
-def tile_grad(terms, mask, row, column, sums, POSITIVE: tl.constexpr):
+def tile_grad(terms, mask, row, column, sums, POSITIVE: tl.constexpr, SIDE: tl.constexpr = 0):
     """dL/ds [BM, BN] for the pairs in the mask, or for all if it is None; and `sums`, a tuple of [BM], to which dL by
     as many of the loss's numbers has been added.
 
     row, column: the anchors of either side for each fold; () if the rows of the side are not anchors.
     """
-    g = both_weights(terms[0], row, column, 0, terms[0][1])  # not added to 0, which would be one more instruction
+    g = both_weights(terms[0], row, column, 0, terms[0][1], SIDE)  # not added to 0, which would be one more instruction
     for k in tl.static_range(len(row) if len(row) > 0 else len(column)):
         term = terms[k]
         if len(term) > 1:  # the term is not a constant; the first never is
             if k > 0:
-                g += both_weights(term, row, column, k, term[1])
+                g += both_weights(term, row, column, k, term[1], SIDE)
             if len(sums) > 0:
-                weight = both_weights(term, row, column, k, 1.0)
+                weight = both_weights(term, row, column, k, 1.0, SIDE)
                 grown = ()
                 for p in tl.static_range(len(sums)):
                     by_number = weight * term[2 + p]

@@ -18,6 +18,10 @@ code_generator = pytest.importorskip("triton.compiler.code_generator")
 KERNELS = sorted((Path(__file__).parent.parent / "kernels").glob("*.py"))
 # Of whole numbers. Of floats a maximum that drops NaN, as it does in compiled code, may stand nowhere.
 WHOLE = {
+    "tl.minimum(first_row + tl.num_programs(0) * BM, N)",
+    "tl.maximum(tl.minimum(high, columns) - low, 0)",
+    "tl.minimum(high, columns)",
+    "tl.maximum(exponent(load(largest[0], i, n)), LOWEST)",
     "tl.maximum(begin // BN * BN, start)",
     "tl.maximum(high, whole)",
     "tl.maximum(k, -127)",
