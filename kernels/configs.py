@@ -48,7 +48,7 @@ SETTLED = 64  # anchors of a program of semihard.settle_semihard
 ANCHORS = 256  # anchors of a program of folds.prepare_anchors
 PARTS, MERGED = 16, 64  # folds.merge reads so many parts of so many rows at a time
 # Rows that a program of closings.finish reads at a time, the most that one program closes alone, and the most programs.
-CLOSED, ALONE, CLOSERS = 1024, 16384, 128
+CLOSED, ALONE, CLOSERS = 512, 16384, 128
 SORT_FROM = 1 << 24  # from so many pairs on, rows are sorted by label, so that most tiles are far
 # Bytes; the most for states of columns folded in the same pass as those of the rows, for the weights of a panel,
 # and for thresholds of triplets.

@@ -151,7 +151,8 @@ def test_far_loops_stay_within_their_budget():
             if kernel[0] != "mine":
                 assert row["programs"] >= (1 if kernel == ("grad self", 256) else 2), row
             others = loss != "supcon_loss" and row["metric"] in ("cosine", "sqeuclidean")  # scores that take more
-            assert row["issued"] <= BUDGET[kernel] or others, row
+            folds_too = 2 * CATALOG[loss].emits
+            assert row["issued"] <= BUDGET[kernel] + folds_too or others, row
             seen.add((loss, kernel))
     assert len(seen) == 8, seen  # a step of the contrastive loss has no fold
 
