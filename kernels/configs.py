@@ -114,6 +114,7 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
             (256, Tile(128, 32, 256, 8, 3, 256)),
         ],
         **for_all("panel", 2, (0, Tile(128, 256, 64, 8, 3, 0, 32))),
+        Work("panel", "exp", 2): [(0, Tile(128, 256, 64, 8, 3, 0, 16))],
         **for_all("fold", 4, (128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 32, 8, 3, 0))),
         Work("mine", "", 4): [(128, Tile(128, 64, 64, 8, 3, 128)), (0, Tile(128, 64, 32, 8, 3, 0))],
         **for_all(
