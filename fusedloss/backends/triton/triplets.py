@@ -77,7 +77,7 @@ def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
         return grads.with_tail(t, s.ranges, du, margin)
     options |= dict(PUSH=kernels_of_grad.push_mined, PULL=kernels_of_grad.pull_mined)
     negatives = g.places
-    for first in range(0, s.y.n, t.width):
+    for first in range(0, s.y.n, max(1, t.width)):
         if first > 0:
             negatives = torch.empty_like(g.places) if first == t.width else negatives
             mine(s, t, 1, negatives, first, first + t.width)
