@@ -126,7 +126,7 @@ FAULTS = (
           "rows are moved where that rounds them", "test_reported.py:moved"),
     Fault("kernels/tiles.py", "(x.to(tl.float32) - corner[None, :]).to(x.dtype)", "x",
           "distances of rows far away are noise", "test_reported.py:origin"),
-    Fault("fusedloss/backends/request.py", "if b.ignored is not None:", "if b.ignored == -7777:",
+    Fault("fusedloss/backends/moving.py", "if b.ignored is not None:", "if b.ignored == -7777:",
           "an ignored row takes the exactness from distances far away", "test_reported.py:ignored"),
     # ------------------------------------------------------------------------------------------- folds and gradients
     Fault("kernels/gradients.py", "return tl.min((tl.reduce(nearness", "return tl.max((tl.reduce(nearness",

@@ -30,12 +30,16 @@ LAYERS = {
     "fusedloss/options.py": ("fusedloss.checks.", "fusedloss.groups."),
     "fusedloss/reference": ("torch", "fusedloss.reference."),
     "fusedloss/backends/dtypes.py": LEAVES,
+    "fusedloss/backends/moving.py": LEAVES,
     # The numbers of tiles, which need no Triton: what the forward keeps has the same shape in every backend.
     "fusedloss/backends/request.py": (*LEAVES, "fusedloss.backends.dtypes.", "fusedloss.kernels.configs."),
     "fusedloss/backends/__init__.py": ("torch", "fusedloss.backends.triton", "fusedloss.backends.blocked"),
-    "fusedloss/backends/blocked": (*LEAVES, *(f"fusedloss.backends.{m}." for m in ("dtypes", "request", "blocked"))),
+    "fusedloss/backends/blocked": (
+        *LEAVES, *(f"fusedloss.backends.{m}." for m in ("dtypes", "moving", "request", "blocked")),
+    ),
     "fusedloss/backends/triton": (
-        "triton", *LEAVES, *(f"fusedloss.backends.{m}." for m in ("dtypes", "request", "triton")), "fusedloss.kernels.",
+        "triton", *LEAVES, *(f"fusedloss.backends.{m}." for m in ("dtypes", "moving", "request", "triton")),
+        "fusedloss.kernels.",
     ),
     "fusedloss/ops": (*LEAVES, "fusedloss.groups.", "fusedloss.backends", "fusedloss.ops."),
     "fusedloss/losses": (

@@ -17,30 +17,6 @@ from ..checks import Batch
 from ..kernels import configs
 from .dtypes import state_dtype
 
-MOVED = ("euclidean", "sqeuclidean")  # metrics that do not change when all rows are moved
-
-
-def box(b: Batch, metric: str) -> tuple[Tensor, ...]:
-    """The minimum and the maximum of every dimension [D] over the rows of both sides, except ignored ones, from which
-    follows by how much all rows are moved; () if the metric does not allow that, or without rows."""
-    if metric not in MOVED:
-        return ()
-    extremes = []
-    for x, labels in ((b.x, b.x_labels), (b.y, b.y_labels)):
-        if x is None or not x.shape[0]:
-            continue
-        if b.ignored is not None:
-            counted = labels != b.ignored
-            x = torch.where(counted[:, None], x, x.index_select(0, counted.int().argmax().reshape(1)))
-        # on a CPU one after the other is 5 to 30 times as fast
-        extremes.append((x.amin(0), x.amax(0)) if x.device.type == "cpu" else tuple(x.aminmax(dim=0)))
-    if not extremes:
-        return ()
-    low, high = extremes[0]
-    for least, most in extremes[1:]:
-        low, high = torch.minimum(low, least), torch.maximum(high, most)
-    return low, high
-
 
 class Piece(NamedTuple):
     """A loss of `kernels/losses.py`: what it takes, and what it returns."""
@@ -113,8 +89,7 @@ class FoldGrad(NamedTuple):
         return (both, None) if self.anchors == "rows" else (None, both)
 
 
-# Closing formulas (`kernels/closings.py`), and how many means the loss is the sum of. "sums" is the sum of all states,
-# whose gradient is known before the states are.
+# Closing formulas (`kernels/closings.py`), and how many means the loss is the sum of; "sums" adds up all states.
 CLOSINGS = {
     "sums": 0, "gap": 1, "supcon": 1, "nca": 1, "multi_similarity": 1, "circle": 1, "lifted": 1, "active": 1,
     "active_by_kind": 2, "cosface": 1, "arcface": 1, "proxy_anchor": 2,

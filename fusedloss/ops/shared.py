@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import backends, groups
+from ..backends.moving import MOVED, box
 from ..backends.request import (
-    MOVED,
     NO_OTHERS,
     Block,
     Fold,
@@ -25,7 +25,6 @@ from ..backends.request import (
     Mining,
     Others,
     States,
-    box,
 )
 from ..checks import Batch
 from ..groups import Group

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..request import MOVED, ListedDistances, ListedDistancesGrad
+from ..moving import MOVED
+from ..request import ListedDistances, ListedDistancesGrad
 from .parallel import Tasks
 from .tiles import inverse_norm, slices
 

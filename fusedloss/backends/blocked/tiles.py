@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...checks import Batch
-from ..request import box as box_of
+from ..moving import box as box_of
 from .parallel import spread
 from .scores import SCALED, SQUARED, manhattan_grad, pull, score, unit, unit_grad
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...checks import Batch
 from ...kernels import configs, scores, tiles
-from ..request import box as box_of
+from ..moving import box as box_of
 from .launch import Launch, architecture, cdiv, padded
 
 SCORES = {
