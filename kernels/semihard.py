@@ -215,7 +215,7 @@ def settle_semihard(
     begin, stop, _ref_column = load_ranges(ranges, r, N)
     (margin,) = load_numbers(margin)
     at = place(x, r, N)
-    total = load(outs.states + at, r, N)
+    total = tl.load(outs.states + at, mask=r < N, other=0.0)
     counted = tl.load(outs.states + N.to(tl.int64) + at, mask=r < N, other=0.0)
     active = tl.load(outs.states + 2 * N.to(tl.int64) + at, mask=r < N, other=0.0)
     left = tl.minimum(stop - begin, room)

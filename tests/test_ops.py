@@ -60,27 +60,27 @@ def op_inputs(device):
     alone, pairs = Batch(x, None, labels, labels, 0), Batch(x, y, labels, ref_labels, None)
     inside = Batch(x[:5], torch.cat([y[:2], x[:5]]), labels[:5], torch.cat([ref_labels[:2], labels[:5]]), 2, 1)
     margins, states = torch.tensor([[0.0], [1.0]]), torch.ones(2, 9, device=device)
-    hinges = ("contrastive", "euclidean", ["sum"], ["sum"])
+    contrastive = ("contrastive", "euclidean", ["sum"], ["sum"])
     scales, both, offsets = torch.tensor([[2.0, 0.0]] * 2), torch.ones(2, 16, device=device), x.new_ones(16)
     softmax = ("softmax", "similarity", ["sum"], ["lse"])
 
     def wants(*which):
         return [i in which for i in (0, 1, 2, 3, 3)]  # dx, dy, dnumbers, doffsets of either side
 
-    lifted = (offsets.clone(), *hinges[:3], [])
-    yield folds.fold_op, Fold(alone, margins, None, *hinges, False)
-    yield folds.fold_op, Fold(pairs, margins.to(device), None, *hinges, False)
+    lifted = (offsets.clone(), *contrastive[:3], [])
+    yield folds.fold_op, Fold(alone, margins, None, *contrastive, False)
+    yield folds.fold_op, Fold(pairs, margins.to(device), None, *contrastive, False)
     yield folds.fold_op, Fold(pairs, scales.to(device, copy=True).requires_grad_(), None, *softmax, True)
     yield folds.fold_op, Fold(pairs, margins, offsets.clone().requires_grad_(), *lifted[1:], False, "both")
     yield folds.fold_op, Fold(pairs, scales, offsets[:7].clone().requires_grad_(), *softmax, False)
-    yield folds.fold_op, Fold(inside, margins, None, *hinges, False)
-    yield folds.fold_grad_op, FoldGrad(Fold(alone, margins, None, *hinges, False), states, states, *wants(0, 2))
-    yield folds.fold_grad_op, FoldGrad(Fold(pairs, margins, None, *hinges, False), states, states, *wants(1))
+    yield folds.fold_op, Fold(inside, margins, None, *contrastive, False)
+    yield folds.fold_grad_op, FoldGrad(Fold(alone, margins, None, *contrastive, False), states, states, *wants(0, 2))
+    yield folds.fold_grad_op, FoldGrad(Fold(pairs, margins, None, *contrastive, False), states, states, *wants(1))
     yield folds.fold_grad_op, FoldGrad(Fold(pairs, scales, None, *softmax, True), both, both, *wants(0, 1, 2), "both")
     yield folds.fold_grad_op, FoldGrad(Fold(pairs, margins, *lifted, False, "both"), both[:1], both[:1], *wants(0, 3))
     yield folds.fold_grad_op, FoldGrad(Fold(pairs, scales, offsets[:7], *softmax, False), states, states, *wants(3))
     five = both[:, :5]
-    yield folds.fold_grad_op, FoldGrad(Fold(inside, margins, None, *hinges, False), five, five, *wants(0, 1))
+    yield folds.fold_grad_op, FoldGrad(Fold(inside, margins, None, *contrastive, False), five, five, *wants(0, 1))
 
     yield rows.mine_op, Mining(pairs, "manhattan", "nearest", "beyond")
     margin, negatives = margins[1].clone(), torch.tensor(9 * [[2, -1, 0, 3, 1, 4, 2, 0, 5]], device=device)
