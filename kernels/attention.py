@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .engine import shift
 from .folds import empty_folds, exp, fold_tile, larger, store_folds
-from .gradients import add_gradient, store_gradient
+from .gradients import add_gradient, store_gradient, zeros
 from .tiles import LOWEST, accumulate, load, load_chunks, load_norms, load_numbers
 from .walks import both, column, count, counting, pair_masks, place, walks
 
@@ -86,9 +86,7 @@ def attend(
     own, xl = load_norms(x.norms, r, N, 1), load(x.labels, r, N)
     xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS, False, EVEN)
     up, down = load_numbers(pos.numbers), load_numbers(neg.numbers)
-    acc = ()
-    for _ in tl.static_range(CHUNKS):
-        acc = acc + (tl.zeros([BM, BD], tl.float32),)
+    acc = zeros(CHUNKS, BM, BD)
     row_share = tl.zeros([BM], tl.float32)  # sum_j w_ij t_ij
     top = tl.full([BM], LOWEST, tl.int32)
     pos_folds = empty_folds(pos.kinds, True, BM)

@@ -210,9 +210,7 @@ def side_gradient(
     row_down = load_anchors(x_anchors, neg.kinds, len(pos.kinds), r, N, upstream, False, 1, False, SIDE)
     chunks = tl.cdiv(D, BD) if PRECISION == "manhattan" else 1
     first = tl.program_id(2) % chunks * BD
-    acc = ()
-    for _ in tl.static_range(1 if PRECISION == "manhattan" else CHUNKS):
-        acc = acc + (tl.zeros([BM, BD], tl.float32),)
+    acc = zeros(1 if PRECISION == "manhattan" else CHUNKS, BM, BD)
     row_share = tl.zeros([BM], tl.float32)  # sum_j w_ij t_ij
     top = tl.full([BM], LOWEST, tl.int32)
     BY: tl.constexpr = len(up) if len(out.numbers) > 0 else 0

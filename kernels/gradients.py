@@ -47,11 +47,14 @@ def tile_grad(terms, mask, row, column, sums, POSITIVE: tl.constexpr, SIDE: tl.c
 
 
 @triton.jit
-def zeros(COUNT: tl.constexpr, SIZE: tl.constexpr):
-    """A tuple of zeros, each [SIZE]."""
+def zeros(COUNT: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr = 0):
+    """A tuple of zeros, each [BM] or, with BD, [BM, BD]."""
     found = ()
     for _ in tl.static_range(COUNT):
-        found = found + (tl.zeros([SIZE], tl.float32),)
+        if BD == 0:
+            found = found + (tl.zeros([BM], tl.float32),)
+        else:
+            found = found + (tl.zeros([BM, BD], tl.float32),)
     return found
 
 

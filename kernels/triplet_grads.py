@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .folds import larger
-from .gradients import store_gradient
+from .gradients import store_gradient, zeros
 from .tiles import (
     LOWEST,
     accumulate,
@@ -234,9 +234,7 @@ def triplets_grad(
     xs = load_chunks(x.rows, r0, N, D, BM, BD, CHUNKS, False, EVEN)
     (number,) = load_numbers(number)
     slab = tl.program_id(2) * SLAB * BD
-    acc = ()
-    for _ in tl.static_range(SLAB):
-        acc = acc + (tl.zeros([BM, BD], tl.float32),)
+    acc = zeros(SLAB, BM, BD)
     row_share = tl.zeros([BM], tl.float32)
     top = tl.full([BM], LOWEST, tl.int32)
     rows, columns = count(x, N), count(y, M)

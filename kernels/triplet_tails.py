@@ -7,7 +7,7 @@ program computes them again for its tiles: that takes far less than to compare t
 import triton
 import triton.language as tl
 
-from .gradients import store_gradient
+from .gradients import store_gradient, zeros
 from .tiles import LOWEST, accumulate, accumulate_grad, load, load_norms, load_numbers, round_weights, score_tile
 from .triplets import farther, lifted, triplet
 from .walks import count, place
@@ -102,9 +102,7 @@ def add_tail(
 ):  # fmt: skip
     r = r0 + tl.arange(0, BM)
     own = load_norms(x.norms, r, N, 1)
-    acc = ()
-    for _ in tl.static_range(SLAB):
-        acc = acc + (tl.zeros([BM, BD], tl.float32),)
+    acc = zeros(SLAB, BM, BD)
     row_share = tl.zeros([BM], tl.float32)
     top = tl.full([BM], LOWEST, tl.int32)
     rows, columns = count(x, N), count(y, M)

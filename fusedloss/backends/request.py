@@ -213,6 +213,10 @@ class Triplets(NamedTuple):
         size = (kinds, self.splits, self.width, self.lanes)
         return torch.empty(size, dtype=torch.float32, device=self.batch.x.device)
 
+    def by_margin(self, states: Tensor, dsums: Tensor) -> Tensor:
+        """The derivative by the margin: a term grows with it as with its gap. [1]"""
+        return (dsums * states[2]).sum().reshape(1).to(self.margin)
+
 
 def at_least_one(n: int) -> int:
     """The larger of 1 and a number, which may be symbolic."""

@@ -199,7 +199,6 @@ class Operation:
         outputs = output if isinstance(output, tuple) else (output,)
         ctx.set_materialize_grads(False)  # zeros for what is kept for the backward would take as much memory again
         ctx.mark_non_differentiable(*filterfalse(torch.is_floating_point, outputs))
-        ctx.set_materialize_grads(False)  # no zeros for outputs that serve the backward only
         keep(ctx, inputs, outputs if self.saves_outputs else ())
 
     def gradients(self, ctx: Any, *derivatives: Tensor | None) -> tuple[Tensor | None, ...]:

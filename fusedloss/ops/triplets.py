@@ -9,6 +9,7 @@ from torch import Tensor
 from ..backends import resolve_backend
 from ..backends.request import STORED, RankingGrad, Triplets, TripletsGrad
 from ..checks import Batch
+from . import direct
 from .folds import as_tensor
 from .registration import Operation
 from .shared import gathered, group_of
@@ -28,8 +29,8 @@ def _backward(t: Triplets, wanted: Any, backend: str, outputs: Any, derivatives:
     (states, places, kept), dsums = outputs, derivatives[0][0]
     dx, dy = fold_triplets_grad_op(TripletsGrad(t, places, kept, dsums, wanted.batch.x, wanted.batch.y), backend)
     found = {"x": dx, "y": dy}
-    if wanted.margin:  # a term grows with the margin as with its gap
-        found["margin"] = (dsums * states[2]).sum().reshape(1).to(t.margin)
+    if wanted.margin:
+        found["margin"] = t.by_margin(states, dsums)
     return found
 
 
@@ -56,5 +57,8 @@ def fold_triplets(
     backend = resolve_backend(batch.x)
     stored = STORED[backend, "nearest" if triplets == "nearest" else "all"]
     request = Triplets(batch, as_tensor([margin], batch.x), metric, triplets, soft, counted, stored)
-    states, *_ = fold_triplets_op(request, backend)
+    if direct.possible(direct.tensors_in(request), backend, "triplets"):
+        states = direct.apply(request, backend)
+    else:
+        states, *_ = fold_triplets_op(request, backend)
     return states[0], states[1]

@@ -10,7 +10,7 @@ from ..request import NO_OTHERS, Close, Fold, FoldGrad, Wants
 from .folds import derivatives
 from .parallel import single_threaded
 
-CLOSED = ("sums",)  # the names of the closing formulas that `fold_close` takes
+CLOSED = ("sums",)  # what `ops/direct.py` may ask for
 Emitted = tuple[Tensor, Tensor, Tensor, Tensor]  # derivatives by x, y, numbers and offsets that lack only dL/dloss
 
 

@@ -12,7 +12,7 @@ from .logits import elements_grad, fold_elements, fold_logits, logits_grad
 from .mining import mine
 from .ranking import rank, rank_grad
 from .rows import listed_distances, listed_distances_grad, mined_grad, row_distances, row_distances_grad
-from .triplets import fold_triplets, fold_triplets_grad
+from .triplets import fold_triplets, fold_triplets_grad, keep_triplets, kept_triplets_grad
 
 __all__ = [
     "CLOSED",
@@ -26,6 +26,8 @@ __all__ = [
     "fold_triplets",
     "fold_triplets_grad",
     "hard_triplets",
+    "keep_triplets",
+    "kept_triplets_grad",
     "listed_distances",
     "listed_distances_grad",
     "logits_grad",

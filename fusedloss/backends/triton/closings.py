@@ -28,7 +28,7 @@ from .folds import (
 from .launch import Launch, Total, cdiv, merge_all, optional
 from .sides import Side
 
-CLOSED = (*CLOSINGS, "")  # the names of the closing formulas that `fold_close` takes
+CLOSED = (*CLOSINGS, "", "triplets")  # what `ops/direct.py` may ask for: closing formulas, none, or triplets
 
 
 class Open(NamedTuple):

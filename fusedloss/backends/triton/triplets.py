@@ -9,9 +9,9 @@ from ...kernels import configs, semihard
 from ...kernels import triplet_grads as kernels_of_grad
 from ...kernels import triplets as kernels
 from ..dtypes import state_dtype
-from ..request import Triplets, TripletsGrad
+from ..request import Triplets, TripletsGrad, Wants
 from .launch import Launch, cdiv, numbers
-from .sides import reorder
+from .sides import Side, reorder
 from .sorted import Sorted
 from .triplet_grads import Gradients
 
@@ -51,7 +51,11 @@ def mine(s: Sorted, t: Triplets, splits: int, negatives: Tensor, first: int, las
 
 
 def fold_triplets(t: Triplets) -> tuple[Tensor, Tensor, Tensor]:
-    s, places, kept = Sorted.of(t), t.new_places(), t.new_kept()
+    return of_sorted(Sorted.of(t), t)
+
+
+def of_sorted(s: Sorted, t: Triplets) -> tuple[Tensor, Tensor, Tensor]:
+    places, kept = t.new_places(), t.new_kept()
     if s.x.n == 0 or s.y.n == 0:
         return t.new_states(), places, kept
     if t.triplets == "nearest":
@@ -59,13 +63,33 @@ def fold_triplets(t: Triplets) -> tuple[Tensor, Tensor, Tensor]:
     return fold(s, t, places, kept), places, kept
 
 
+Saved = tuple[Side, Side, kernels.Ranges, Tensor, Tensor, Tensor]  # what the backward need not compute again
+
+
+def keep_triplets(t: Triplets, _wants: Wants) -> tuple[Tensor, Saved]:
+    """The states, and what the backward needs."""
+    s = Sorted.of(t)
+    states, *found = of_sorted(s, t)
+    return states, (s.x, s.y, s.ranges, states, *found)  # type: ignore[return-value]
+
+
+def kept_triplets_grad(t: Triplets, saved: Saved, derivative: Tensor, wants: Wants) -> tuple[Tensor | None, ...]:
+    """dx, dy, and the derivatives by the margin and by no offsets."""
+    x, y, ranges, states, places, kept = saved
+    dx, dy = gradient(TripletsGrad(t, places, kept, derivative[0], wants.x, wants.y), Sorted(t, x, y, ranges))
+    return dx, dy, t.by_margin(states, derivative[0]) if wants.numbers else None, None
+
+
 def fold_triplets_grad(g: TripletsGrad) -> tuple[Tensor, Tensor]:
+    return gradient(g, Sorted.of(g.forward))
+
+
+def gradient(g: TripletsGrad, s: Sorted) -> tuple[Tensor, Tensor]:
     """First through the positives of which something was kept, then through the others.
 
     How large classes are is not read, which would be a sync: the kernels for the others find nothing to do.
     """
     t, margin = g.forward, numbers(g.forward.margin)
-    s = Sorted.of(t)
     grads = Gradients(g, s, "nearest" if t.triplets == "nearest" else "exp" if t.soft else "")
     du, (start, stop, _) = reorder(g.dsums, s.x.order).float(), s.ranges
     options = dict(KIND=t.triplets, SOFT=t.soft)
