@@ -13,8 +13,10 @@ if not torch.cuda.is_available():
 os.environ["FUSEDLOSS_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), "fusedloss-tests")
 os.environ.pop("FUSEDLOSS_AUTOTUNE", None)
 
-from tests import grid
+from tests import grid, interpreter
 from tests.grid import running
+
+interpreter.quicken()
 
 
 def pytest_addoption(parser):
