@@ -15,14 +15,13 @@ from .. import backends
 from ..backends.request import Close, Fold, FoldGrad, Triplets, TripletsGrad, Wants
 from .registration import OPERATIONS, VMAP, Function, flat, keep, kept, on_device_of, rebuilt, transformed
 
-
 # The functions of the backends for a loss or states with what their backward needs, and for the derivatives from that.
 FUNCTIONS = {Fold: ("fold_close", "fold_close_grad"), Triplets: ("keep_triplets", "kept_triplets_grad")}
 
 
 def possible(tensors: Sequence[Tensor], backend: str, closing: str = "") -> bool:
-    """Whether the backend has the closing formula, or "triplets", the call is eager and its tensors are plain, so that kernels can be
-    launched; or only recorded."""
+    """Whether the backend has the closing formula, or "triplets", the call is eager and its tensors are plain, so that
+    kernels can be launched; or only recorded."""
     if torch.compiler.is_compiling() or transformed() or closing not in backends.module(backend).CLOSED:
         return False
     if torch.autograd.forward_ad._current_level >= 0:
