@@ -50,6 +50,7 @@ class Scales(NamedTuple):
 
     sums: Any  # those by rows and offsets, and those by the loss's numbers: two `tiles.Numbers`
     states: tuple = ()  # (by each state [folds], all of them): pointers, if dL/dstates lack these factors
+    common: tuple = ()  # the same, if all states have the same factor: it then multiplies the sums instead of the pairs
 
 
 def _composed(spec):
@@ -279,6 +280,9 @@ def side_gradient(
     own = load_norms(x.norms, r, N, 1)  # loaded again rather than held in registers through the loops
     _s, _d, _t, f = SCORE(own[0], own, own)
     scale, of_numbers = load_numbers(scales.sums)
+    if len(scales.common) > 0:
+        (factor,) = load_upstream(scales.common, 1)
+        scale, of_numbers = scale * factor, of_numbers * factor
     store_gradient(out.rows, acc, row_share, top, f, scale, x, r0, rows, first, N, D, PRECISION, ROW_SHARE, False, BD)
     if first == 0:
         places, live = place(x, r, N), r < rows

@@ -38,6 +38,7 @@ MEMORY_BOUND = (
     "elements_grad",
     "settle_semihard",
 )
+RARE = ("triplets_tail",)  # with work to do only for classes of more than 512 rows
 # A compilation takes a second, and the whole grid is in bench/results: every loss once, in `make test` one of every
 # family and piece, and a few elsewhere. (architectures, losses, N, D, dtype)
 NAMES = list(CATALOG) if FULL else [loss.__name__ for loss in SAMPLE]
@@ -133,8 +134,9 @@ def test_the_recorded_report_holds_its_promises():
             check(row)
 
 
-# Instructions a pair of the far loop, where mining finds a better pair in a third of the tiles.
-BUDGET = {("fold", 128): 14, ("fold", 256): 15, ("grad self", 128): 22, ("grad self", 256): 25,
+# Instructions a pair of the far loop, where mining finds a better pair in a third of the tiles. One of `grad` multiplies
+# the derivatives of the columns' states by dL/dloss, for which there was a launch of its own.
+BUDGET = {("fold", 128): 14, ("fold", 256): 15, ("grad self", 128): 23, ("grad self", 256): 25,
           ("mine", 128): 13, ("mine", 256): 15}  # fmt: skip
 
 

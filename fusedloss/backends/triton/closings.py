@@ -45,6 +45,7 @@ class Saved(NamedTuple):
     x: Side
     y: Side
     by_state: Tensor  # [folds]
+    alike: bool  # whether they are all the same
     dx: Tensor | None = None  # without dL/dpositive of the rows, if the forward has found it, see `attended` [N, D]
 
 
@@ -75,7 +76,7 @@ def emitted(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Saved | E
         parts, kinds = folded_parts(f, x, y)[0], kinds_of(f)
         merge_all([], kinds, [], Total(parts, loss, scalars(share)))
         by_state = torch.ones(len(kinds), dtype=torch.float32, device=loss.device) * share
-        return Saved(every, every if self_batch else y, by_state)
+        return Saved(every, every if self_batch else y, by_state, True)
     scales = engine.Scales(scalars(times * share, share))
     of_x, of_y = gradients(f, every, y, wants, scales, torch.float32, loss)
     return results(torch.empty_like(x.rows.rows[:0, :0], dtype=torch.float32), wants, of_x, of_y, f.numbers)
@@ -116,7 +117,7 @@ def finished(c: Close, x: Side, y: Side, wants: Wants, loss: Tensor) -> Saved:
     Launch(closings.finish, (programs,), args, dict(CLOSING=formula) | options).run()
     if programs > 1:
         Launch(closings.finish_parts, (1,), (sums, kinds, loss, by_state, programs), options).run()
-    return Saved(x, y, by_state, dx)
+    return Saved(x, y, by_state, means == 1, dx)
 
 
 def in_two(constants: tuple[float, ...]) -> tuple[float, ...]:
@@ -159,7 +160,8 @@ def fold_close_grad(f: Fold, saved: Open | Saved | Emitted, derivative: Tensor, 
     if not isinstance(saved, Saved):
         dtypes = b.x.dtype, b.x.dtype if b.y is None else b.y.dtype, f.numbers.dtype, torch.float32
         return tuple(map(multiplied, saved, (derivative,) * 4, dtypes))  # type: ignore[return-value]
-    scales = engine.Scales(tiles.Numbers((1.0, 0.5 if b.y is None else 1.0), ()), (saved.by_state, derivative))
+    sums, factors = tiles.Numbers((1.0, 0.5 if b.y is None else 1.0), ()), (saved.by_state, derivative)
+    scales = engine.Scales(sums, common=factors) if saved.alike else engine.Scales(sums, factors)
     if saved.dx is None:
         return results(b.x, wants, *gradients(f, saved.x, saved.y, wants, scales, b.x.dtype), f.numbers)
     others = wants._replace(x=False)

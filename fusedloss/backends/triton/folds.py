@@ -133,7 +133,8 @@ def gradients(
     """
     chosen, (pos, neg), options = planned("grad", f, x, y)
     if chosen.key.work.kernel == "panel":
-        shared = panels.Request(chosen, (pos, neg), options, f.metric, x, y, f.batch.ref_offset, scales.states)
+        factors = scales.states or scales.common
+        shared = panels.Request(chosen, (pos, neg), options, f.metric, x, y, f.batch.ref_offset, factors)
         return wide_gradients(f, shared, wants, scales, x_dtype)
     apart = getattr(scores, f"{f.metric}_apart") if PIECES[f.loss].sparse and f.neg else None
     options |= chosen.options | dict(APART=apart, ROW_SHARE=has_row_share(f.metric))
