@@ -90,7 +90,9 @@ def check(row):
         assert row["arch"] in ("gfx942", "sm_80") if unread else row["issued"] > 0, row
         if row["arch"] == "sm_90" and row["dtype"] != "fp32":
             # Before and behind the loops some cost next to nothing; fp16 has the powers of two of its rows to hold too.
-            most = 4 if row["dtype"] == "fp16" else 0
+            # Both sides in one launch leave fewer registers: at D = 256, 5 spills in a tile of 8,192 pairs, and by
+            # the model 19.5 ms where tiles without take 22.0.
+            most = 8 if "x and y" in row["kernel"] else 4 if row["dtype"] == "fp16" else 0
             spill = f"registers spill: fewer operations in the piece, or smaller tiles, for {row}"
             assert row["loop_spills"] <= most, spill
 
@@ -134,9 +136,8 @@ def test_the_recorded_report_holds_its_promises():
             check(row)
 
 
-# Instructions a pair of the far loop, where mining finds a better pair in a third of the tiles. One of `grad` multiplies
-# the derivatives of the columns' states by dL/dloss, for which there was a launch of its own.
-BUDGET = {("fold", 128): 14, ("fold", 256): 15, ("grad self", 128): 23, ("grad self", 256): 25,
+# Instructions a pair of the far loop, where mining finds a better pair in a third of the tiles.
+BUDGET = {("fold", 128): 14, ("fold", 256): 15, ("grad self", 128): 22, ("grad self", 256): 25,
           ("mine", 128): 13, ("mine", 256): 15}  # fmt: skip
 
 
