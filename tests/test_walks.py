@@ -152,7 +152,7 @@ def test_sorted_rows_are_as_exact_as_eager(name, kind):
         arguments = with_references(dict(embeddings=x, labels=labels, **options), case)
         with running("triton", ("sorted", "sorted split")[turn % 2]) as device:
             if name == "multi-similarity":
-                # A cosine is <x, y> times both 1 / |x|: roundings that eager spreads over the dimensions, times 50 here.
+                # A cosine is <x, y> times 1 / |x| twice: roundings that eager spreads over D, times 50
                 rows = [argument for argument in arguments if argument.endswith("embeddings")]
                 others = forms(getattr(reference, loss.__name__), rows)
                 check(loss, arguments, torch.float32, device, forms=others, factor=3.0)
