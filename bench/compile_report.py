@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fusedloss.checks import METRICS
+from fusedloss.losses.catalog import SAMPLE
 from fusedloss.tools.compiling import triton_version
 from fusedloss.tools.report import TENSOR, report
 from fusedloss.tools.workloads import LOSSES, workloads
@@ -20,16 +21,18 @@ from . import files
 
 FOLDER = files.ROOT / "bench" / "results" / "compiled"
 COMMAND = "python -m bench.compile_report --loss"
-SIZES = [1024, 65536]  # few rows are not sorted and share their columns among programs
-COMMON: dict[str, Any] = {"n": SIZES, "metric": None, "classes": 8192}
-# Architectures, and what is compiled for them: everything in 16 bits for sm_90, a sample of the rest.
-SETS: list[tuple[list[str], dict[str, Any]]] = [
-    (["sm_90"], COMMON | {"d": [128], "dtype": ["bf16", "fp16"]}),
-    (["sm_90"], COMMON | {"d": [64, 256, 512], "dtype": ["bf16", "fp16"], "n": [65536]}),
-    (["sm_90"], COMMON | {"d": [128], "dtype": ["bf16"], "n": [65536], "metric": METRICS}),
-    (["sm_90"], COMMON | {"d": [256, 512], "dtype": ["bf16"], "n": [65536], "metric": ["cosine"]}),
-    (["sm_90"], COMMON | {"d": [128], "dtype": ["fp32"], "n": [65536]}),
-    (["sm_80", "sm_100", "gfx942"], COMMON | {"d": [128], "dtype": ["bf16"], "n": [65536]}),
+COMMON: dict[str, Any] = {"n": [65536], "d": [128], "dtype": ["bf16"], "metric": None, "classes": 8192}
+SAMPLED = [loss.function.__name__ for loss in SAMPLE]
+# What is compiled of every loss, and of a sample: architectures, and what is not COMMON. Few rows are not sorted and
+# share their columns among programs.
+EVERY: list[tuple[list[str], dict[str, Any]]] = [(["sm_90"], {"d": [128, 256, 512]})]
+OF_SAMPLE: list[tuple[list[str], dict[str, Any]]] = [
+    (["sm_90"], {"n": [1024]}),
+    (["sm_90"], {"d": [64]}),
+    (["sm_90"], {"d": [128, 256, 512], "dtype": ["fp16"]}),
+    (["sm_90"], {"metric": METRICS}),
+    (["sm_90"], {"dtype": ["fp32"]}),
+    (["sm_80", "sm_100", "gfx942"], {}),
 ]
 IDENTITY = ("loss", "metric", "kernel", "arch", "dtype", "D", "N")
 NUMBERS = ("registers", "spills", "shared_bytes", "tensor", "programs")
@@ -72,9 +75,11 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[tuple[Any, ...], list[dict[str, Any]]]] = {loss: {} for loss in args.loss}
-    for archs, which in SETS:  # all losses at once: many have the same kernels
+    sampled = [loss for loss in args.loss if loss in SAMPLED]
+    sets = [(args.loss, *of) for of in EVERY] + [(sampled, *of) for of in OF_SAMPLE]
+    for losses, archs, which in sets:  # all losses at once: many have the same kernels
         groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-        for row in report(list(workloads(loss=args.loss, **which)), archs):
+        for row in report(list(workloads(loss=losses, **COMMON | which)), archs):
             if "error" in row:
                 raise RuntimeError(f"{identity(row)} does not compile: {row['error']}")
             groups.setdefault(identity(row), []).append(recorded(row))

@@ -206,8 +206,7 @@ ROW_BY_ROW = [loss.function for loss in CATALOG.values() if loss.family in ("row
 GIVEN_LOGITS, ELEMENTS = taking(Role.LOGITS), taking(Role.ANSWERS)
 
 
-# A loss of every family of kernels, and of every combination of pieces that losses fold.
-SAMPLE = list({(loss.family, loss.pieces): loss.function for loss in CATALOG.values()}.values())
+SAMPLE = [loss.function for loss in catalog.SAMPLE]
 
 
 def metrics(loss: Callable[..., Any]) -> list[str]:

@@ -150,6 +150,8 @@ _LOSSES = (
     Loss(logits.sigmoid_focal_loss, "elements", OF_ELEMENTS),
 )  # fmt: skip
 CATALOG: dict[str, Loss] = {loss.function.__name__: loss for loss in _LOSSES}
+# One of every family of kernels, and of every combination of pieces that losses fold.
+SAMPLE: list[Loss] = list({(loss.family, loss.pieces): loss for loss in _LOSSES}.values())
 
 
 def function_of(loss: object) -> Any:
