@@ -83,7 +83,7 @@ def push_triplets(
                 _term, slope, _of_kind = triplet(along(t, AXIS), s, margin, KIND, SOFT)
                 g -= slope * du
             k += K
-            t = load_threshold(anchors.thresholds, tl.minimum(k, most - 1), a, n)
+            t = load_threshold(anchors.thresholds, tl.maximum(tl.minimum(k, most - 1), 0), a, n)
             go = (k < most) & reach(t - least, margin, KIND, SOFT)
     return g, some
 

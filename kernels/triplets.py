@@ -240,6 +240,9 @@ def fold_triplets(
     far, near = walks(x, rows, columns, BM, BN, False)
 
     turns = tl.cdiv(tl.max(stop - begin), width)
+    if turns == 0:  # no anchor here has a positive, which the backward sees by the thresholds
+        for k in range(0, width):
+            tl.store(thresholds_ptr + k * lanes(N) + r, tl.full([BM], float("-inf"), tl.float32))
     for turn in range(0, turns):
         at = begin + (turns - 1 - turn) * width
         left = tl.minimum(stop - at, width)

@@ -12,7 +12,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from fusedloss import reference
+from fusedloss import backends, reference
+from fusedloss.backends.request import Wants
 
 # Added to 1.5 times eager's error, which is almost 0 where eager is lucky; relative to the size of the output.
 # The most that was needed in the grids of test_in_batch and test_given, 8 seeds blocked and 5 Triton (interpreted,
@@ -117,3 +118,18 @@ def poisoned_memory() -> Iterator[None]:
         mock.patch.object(torch, "empty_like", poisoned(torch.empty_like)),
     ):
         yield
+
+
+@contextmanager
+def wanted_of_backends() -> Iterator[list[Wants]]:
+    """Which derivatives of row folds the backends are asked for within the block, a record for each backward."""
+    asked: list[Wants] = []
+
+    def after_call(function: Callable[..., Any], given: tuple[Any, ...]) -> None:
+        if function.__name__ == "fold_close_grad":
+            asked.append(given[3])
+        elif function.__name__ == "fold_grad":
+            asked.append(Wants(*given[0][3:8]))
+
+    with mock.patch.object(backends, "after_call", after_call):
+        yield asked

@@ -11,10 +11,9 @@ from torch import nn
 import fusedloss
 from bench.regimes import forms
 from fusedloss.backends.blocked.tiles import sides
-from fusedloss.backends.request import Wants
 from fusedloss.checks import Batch
 from fusedloss.losses.catalog import CATALOG, Role
-from tests.compare import check, differentiate
+from tests.compare import check, differentiate, wanted_of_backends
 from tests.grid import PLANS, WITH_CLASSES, batch, cases, example, ignoring, in_full, running, unreadable
 
 # Rows, classes, dimensions: ragged for tiles of any size. D below, above and not a multiple of a chunk.
@@ -394,25 +393,16 @@ def test_only_the_bias_may_be_trained(backend, device):
     check(fusedloss.linear_cross_entropy_loss, arguments, device=device, constant=["embeddings", "weight"])
 
 
-def test_what_is_not_trained_costs_no_gradient(backend, device, monkeypatch):
-    wanted = []
-
-    def after_call(function, given):
-        if function.__name__ == "fold_close_grad":
-            wanted.append(given[3])
-        elif function.__name__ == "fold_grad":
-            wanted.append(Wants(*given[0][3:8]))
-
-    monkeypatch.setattr(fusedloss.backends, "after_call", after_call)
+def test_what_is_not_trained_costs_no_gradient(backend, device):
     arguments = {k: v.to(device) for k, v in example(fusedloss.linear_cross_entropy_loss).items()}
     arguments |= dict(bias=torch.ones(7, device=device))
     for name in ("embeddings", "weight", "bias"):
         leaf = arguments[name].clone().requires_grad_()
-        fusedloss.linear_cross_entropy_loss(**(arguments | {name: leaf})).backward()
-        (of,) = wanted
+        with wanted_of_backends() as asked:
+            fusedloss.linear_cross_entropy_loss(**(arguments | {name: leaf})).backward()
+        (of,) = asked
         assert (of.x, of.y, of.numbers, of.y_offsets) == (name == "embeddings", name == "weight", False, name == "bias")
         assert leaf.grad.count_nonzero()
-        wanted.clear()
 
 
 # --------------------------------------------------------------------------------------------------- degenerate classes
