@@ -225,6 +225,18 @@ def test_sorted_rows_have_few_near_tiles():
     assert unordered.issue / ordered.issue > 15
 
 
+@pytest.mark.parametrize(
+    ("loss", "role", "products"),
+    [("arcface_loss", "x and y", 4), ("proxy_anchor_loss", "x and y", 4), ("normalized_softmax_loss", "y", 2)],
+)
+def test_the_gradient_of_a_side_takes_every_pair_however_long_the_sides_are(loss, role, products):
+    """Classes are the columns, but proxies are anchors."""
+    work = Workload(loss, 65536, 128, "bf16", classes=8192)
+    grad = tiled(launched(work, "grad", role), BM=64, BN=64, NEAR=64)
+    found = kernel_parts(grad, binary(loop(), loop(), registers=64), work, "sm_90")
+    assert found.products == pytest.approx(products * 2 * 65536 * 8192 * 128 / 800e12, rel=0.1)
+
+
 def test_a_pair_is_mined_where_a_row_improves():
     work = SUPCON._replace(loss="batch_hard_triplet_loss")
     mine = tiled(launched(work, "mine"))

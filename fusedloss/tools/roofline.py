@@ -77,7 +77,8 @@ def kernel_parts(launch: Launch, found: dict[str, Any], work: Workload, arch: st
     memory = sum({id(t): t.nbytes for t in tensors_of(launch.args)}.values()) / gpu.bandwidth
     if "BN" not in options:  # of rows or logits: nothing is computed twice
         return Parts(memory=memory, wait=LAUNCH, total=max(memory, LAUNCH))
-    programs = math.prod(launch.grid)
+    blocks = launch.grid[0] if kernel_of(launch) != "grad" else math.ceil(sides(launch)[0] / options["BM"])
+    programs = blocks * math.prod(launch.grid[1:])
     together = max(1, min(resident(found, options["num_warps"], arch), math.ceil(programs / gpu.multiprocessors)))
     waves = math.ceil(programs / (gpu.multiprocessors * together))
     kinds, sums = [tiles for tiles in walked(launch, found, work) if tiles.number], [0.0] * 5
@@ -116,7 +117,7 @@ def tile_cycles(launch: Launch, tiles: Tiles, D: int, gpu: GPU) -> tuple[float, 
     groups = max(1, warps // 4 * 64 // BM)  # of four warps, which share the columns of 64 rows
     D = BD * math.ceil(D / BD)
     slab = BD * o.get("SLAB", 0)  # dimensions of the gradient that the program owns
-    if launch.kernel.fn.__name__ in ("grad", "attend"):
+    if kernel_of(launch) in ("grad", "attend"):
         slab = BD if o["PRECISION"] == "manhattan" else D
     flop = 2 * BM * BN * (D * narrow(BN / groups, gpu) + slab * narrow(BD / groups, gpu))
     rate = (gpu.fp32_flops if fp32 else gpu.flops) / gpu.multiprocessors / gpu.clock
@@ -136,12 +137,12 @@ def walked(launch: Launch, found: dict[str, Any], work: Workload) -> list[Tiles]
     """The tiles of a program, those first that most pairs are in: far and near ones of sorted rows; of ranks all alike,
     for each group of K thresholds. Each anchor has as many positives as others have its label; those beyond what a
     kernel keeps are none."""
-    o, given, kernel = launch.options, arguments(launch), launch.kernel.fn.__name__
+    o, given, kernel = launch.options, arguments(launch), kernel_of(launch)
     if "BN" not in o:
         return []
-    M, mates, first = given["M"], columns_of_a_label(work), given.get("first", 0)
+    (N, M), mates, first = sides(launch), columns_of_a_label(work), given.get("first", 0)
     splits = launch.grid[1] if len(launch.grid) > 1 else 1
-    near = min(M, o["BM"] * M / given["N"] + 2 * (mates - 1))  # columns that share a label with a program's rows
+    near = min(M, o["BM"] * M / N + 2 * (mates - 1))  # columns that share a label with a program's rows
     if "low" in given:  # of a panel
         M, near = given["high"] - given["low"], near * (given["high"] - given["low"]) / M
     loops = found.get("loops") or [UNREAD]
@@ -174,7 +175,7 @@ def walked(launch: Launch, found: dict[str, Any], work: Workload) -> list[Tiles]
 def turns_inside(loop: dict[str, Any], launch: Launch, work: Workload) -> list[float]:
     """Of the loops in that over tiles: they walk D, or an anchor's thresholds."""
     o, mates = launch.options, columns_of_a_label(work)
-    last = len(loop["inner"]) - (o.get("SLAB", 1) if launch.kernel.fn.__name__ in GRADIENTS else 0)
+    last = len(loop["inner"]) - (o.get("SLAB", 1) if kernel_of(launch) in GRADIENTS else 0)
     thresholds = 1.0 if "K" not in o else mates if o.get("KIND") in ("nearest", "rank") else math.ceil(mates / o["K"])
     turns: list[float] = []
     for place, inner in enumerate(loop["inner"]):
@@ -185,6 +186,19 @@ def turns_inside(loop: dict[str, Any], launch: Launch, work: Workload) -> list[f
         else:
             turns.append(thresholds)
     return turns
+
+
+def kernel_of(launch: Launch) -> str:
+    name: str = launch.kernel.fn.__name__
+    return name
+
+
+def sides(launch: Launch) -> tuple[int, int]:
+    """How many rows programs own, and how many they walk. Where `grad` has both sides, its grid is as long as the longer
+    one needs; either has the same tiles, so those of the first count twice."""
+    given = arguments(launch)
+    swapped = kernel_of(launch) == "grad" and not given["outs"][0]
+    return (given["M"], given["N"]) if swapped else (given["N"], given["M"])
 
 
 def arguments(launch: Launch) -> dict[str, Any]:
@@ -204,7 +218,7 @@ def tensors_of(args: Any) -> list[torch.Tensor]:
 def floor_seconds(work: Workload, arch: str) -> float:
     """The fewest products at the tensor cores' rate; without products, the fewest bytes: read twice, written once."""
     gpu, itemsize = GPUS[arch], 4 if work.dtype == "fp32" else 2
-    loss, classes = CATALOG[work.loss], work.classes
+    loss, classes = CATALOG[work.loss], work.classes * work.keywords.get("sub_centers", 1)
     if loss.products is None:
         numbers = {Role.ROWS: work.N * work.D, Role.CLASSES: classes * work.D, Role.LOGITS: work.N * classes}
         return 3 * sum(numbers.get(role, 0) for role in loss.tensors.values()) * itemsize / gpu.bandwidth
