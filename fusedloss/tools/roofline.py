@@ -194,8 +194,8 @@ def kernel_of(launch: Launch) -> str:
 
 
 def sides(launch: Launch) -> tuple[int, int]:
-    """How many rows programs own, and how many they walk. Where `grad` has both sides, its grid is as long as the longer
-    one needs; either has the same tiles, so those of the first count twice."""
+    """How many rows programs own, and how many they walk. Where `grad` has both sides, its grid is as long as the
+    longer one needs; either has the same tiles, so those of the first count twice."""
     given = arguments(launch)
     swapped = kernel_of(launch) == "grad" and not given["outs"][0]
     return (given["M"], given["N"]) if swapped else (given["N"], given["M"])
