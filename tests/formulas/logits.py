@@ -31,7 +31,7 @@ def missed(z: Tensor, c: int, gamma: float) -> Tensor | float:
 
 
 def entropy(z: Tensor, q: Sequence[float] | Tensor, weight: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
-    """Cross entropy of probabilities q, smoothed, with weights of classes. Classes without a share are not looked at."""
+    """Cross entropy of probabilities q, smoothed, with weights of classes. A class without a share costs nothing."""
     parts = []
     for c in range(len(z)):
         share = (1 - smoothing) * q[c] + smoothing / len(z)

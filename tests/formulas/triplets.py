@@ -157,10 +157,7 @@ def batch_semihard_triplet_loss(
         known = d_neg.tolist()
         for d_ap in distances(batch.x[i], batch.y[batch.positives[i]], metric):
             farther = [k for k in range(len(known)) if known[k] > d_ap.item()]
-            if farther:
-                k = min(farther, key=lambda k: known[k])
-            else:
-                k = max(range(len(known)), key=lambda k: known[k])
+            k = min(farther, key=known.__getitem__) if farther else known.index(max(known))
             terms[i].append(torch.relu(d_ap - d_neg[k] + number(margin)))
     return reduced(terms, reduction, nothing(embeddings, ref_embeddings, margin))
 
