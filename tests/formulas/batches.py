@@ -19,10 +19,16 @@ def nothing(*inputs: float | Tensor | None) -> Tensor:
     return total
 
 
+def rows_that_count(rows: Tensor, labels: Sequence[int], ignore_index: int) -> Tensor:
+    """The rows, with zeros in place of those that are ignored, which receive gradient 0."""
+    counts = torch.tensor([label != ignore_index for label in labels], dtype=torch.bool)
+    return torch.where(counts[:, None], rows, 0.0)
+
+
 class Batch:
     """A batch and what it is compared with: the rows, and for every anchor the places of its positives and negatives.
 
-    Rows with an ignored label have none and are none.
+    Rows with an ignored label have none and are none. Zeros stand in their places, so that what they hold is nowhere.
     """
 
     def __init__(
@@ -42,6 +48,9 @@ class Batch:
             self.y = double(ref_embeddings)
             self.ref_labels = ref_labels.tolist()
             own_place = ref_offset
+        if ignore_index is not None:
+            self.x = rows_that_count(self.x, self.labels, ignore_index)
+            self.y = rows_that_count(self.y, self.ref_labels, ignore_index)
         self.anchors = [i for i, label in enumerate(self.labels) if label != ignore_index]
         self.positives: list[list[int]] = [[] for _ in self.labels]
         self.negatives: list[list[int]] = [[] for _ in self.labels]

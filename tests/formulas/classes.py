@@ -69,13 +69,11 @@ def margin_softmax(
         if y == ignore_index:
             terms.append(None)
             continue
-        logits = []
-        for c, rows in enumerate(W):
-            cos = cosines(x[i], rows)
-            if cos.dim():  # of all rows of a class the nearest, the first of several
-                cos = cos[max(range(len(cos)), key=cos.tolist().__getitem__)]
-            logits.append(own_logit(cos, i) if c == y else cos)
-        z = factor * torch.stack(logits)
+        cos = cosines(x[i], W)
+        if cos.dim() == 2:  # of all rows of a class the nearest, the first of several
+            nearest = [max(range(sub_centers), key=of_class.__getitem__) for of_class in cos.tolist()]
+            cos = cos[range(len(W)), nearest]
+        z = factor * torch.cat([cos[:y], own_logit(cos[y], i)[None], cos[y + 1 :]])
         terms.append(entropy(z, one_hot(y, len(W)), class_weight, label_smoothing))
     return weighted(terms, weights_of(class_weight, classes, ignore_index), reduction, zero)
 

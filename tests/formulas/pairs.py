@@ -137,10 +137,8 @@ def margin_loss(
     terms: list[list[Tensor]] = [[] for _ in batch.labels]
     for i in batch.anchors:
         boundary = number(beta[batch.labels[i]] if of_labels and isinstance(beta, Tensor) else beta)
-        for j in batch.positives[i]:
-            d = distances(batch.x[i], batch.y[j], metric)
-            terms[i].append(torch.relu(d - boundary + number(margin)))
-        for j in batch.negatives[i]:
-            d = distances(batch.x[i], batch.y[j], metric)
-            terms[i].append(torch.relu(boundary + number(margin) - d))
+        d_pos = distances(batch.x[i], batch.y[batch.positives[i]], metric)
+        d_neg = distances(batch.x[i], batch.y[batch.negatives[i]], metric)
+        terms[i] += torch.relu(d_pos - boundary + number(margin))
+        terms[i] += torch.relu(boundary + number(margin) - d_neg)
     return reduced(terms, reduction, nothing(embeddings, ref_embeddings, margin, beta))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .batches import Batch, nothing, reduced
-from .scores import distances, double, log_one_plus, log_sum_exp, similarities, softplus, unit
+from .scores import distances, log_one_plus, log_sum_exp, similarities, softplus, unit
 
 
 def multi_similarity_loss(
@@ -106,19 +106,15 @@ def lifted_structure_loss(
 ) -> Tensor:
     batch = Batch(embeddings, labels, ref_embeddings, ref_labels, ref_offset, ignore_index)
 
-    def ready(rows: Tensor) -> Tensor:
-        return unit(rows) if normalize else rows
-
+    x, y = (unit(batch.x), unit(batch.y)) if normalize else (batch.x, batch.y)
+    zero = nothing(embeddings, ref_embeddings)
     terms: list[list[Tensor]] = [[] for _ in batch.labels]
     for i in batch.anchors:
-        x = ready(batch.x[i])
-        d_in = distances(x, ready(batch.y[batch.negatives[i]]), "euclidean")
-        for j in batch.positives[i]:
-            y = ready(batch.y[j])
-            # The negatives of the other end: anchors with another label, which in a batch are rows of that batch.
-            others = [a for a in batch.anchors if batch.labels[a] != batch.ref_labels[j]]
-            d_jn = distances(y, ready(batch.x[others]), "euclidean")
+        d_in = distances(x[i], y[batch.negatives[i]], "euclidean")
+        # The negatives of the other end: anchors with another label, which in a batch are rows of that batch.
+        others = [a for a in batch.anchors if batch.labels[a] != batch.labels[i]]
+        for j, d_ij in zip(batch.positives[i], distances(x[i], y[batch.positives[i]], "euclidean"), strict=True):
+            d_jn = distances(y[j], x[others], "euclidean")
             push = log_sum_exp(neg_margin - torch.cat([d_in, d_jn]))
-            value = double(x[:0]).sum() if push is None else push + distances(x, y, "euclidean") - pos_margin
-            terms[i].append(torch.relu(value) ** 2 / 2)
-    return reduced(terms, reduction, nothing(embeddings, ref_embeddings))
+            terms[i].append(zero if push is None else torch.relu(push + d_ij - pos_margin) ** 2 / 2)
+    return reduced(terms, reduction, zero)
