@@ -399,3 +399,62 @@ def test_hardest_pairs_of_degenerate_batches(kind, metric):
         for positives in NEGATIVES["positives"]:
             options = dict(metric=metric, positives=positives, negatives=negatives)
             compare_pairs(degenerate(fusedloss.hardest_pairs, kind) | options)
+
+
+def lattice(loss):
+    """Points of a small lattice: many distances are equal, and many are a margin, or a margin apart."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.tensor([3, 1, 0, 2, 1, 3, 2, 0, 1, 3, 0, 2])
+    rows = [torch.randint(-2, 3, (12, 2), generator=generator).float() for _ in range(3)]
+    if loss is fusedloss.triplet_margin_loss:
+        return dict(zip(("anchor", "positive", "negative"), rows, strict=True)) | dict(eps=0.0)
+    if loss is fusedloss.batch_semihard_triplet_loss:  # the reference takes the first row, not that of the lowest label
+        labels = labels.sort().values
+    if loss in [*IN_BATCH, fusedloss.hardest_pairs]:
+        return dict(embeddings=rows[0], labels=labels)
+    return dict(x1=rows[0], x2=rows[1], target=labels % 2)
+
+
+AT_KINKS = {
+    "pairwise_contrastive_loss": [dict(pos_margin=1.0, neg_margin=2.0, power=power) for power in (1, 2)],
+    "margin_loss": [dict(margin=0.5, beta=1.5)],
+    "contrastive_loss": [dict(margin=2.0)],
+    "triplet_margin_loss": [dict(swap=swap) for swap in (False, True)],
+    "batch_hard_triplet_loss": [dict(margin=1.0, negatives=kind) for kind in NEGATIVES["negatives"]],
+    "batch_semihard_triplet_loss": [dict(margin=1.0)],
+    "batch_all_triplet_loss": [
+        dict(margin=1.0, triplets=kind) for kind in OPTIONS["batch_all_triplet_loss"]["triplets"]
+    ],
+}
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "manhattan"])
+@pytest.mark.parametrize("name", AT_KINKS)
+def test_ties_and_kinks(name, metric):
+    loss = getattr(fusedloss, name)
+    for options in AT_KINKS[name]:
+        for reduction in reductions(loss):
+            compare(loss, lattice(loss) | options | dict(metric=metric, reduction=reduction))
+
+
+def test_of_negatives_at_one_distance_the_first_of_the_lowest_label_is_semihard():
+    x = torch.tensor([[0.0], [1.0], [2.0], [-2.0]], dtype=torch.float64, requires_grad=True)
+    terms = FORMULAS["batch_semihard_triplet_loss"](x, torch.tensor([1, 1, 2, 0]), margin=5.0, reduction="none")
+    (grad,) = torch.autograd.grad(terms[0], x)  # of (x0 - x1)^2 - (x0 - x3)^2 + 5
+    assert grad.flatten().tolist() == [-6, 2, 0, 4]
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "manhattan"])
+def test_hardest_pairs_of_ties(metric):
+    for positives in NEGATIVES["positives"]:
+        for negatives in NEGATIVES["negatives"]:
+            options = dict(metric=metric, positives=positives, negatives=negatives)
+            compare_pairs(lattice(fusedloss.hardest_pairs) | options)
+
+
+@pytest.mark.parametrize("reduction", reductions(fusedloss.circle_loss))
+def test_circle_leaves_values_of_0_out_of_its_mean(reduction):
+    rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    arguments = dict(embeddings=rows, labels=torch.tensor([0, 0, 1, 1]), gamma=1e4, reduction=reduction)
+    assert FORMULAS["circle_loss"](**arguments | dict(reduction="none")).count_nonzero() == 2
+    compare(fusedloss.circle_loss, arguments)
