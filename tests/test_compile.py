@@ -80,7 +80,8 @@ def check(row):
     assert row["shared_bytes"] <= shared_limit(row["arch"]), row
     assert 0 < row["occupancy"] <= 1 and row["programs"] >= 1, row
     if row["kernel"].startswith(MEMORY_BOUND):
-        assert row["spills"] == 0 or row["arch"] == "gfx942", row
+        # `finish` has logarithms in float64, which are calls, around which it saves registers once.
+        assert row["spills"] <= 4 * row["kernel"].startswith("finish") or row["arch"] == "gfx942", row
         return
     if row["metric"] != "manhattan":
         assert row["registers"] >= 48, row  # far fewer: the compiler gave up and left a trap
@@ -90,8 +91,9 @@ def check(row):
         if row["arch"] == "sm_90" and row["dtype"] != "fp32" and not row["kernel"].startswith(RARE):
             # Before and behind the loops some cost next to nothing; fp16 has the powers of two of its rows to hold too.
             # Both sides in one launch leave fewer registers: at D = 256, 5 spills in a tile of 8,192 pairs, and by
-            # the model 19.5 ms where tiles without take 22.0.
-            most = 8 if "x and y" in row["kernel"] else 4 if row["dtype"] == "fp16" else 0
+            # the model 19.5 ms where tiles without take 22.0. A tile of a panel has 32,768 pairs.
+            most = 4 if row["dtype"] == "fp16" else 0
+            most = 8 if "x and y" in row["kernel"] else 12 if row["kernel"] == "panel" else most
             spill = f"registers spill: fewer operations in the piece, or smaller tiles, for {row}"
             assert row["loop_spills"] <= most, spill
 

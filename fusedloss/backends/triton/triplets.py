@@ -16,9 +16,14 @@ from .sorted import Sorted
 from .triplet_grads import Gradients
 
 
+def terms_of(t: Triplets) -> str:
+    """The terms as `configs.Work` names them; to choose triplets of a kind takes as many registers as an exponential."""
+    return "nearest" if t.triplets == "nearest" else "exp" if t.soft or t.triplets != "all" else ""
+
+
 def fold(s: Sorted, t: Triplets, places: Tensor, kept: Tensor) -> Tensor:
     """The states of all triplets."""
-    chosen, (thresholds, slopes), (N, _, _) = s.plan("fold_triplets", "exp" if t.soft else ""), kept, s.sizes
+    chosen, (thresholds, slopes), (N, _, _) = s.plan("fold_triplets", terms_of(t)), kept, s.sizes
     states = torch.empty(len(slopes), 3, N, dtype=state_dtype(t.batch.x), device=t.batch.x.device)
     options = chosen.options | dict(KIND=t.triplets, SOFT=t.soft, COUNT=t.counted, K=configs.POSITIVES)
     outs = kernels.Kept(thresholds, places, slopes)
@@ -90,7 +95,7 @@ def gradient(g: TripletsGrad, s: Sorted) -> tuple[Tensor, Tensor]:
     How large classes are is not read, which would be a sync: the kernels for the others find nothing to do.
     """
     t, margin = g.forward, numbers(g.forward.margin)
-    grads = Gradients(g, s, "nearest" if t.triplets == "nearest" else "exp" if t.soft else "")
+    grads = Gradients(g, s, terms_of(t))
     du, (start, stop, _) = reorder(g.dsums, s.x.order).float(), s.ranges
     options = dict(KIND=t.triplets, SOFT=t.soft)
     if t.triplets != "nearest":
