@@ -148,7 +148,7 @@ TILES: dict[str, dict[Work, list[tuple[int, Tile]]]] = {
         Work("triplets_grad", "", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
         Work("triplets_grad", "exp", 2): [
             (64, Tile(64, 32, 64, 4, 2, 64)),
-            (128, Tile(64, 32, 64, 4, 2, 128)),
+            (128, Tile(64, 16, 64, 4, 2, 128)),
             (0, Tile(128, 16, 64, 8, 2, 128)),
         ],
         Work("triplets_grad", "exp", 4): [(0, Tile(128, 16, 32, 8, 2, 128))],
