@@ -17,7 +17,7 @@ from .triplet_grads import Gradients
 
 
 def terms_of(t: Triplets) -> str:
-    """The terms as `configs.Work` names them; to choose triplets of a kind takes as many registers as an exponential."""
+    """The terms as `configs.Work` names them; choosing triplets of a kind takes as many registers as an exponential."""
     return "nearest" if t.triplets == "nearest" else "exp" if t.soft or t.triplets != "all" else ""
 
 
