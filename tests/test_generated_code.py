@@ -31,6 +31,7 @@ WHOLE = {
     "tl.maximum(tl.minimum(tl.max(stop - begin), last) - first, 0)",
     "tl.maximum(tl.where(first < rows, end, start), start)",
     "tl.maximum(top, exponent(tl.max(tl.abs(w), 1)))",
+    "tl.maximum(tl.minimum(k, most - 1), 0)",
     "tl.maximum(turns - 1, 0)",
     "tl.minimum(columns - (stop - begin), 1)",
     "tl.minimum(first + BM, rows)",

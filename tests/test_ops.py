@@ -213,7 +213,10 @@ def assert_equal_outcomes(compiled, loss, arguments, device):
     found, want = (differentiate(f, arguments, torch.float32, device, ()) for f in (compiled, loss))
     assert found.keys() == want.keys()
     for name, value in want.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7)
+        # Composed, dL/dloss is in every weight; in the closing kernels' gradient it multiplies the sums of the weights,
+        # whose errors are those of their largest terms. The circle loss has gamma = 80 of them.
+        largest = value.abs().max().item() if value.numel() else 0.0
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7 + 2e-6 * largest)
 
 
 @in_front(LOSSES)
