@@ -13,6 +13,9 @@ from bench.workloads import CASES, IMPLEMENTATIONS, Oracle, available, loss_of
 from fusedloss import reference
 from tests.compare import check
 from tests.grid import batch
+from tests.libraries import complete_torchvision
+
+complete_torchvision()  # before a peer is imported
 
 N, D = 64, 16
 ENTRIES = [(peer, loss) for peer, entry in PEERS.items() for loss in entry.losses]
