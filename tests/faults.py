@@ -386,7 +386,7 @@ FAULTS = (
           "the references get the gradient of the batch", "test_in_batch.py:contrastive_is"),
     Fault("fusedloss/ops/rows.py", 'return {"a": da, "b": db, "c": dc}', 'return {"a": da, "b": dc, "c": db}',
           "positives are pushed and negatives pulled", "test_given.py:triplet"),
-    Fault("fusedloss/backends/request.py", "(dsums * states[2])", "(dsums * states[1])",
+    Fault("fusedloss/backends/triplet_requests.py", "(dsums * states[2])", "(dsums * states[1])",
           "a learned margin gets the gradient of inactive triplets", "test_triplets.py:exact_as"),
     Fault("fusedloss/checks/batches.py", "x_labels, y_labels = x_labels.long(), y_labels.long()",
           "x_labels, y_labels = x_labels.int(), y_labels.int()", "labels 2^32 apart are one class",

@@ -22,6 +22,7 @@ FUNCTIONS = [
 ]
 
 # What each layer may import besides the standard library, by string too; kernels may import three modules of that.
+REQUESTS = ("dtypes", "moving", "request", "triplet_requests")
 LEAVES = ("torch", "fusedloss.checks.")
 LAYERS = {
     "kernels": ("triton", "kernels."),
@@ -32,13 +33,14 @@ LAYERS = {
     "fusedloss/backends/dtypes.py": LEAVES,
     "fusedloss/backends/moving.py": LEAVES,
     # The numbers of tiles, which need no Triton: what the forward keeps has the same shape in every backend.
+    "fusedloss/backends/triplet_requests.py": (*LEAVES, "fusedloss.backends.dtypes.", "fusedloss.kernels.configs."),
     "fusedloss/backends/request.py": (*LEAVES, "fusedloss.backends.dtypes.", "fusedloss.kernels.configs."),
     "fusedloss/backends/__init__.py": ("torch", "fusedloss.backends.triton", "fusedloss.backends.blocked"),
     "fusedloss/backends/blocked": (
-        *LEAVES, *(f"fusedloss.backends.{m}." for m in ("dtypes", "moving", "request", "blocked")),
+        *LEAVES, *(f"fusedloss.backends.{m}." for m in (*REQUESTS, "blocked")),
     ),
     "fusedloss/backends/triton": (
-        "triton", *LEAVES, *(f"fusedloss.backends.{m}." for m in ("dtypes", "moving", "request", "triton")),
+        "triton", *LEAVES, *(f"fusedloss.backends.{m}." for m in (*REQUESTS, "triton")),
         "fusedloss.kernels.",
     ),
     "fusedloss/ops": (*LEAVES, "fusedloss.groups.", "fusedloss.backends", "fusedloss.ops."),

@@ -21,14 +21,11 @@ from fusedloss.backends.request import (
     LogitsGrad,
     MinedGrad,
     Mining,
-    Ranking,
-    RankingGrad,
     RowDistances,
     RowDistancesGrad,
     ToCenters,
-    Triplets,
-    TripletsGrad,
 )
+from fusedloss.backends.triplet_requests import Ranking, RankingGrad, Triplets, TripletsGrad
 from fusedloss.checks import Batch
 from fusedloss.ops import folds, hinges, logits, ranking, rows, triplets
 from fusedloss.ops.registration import OPERATIONS, as_tensor, flat

@@ -8,7 +8,7 @@ import torch
 
 import fusedloss
 from fusedloss import ops, reference
-from fusedloss.backends import request
+from fusedloss.backends.triplet_requests import STORED
 from fusedloss.checks import Batch
 from tests.compare import check, poisoned_memory
 from tests.grid import FULL, IGNORED, METRICS, REFS, batch, cases, ignoring, middle, references, running, shapes
@@ -70,7 +70,7 @@ def test_all_triplets_are_as_exact_as_eager(backend, case):
     plans=PLANS,
 )
 def test_semihard_triplets_are_as_exact_as_eager(backend, case, monkeypatch):
-    monkeypatch.setitem(request.STORED, (backend, "nearest"), case["stored"])
+    monkeypatch.setitem(STORED, (backend, "nearest"), case["stored"])
     arguments, margin, constant = in_batch(case)
     margin = torch.tensor(margin) if case["margin"] == "tensor" else margin
     arguments |= dict(margin=margin, reduction=case["reduction"])
@@ -141,7 +141,7 @@ def assert_exact_gradient(loss, x, labels, device, options):
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("stored", [512, 2])
 def test_semihard_is_what_brute_force_finds(backend, device, stored, classes, monkeypatch):
-    monkeypatch.setitem(request.STORED, (backend, "nearest"), stored)
+    monkeypatch.setitem(STORED, (backend, "nearest"), stored)
     N = 37 if backend == "blocked" or FULL else 23
     x, labels = points(CLASSES[classes], N=N, seed=1)  # several tiles, with ties between them
     margin, total = 3, [0] * len(x)
@@ -229,7 +229,7 @@ def outcome(loss, plan, rows, stored, options, numbers=()):
         for name, value in dict(numbers).items():
             patch.setattr(f"fusedloss.kernels.configs.{name}", value)
         for kind in ("all", "nearest"):
-            patch.setitem(request.STORED, ("triton", kind), stored)
+            patch.setitem(STORED, ("triton", kind), stored)
         leaves = [t.float().to(device).requires_grad_() if t.is_floating_point() else t.to(device) for t in rows]
         values = loss(*leaves, reduction="none", **options)
         values.sum().backward()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends.request import Close, Fold, FoldGrad, Triplets, TripletsGrad, Wants
+from ..backends.request import Close, Fold, FoldGrad, Wants
+from ..backends.triplet_requests import Triplets, TripletsGrad
 from .registration import OPERATIONS, VMAP, Function, flat, keep, kept, on_device_of, rebuilt, transformed
 
 # The functions of the backends for a loss or states with what their backward needs, and for the derivatives from that.

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..backends import resolve_backend
-from ..backends.request import Ranking, RankingGrad
+from ..backends.triplet_requests import Ranking, RankingGrad
 from ..checks import Batch
 from .registration import Operation
 from .shared import gathered, group_of

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..backends import resolve_backend
-from ..backends.request import STORED, RankingGrad, Triplets, TripletsGrad
+from ..backends.triplet_requests import STORED, RankingGrad, Triplets, TripletsGrad
 from ..checks import Batch
 from . import direct
 from .folds import as_tensor

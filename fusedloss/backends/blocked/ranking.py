@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..request import Ranking, RankingGrad
+from ..triplet_requests import Ranking, RankingGrad
 from .losses import device_code
 from .parallel import single_threaded, spread
 from .triplets import Gradients, Positives, Sorted

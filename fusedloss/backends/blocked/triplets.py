@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...checks import Batch
-from ..request import RankingGrad, Triplets, TripletsGrad
+from ..triplet_requests import RankingGrad, Triplets, TripletsGrad
 from .mining import FIRST, keep_best
 from .parallel import Tasks, single_threaded, spread
 from .tiles import Gradient, Side, Tile, add_tile, all_zero, row_tiles, scores, sides, within

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...kernels import configs, losses, tiles
 from ...kernels import ranking as kernels
 from ..dtypes import state_dtype
-from ..request import Ranking, RankingGrad
+from ..triplet_requests import Ranking, RankingGrad
 from .launch import Launch, Plan, cdiv, total
 from .sides import reorder
 from .sorted import Sorted

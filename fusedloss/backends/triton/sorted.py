@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ...kernels import triplets as kernels
-from ..request import Ranking, Triplets
+from ..triplet_requests import Ranking, Triplets
 from .launch import Plan, plan
 from .sides import SCORES, Side, sides
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...kernels import configs, tiles, triplet_tails
 from ...kernels import triplet_grads as kernels
-from ..request import RankingGrad, Triplets, TripletsGrad
+from ..triplet_requests import RankingGrad, Triplets, TripletsGrad
 from .launch import Launch, cdiv, total
 from .sorted import Sorted
 

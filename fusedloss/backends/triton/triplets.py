@@ -9,7 +9,8 @@ from ...kernels import configs, semihard
 from ...kernels import triplet_grads as kernels_of_grad
 from ...kernels import triplets as kernels
 from ..dtypes import state_dtype
-from ..request import Triplets, TripletsGrad, Wants
+from ..request import Wants
+from ..triplet_requests import Triplets, TripletsGrad
 from .launch import Launch, cdiv, numbers
 from .sides import Side, reorder
 from .sorted import Sorted
